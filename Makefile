@@ -1,0 +1,44 @@
+# `make train` and `make test` work on a machine that has only Python 3.11+ and make: each installs what it needs into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: train test check fix bench gpu clean
+
+train: $(VENV)/.demo  ## train the VAE on real handwritten digits; pictures go to runs/digits
+	$(RUN) -m fastvae train --out runs/digits --overwrite $(ARGS)
+
+test: $(VENV)/.test  ## every test, doctests included
+	$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## only looks: formatting, lint, types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+fix: $(VENV)/.dev  ## what `check` can mend by itself
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/.test
+	$(RUN) -m pytest bench --benchmark-enable $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("fastvae needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[demo,test]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[demo,test,dev]'
+	touch $@

@@ -1,0 +1,21 @@
+"""fastvae: the ELBO of a variational autoencoder in one pass over the data, for PyTorch training loops."""
+
+from . import reference as reference
+from ._backend import BackendError, show_config
+from ._elbo import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
+from .likelihoods import Bernoulli, Gaussian
+from .vae import VAE
+
+__all__ = [
+    "VAE",
+    "BackendError",
+    "Bernoulli",
+    "ElboTerms",
+    "Gaussian",
+    "elbo",
+    "elbo_terms",
+    "kl_divergence",
+    "reference",
+    "reparameterize",
+    "show_config",
+]

@@ -1,0 +1,101 @@
+"""Which backend answers a call: the one place that decides, and the only one that reads the environment.
+
+    auto        CUDA tensors take Triton, CPU tensors take Numba, where a kernel serves the call; all else the reference
+    triton, numba, reference    that one, or `BackendError` with the reason: never a silent change
+
+``FASTVAE_BACKEND`` in the environment replaces ``auto``. A kernel is plugged in by its file: the launchers of an op are
+``fastvae_kernels/<backend>/<op>.py``, and nothing of it is imported before the first call that takes it.
+"""
+
+import importlib
+import os
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("auto", "triton", "numba", "reference")
+OPS = ("elbo", "reparameterize", "kl_divergence")
+DEVICES = {"triton": "cuda", "numba": "cpu"}  # where each kernel backend runs
+
+
+class BackendError(RuntimeError):
+    """The backend named in the call cannot serve it."""
+
+
+def choose(op: str, backend: str, device: torch.device) -> str:
+    """The backend, never ``"auto"``, that answers a call of ``op`` on tensors of ``device``."""
+    if backend == "auto":
+        backend = os.environ.get("FASTVAE_BACKEND", "auto")
+        if backend not in BACKENDS:
+            raise ValueError(f"FASTVAE_BACKEND must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if backend == "auto":
+        return next((b for b in DEVICES if why_not(op, b, device) is None), "reference")
+    if backend != "reference" and (reason := why_not(op, backend, device)):
+        raise BackendError(f"backend={backend!r} cannot serve {op}: {reason}")
+    return backend
+
+
+def why_not(op: str, backend: str, device: torch.device) -> str | None:
+    """Why a kernel backend cannot serve an op on a device, in a few words; None if it can."""
+    if device.type != DEVICES[backend]:
+        return f"it runs on {DEVICES[backend]} tensors, these are on {device.type}"
+    if find_spec(backend) is None:
+        return f"{backend} is not installed"
+    if not has_kernel(op, backend):
+        return "it has no kernel for this yet"
+    return None
+
+
+@cache
+def has_kernel(op: str, backend: str) -> bool:
+    """Whether ``fastvae_kernels`` ships launchers of this op for this backend."""
+    return find_spec(f"fastvae_kernels.{backend}.{op}") is not None
+
+
+def launcher(op: str, backend: str) -> ModuleType:
+    """The module with the op's launchers, imported on first use."""
+    return importlib.import_module(f"fastvae_kernels.{backend}.{op}")
+
+
+def show_config() -> None:
+    """Print versions, devices, threads, and which backend each op takes here, and why.
+
+    Equivalent to ``numpy.show_config`` and ``sklearn.show_versions``; `python -m fastvae info` prints the same. Paste
+    it into a bug report.
+
+    Examples
+    --------
+    >>> import fastvae
+    >>> fastvae.show_config()
+    fastvae ...
+    """
+    devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    rows = [("fastvae", package_version("fastvae-kernels"))]
+    rows += [(package, package_version(package)) for package in ("torch", "numpy", "numba", "triton")]
+    rows += [
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("threads", f"{torch.get_num_threads()} (torch.get_num_threads())"),
+        ("FASTVAE_BACKEND", os.environ.get("FASTVAE_BACKEND", "not set: auto")),
+    ]
+    rows += [(str(d), torch.cuda.get_device_name(d)) for d in devices if d.type == "cuda"]
+    print("\n".join(f"{name:<16} {value}" for name, value in rows))
+    for device in devices:
+        print(f'\nbackend="auto" on {device}:')
+        for op in OPS:
+            reasons = [f"{b}: {why_not(op, b, device)}" for b in DEVICES if why_not(op, b, device)]
+            chosen = choose(op, "auto", device)
+            print(f"  {op:<16} {chosen:<10}" + (f" ({'; '.join(reasons)})" if chosen == "reference" else ""))
+
+
+def package_version(package: str) -> str:
+    """The installed version of a distribution, without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

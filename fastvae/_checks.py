@@ -1,0 +1,163 @@
+"""Checks of arguments: each error names the argument, what it is and what was expected. Only shapes, dtypes and devices
+are looked at, never the values of a tensor, which would stall a GPU.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def describe(value: Any) -> str:
+    """A value in a few words: dtype and shape of a tensor, the type of anything else."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+    return f"{value!r}" if isinstance(value, str | int | float) else type(value).__name__
+
+
+def check_floating(name: str, value: Any) -> None:
+    """A floating-point tensor."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point torch.Tensor, got {describe(value)}")
+
+
+def check_broadcasts(name: str, t: Tensor, shape: torch.Size, to: str) -> None:
+    """Shape of t broadcasts to ``shape`` without enlarging it."""
+    aligned = tuple(t.shape)[::-1]
+    if len(aligned) > len(shape) or any(a not in (1, b) for a, b in zip(aligned, tuple(shape)[::-1], strict=False)):
+        raise ValueError(f"{name} must broadcast to the shape of {to}, {list(shape)}, got {list(t.shape)}")
+
+
+def check_device(name: str, t: Tensor, device: torch.device, of: str) -> None:
+    """On the same device as the argument named ``of``."""
+    if t.device != device:
+        raise ValueError(f"{name} must be on the device of {of}, {device}, got {t.device}")
+
+
+def check_posterior(mu: Any, logvar: Any, prior: Any = None) -> None:
+    """Mu and logvar ``[N, *latent]``, floating-point; a prior is a pair that broadcasts against them."""
+    check_floating("mu", mu)
+    check_floating("logvar", logvar)
+    if mu.dim() == 0:
+        raise ValueError("mu must have the shape [N, *latent], got a 0-d tensor")
+    if mu.shape != logvar.shape:
+        raise ValueError(
+            f"mu and logvar must have one shape [N, *latent], got {list(mu.shape)} and {list(logvar.shape)}"
+        )
+    check_device("logvar", logvar, mu.device, "mu")
+    if prior is None:
+        return
+    if not isinstance(prior, tuple | list) or len(prior) != 2:
+        raise TypeError(f"prior must be a pair of tensors (mu_p, logvar_p) or None, got {describe(prior)}")
+    for name, p in zip(("mu_p", "logvar_p"), prior, strict=True):
+        check_floating(f"prior's {name}", p)
+        check_broadcasts(f"prior's {name}", p, mu.shape, "mu")
+        if p.dim():
+            check_device(f"prior's {name}", p, mu.device, "mu")
+
+
+def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
+    """X ``[N, *event]``: floating-point, bool, or uint8 with its x_scale."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {describe(x)}")
+    if not (x.is_floating_point() or x.dtype in (torch.uint8, torch.bool)):
+        raise TypeError(f"x must be floating-point, uint8 or bool, got {describe(x)}")
+    if x.dim() == 0 or x.shape[0] != mu.shape[0]:
+        raise ValueError(
+            f"x [N, *event] and mu [N, *latent] must have the same N, got {list(x.shape)} and {list(mu.shape)}"
+        )
+    check_device("x", x, mu.device, "mu")
+    if (x.dtype == torch.uint8) != (x_scale is not None):
+        raise ValueError(
+            "x_scale must be given with uint8 x, and only then: 1/255 for pixels, or 1.0;"
+            f" got {x_scale} with {describe(x)}"
+        )
+    if x_scale is not None and not (isinstance(x_scale, float | int) and math.isfinite(x_scale)):
+        raise TypeError(f"x_scale must be a finite float, got {describe(x_scale)}")
+
+
+def check_x_hat(x_hat: Any, x: Tensor, num_samples: int | None) -> None:
+    """X_hat has the shape of x, behind K where num_samples is K."""
+    check_floating("x_hat", x_hat)
+    shape = x.shape if num_samples is None else torch.Size((num_samples, *x.shape))
+    if x_hat.shape != shape:
+        form = "[N, *event]" if num_samples is None else "[K, N, *event]"
+        raise ValueError(f"x_hat must have the shape {form} = {list(shape)} to go with x, got {list(x_hat.shape)}")
+    check_device("x_hat", x_hat, x.device, "x")
+
+
+def checked_decoder(decoder: Callable[[Tensor], Any], x: Tensor, num_samples: int | None) -> Callable[[Tensor], Any]:
+    """The decoder, with a check on what it returns: x_hat ``[K*N, *event]``, or the pair (x_hat, log_scale)."""
+    shape = torch.Size((x.shape[0] * (num_samples or 1), *x.shape[1:]))
+
+    def decode(z: Tensor) -> Any:
+        out = decoder(z)
+        outputs = out if isinstance(out, tuple) else (out,)
+        if len(outputs) not in (1, 2) or not all(isinstance(t, Tensor) and t.is_floating_point() for t in outputs):
+            got = ", ".join(describe(t) for t in outputs)
+            raise TypeError(f"the decoder must return a tensor x_hat or a pair (x_hat, log_scale), got ({got})")
+        if outputs[0].shape != shape:
+            raise ValueError(
+                f"the decoder must return x_hat of shape {list(shape)} for z of shape {list(z.shape)},"
+                f" got {list(outputs[0].shape)}"
+            )
+        for log_scale in outputs[1:]:
+            check_broadcasts("the decoder's log_scale", log_scale, shape, "x_hat")
+        return out
+
+    return decode
+
+
+def check_likelihood(likelihood: Any, shape: torch.Size) -> None:
+    """An object with an elementwise log_prob; a tensor scale broadcasts to x_hat's shape."""
+    if isinstance(likelihood, type) or not callable(getattr(likelihood, "log_prob", None)):
+        raise TypeError(
+            "likelihood must be fastvae.Gaussian(...), fastvae.Bernoulli(), or an object with log_prob(x, x_hat),"
+            f" got {describe(likelihood)}" + (f" {likelihood.__name__}: write the ()" * isinstance(likelihood, type))
+        )
+    for name in ("scale", "log_scale"):
+        if isinstance(value := getattr(likelihood, name, None), Tensor):
+            check_broadcasts(f"likelihood's {name}", value, shape, "x_hat")
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Beta and free_bits: a float that is not negative, or a 0-d tensor."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or not value.is_floating_point():
+            raise TypeError(f"{name} must be a float or a 0-d floating-point tensor, got {describe(value)}")
+    elif isinstance(value, bool) or not isinstance(value, float | int):
+        raise TypeError(f"{name} must be a float or a 0-d tensor, got {describe(value)}")
+    elif not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def check_num_samples(num_samples: Any) -> None:
+    """K, a positive int, or None."""
+    if num_samples is not None and (isinstance(num_samples, bool) or not isinstance(num_samples, int)):
+        raise TypeError(f"num_samples must be an int or None, got {describe(num_samples)}")
+    if num_samples is not None and num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+
+
+def check_seed(seed: Any, device: torch.device) -> None:
+    """None, an int in [0, 2^63), or a 0-d int64 tensor on the device of mu."""
+    if isinstance(seed, Tensor):
+        if seed.dim() != 0 or seed.dtype != torch.int64:
+            raise TypeError(f"seed must be an int or a 0-d int64 tensor, got {describe(seed)}")
+        check_device("seed", seed, device, "mu")
+    elif seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TypeError(f"seed must be an int, a 0-d int64 tensor or None, got {describe(seed)}")
+    elif seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
+
+
+def check_reduction(reduction: Any, N: int) -> None:
+    """One of the three reductions over the batch; an empty batch has no mean."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {describe(reduction)}")
+    if reduction == "mean" and N == 0:
+        raise ValueError("reduction='mean' of an empty batch (N = 0) is undefined: use 'sum' or 'none'")

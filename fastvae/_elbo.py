@@ -1,0 +1,298 @@
+"""elbo, elbo_terms, reparameterize, kl_divergence: what they promise, their checks, the choice of backend."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _backend, reference
+from ._checks import (
+    check_likelihood,
+    check_num_samples,
+    check_posterior,
+    check_reduction,
+    check_seed,
+    check_weight,
+    check_x,
+    check_x_hat,
+    checked_decoder,
+)
+from .likelihoods import Gaussian
+from .reference.elbo import Decoder, ElboTerms, Prior
+
+UNIT_GAUSSIAN = Gaussian()
+
+
+def elbo(
+    x: Tensor,
+    x_hat: Tensor | Decoder,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    likelihood: Any = UNIT_GAUSSIAN,
+    beta: float | Tensor = 1.0,
+    free_bits: float | Tensor = 0.0,
+    prior: Prior | None = None,
+    num_samples: int | None = None,
+    x_scale: float | None = None,
+    reduction: str = "mean",
+    seed: int | Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Evidence lower bound of a variational autoencoder, in nats; differentiable, so that ``-elbo(...)`` is the loss.
+
+        elbo[n] = 1/K sum_k sum_d log p(x_nd | z_nk)  -  beta KL(N(mu_n, e^logvar_n) || N(0, I))
+
+    Parameters
+    ----------
+    x : tensor ``[N, *event]``
+        The data: floating-point, bool (0 and 1), or uint8 with ``x_scale``.
+    x_hat : tensor ``[N, *event]``, or the decoder
+        The decoder's output for a z you drew with `reparameterize`; or the decoder itself, a callable, and z is drawn
+        here: it is called once, with z ``[N, *latent]``, and returns x_hat or the pair ``(x_hat, log_scale)``.
+    mu, logvar : tensors ``[N, *latent]``
+        Mean and log variance of q(z|x), the encoder's output (or free parameters, one pair a datum).
+    likelihood : `Gaussian`, `Bernoulli`, or an object with an elementwise ``log_prob(x, x_hat)``
+        p(x|z); by default N(x_hat, 1).
+    beta : float or 0-d tensor
+        Weight of the KL, for a warm-up or a beta-VAE. At 0 the KL is switched off, even where it is infinite.
+    free_bits : float or 0-d tensor
+        lambda, nats per latent element: kl_nl becomes the constant lambda wherever its batch mean is at most lambda, so
+        that the batch mean of the penalty is ``beta * sum_l max(lambda, kl_bar_l)``.
+    prior : pair of tensors ``(mu_p, logvar_p)``
+        p(z) = N(mu_p, e^logvar_p) in place of N(0, I). Each broadcasts against mu and gets its gradient.
+    num_samples : int
+        Draws K a datum. A tensor x_hat is then ``[K, N, *event]``; a decoder gets z ``[K*N, *latent]``, k slowest.
+    x_scale : float
+        What uint8 x is multiplied with: 1/255, or 1.0.
+    reduction : "mean", "sum" or "none"
+        Over the batch alone: event and latent dims are always summed. "none" gives ``[N]``.
+    seed : int in [0, 2^63) or 0-d int64 tensor
+        Of the noise, which depends on (seed, row, draw, latent element) only, on every device. None draws a seed from
+        torch's generator, so that `torch.manual_seed` governs it.
+    backend : "auto", "triton", "numba" or "reference"
+        One named outright serves the call or raises.
+
+    Returns
+    -------
+    Tensor
+        0-d, or ``[N]`` for "none"; float32, or float64 where an input is. Gradients come in each input's own dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong type, dtype, shape or device, and for the mean of an empty batch.
+    BackendError
+        If the backend named cannot serve the call.
+
+    Notes
+    -----
+    Equivalent to, for a decoder and the defaults::
+
+        q, p = torch.distributions.Normal(mu, torch.exp(logvar / 2)), torch.distributions.Normal(0, 1)
+        log_likelihood = torch.distributions.Normal(decoder(q.rsample()), 1).log_prob(x).flatten(1).sum(1)
+        (log_likelihood - torch.distributions.kl_divergence(q, p).flatten(1).sum(1)).mean()
+
+    but the KL keeps its digits near posterior collapse (logvar near 0), where that form has none.
+    Source: Kingma & Welling, "Auto-encoding variational Bayes" (2014); Kingma et al. (2016) for free bits.
+
+    Examples
+    --------
+    >>> import torch, fastvae
+    >>> encoder, decoder = torch.nn.Linear(4, 2 * 2), torch.nn.Linear(2, 4)
+    >>> x = torch.rand(8, 4)
+    >>> mu, logvar = encoder(x).chunk(2, dim=1)
+    >>> loss = -fastvae.elbo(x, decoder, mu, logvar)
+    >>> loss.backward()
+    >>> encoder.weight.grad.shape
+    torch.Size([4, 4])
+
+    >>> at_prior = torch.zeros(1, 2)      # q = p: no KL, and log N(0; 0, I) is left
+    >>> fastvae.elbo(torch.zeros(1, 4), torch.zeros(1, 4), at_prior, at_prior)
+    tensor(-3.6758)
+    """
+    return elbo_terms(
+        x,
+        x_hat,
+        mu,
+        logvar,
+        likelihood=likelihood,
+        beta=beta,
+        free_bits=free_bits,
+        prior=prior,
+        num_samples=num_samples,
+        x_scale=x_scale,
+        reduction=reduction,
+        seed=seed,
+        backend=backend,
+    ).elbo
+
+
+def elbo_terms(
+    x: Tensor,
+    x_hat: Tensor | Decoder,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    likelihood: Any = UNIT_GAUSSIAN,
+    beta: float | Tensor = 1.0,
+    free_bits: float | Tensor = 0.0,
+    prior: Prior | None = None,
+    num_samples: int | None = None,
+    x_scale: float | None = None,
+    reduction: str = "mean",
+    seed: int | Tensor | None = None,
+    backend: str = "auto",
+) -> ElboTerms:
+    """The bound and its two terms ``(elbo, log_likelihood, kl)``, each differentiable, in nats. Arguments as in `elbo`.
+
+        log_likelihood[n] = 1/K sum_k sum_d log p(x_nd | z_nk)       kl[n] = sum_l kl_nl, raw: no beta, no free bits
+
+    Returns
+    -------
+    ElboTerms
+        A named tuple of tensors, each reduced over the batch as ``reduction`` says: 0-d, or ``[N]`` for "none".
+
+    Raises
+    ------
+    TypeError, ValueError, BackendError
+        As `elbo`.
+
+    Notes
+    -----
+    Equivalent to calling `elbo` and computing its terms by hand; the shapes, dtypes and source are those of `elbo`.
+
+    Examples
+    --------
+    >>> import torch, fastvae
+    >>> mu, logvar = torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2)
+    >>> fastvae.elbo_terms(torch.zeros(1, 4), torch.zeros(1, 4), mu, logvar)
+    ElboTerms(elbo=tensor(-4.1758), log_likelihood=tensor(-3.6758), kl=tensor(0.5000))
+    """
+    check_posterior(mu, logvar, prior)
+    check_num_samples(num_samples)
+    check_x(x, x_scale, mu)
+    check_weight("beta", beta)
+    check_weight("free_bits", free_bits)
+    check_seed(seed, mu.device)
+    check_reduction(reduction, mu.shape[0])
+    check_likelihood(likelihood, x.shape if num_samples is None else torch.Size((num_samples, *x.shape)))
+    if isinstance(x_hat, Tensor) or not callable(x_hat):
+        check_x_hat(x_hat, x, num_samples)
+    else:
+        x_hat = checked_decoder(x_hat, x, num_samples)
+    _backend.choose("elbo", backend, mu.device)
+    return reference.elbo_terms(
+        x,
+        x_hat,
+        mu,
+        logvar,
+        likelihood=likelihood,
+        beta=beta,
+        free_bits=free_bits,
+        prior=prior,
+        num_samples=num_samples,
+        x_scale=x_scale,
+        reduction=reduction,
+        seed=seed,
+    )
+
+
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    num_samples: int | None = None,
+    seed: int | Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """A draw z ~ N(mu, e^logvar) through which gradients reach mu and logvar: z = mu + e^(logvar/2) eps, eps ~ N(0, I).
+
+    Parameters
+    ----------
+    mu, logvar : tensors ``[N, *latent]``
+    num_samples : int
+        Draws K a row; None is one draw without the leading dim.
+    seed : int in [0, 2^63) or 0-d int64 tensor
+        eps is a function of (seed, row, draw, latent element) only: the same for any device, and to 2e-6 in any dtype.
+        One seed serves one call: two latents of one model need two seeds. None draws one from torch's generator.
+    backend : "auto", "triton", "numba" or "reference"
+
+    Returns
+    -------
+    Tensor
+        ``[N, *latent]``, or ``[K, N, *latent]`` for ``num_samples = K``, in the dtype of mu and logvar.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendError
+        As `elbo`.
+
+    Notes
+    -----
+    Equivalent to ``torch.distributions.Normal(mu, torch.exp(logvar / 2)).rsample()``, with portable noise
+    (Philox-4x32-10 and Box-Muller, |eps| <= 6.77).
+    Source: Kingma & Welling (2014); Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+
+    Examples
+    --------
+    >>> import torch, fastvae
+    >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
+    >>> fastvae.reparameterize(mu, logvar, seed=0)
+    tensor([[...
+    >>> z = fastvae.reparameterize(mu, logvar, num_samples=5, seed=0)
+    >>> z.shape, torch.equal(z[0], fastvae.reparameterize(mu, logvar, seed=0))
+    (torch.Size([5, 2, 3]), True)
+    """
+    check_posterior(mu, logvar)
+    check_num_samples(num_samples)
+    check_seed(seed, mu.device)
+    _backend.choose("reparameterize", backend, mu.device)
+    return reference.reparameterize(mu, logvar, num_samples=num_samples, seed=seed)
+
+
+def kl_divergence(
+    mu: Tensor, logvar: Tensor, prior: Prior | None = None, *, reduction: str = "none", backend: str = "auto"
+) -> Tensor:
+    """KL(N(mu, e^logvar) || N(0, I)), or to any diagonal Gaussian, in closed form, in nats.
+
+        kl[n] = sum_l 1/2 ((mu - mu_p)^2 e^-logvar_p + phi(logvar - logvar_p)),    phi(t) = e^t - 1 - t >= 0
+
+    Parameters
+    ----------
+    mu, logvar : tensors ``[N, *latent]``
+    prior : pair of tensors ``(mu_p, logvar_p)``
+        Each broadcasts against mu; None is N(0, I). Exchange the two Gaussians for the other direction.
+    reduction : "none", "mean" or "sum"
+        Over the batch; the latent dims are always summed.
+    backend : "auto", "triton", "numba" or "reference"
+
+    Returns
+    -------
+    Tensor
+        ``[N]``, or 0-d; float32, or float64 where an input is. Never negative; phi is good to 4 ulp for every
+        logvar, so that the KL keeps its digits near collapse.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendError
+        As `elbo`.
+
+    Notes
+    -----
+    Equivalent to ``torch.distributions.kl_divergence(Normal(mu, std), Normal(mu_p, std_p))``, summed over the latent
+    dims.
+    Source: Kingma & Welling (2014), appendix B.
+
+    Examples
+    --------
+    >>> import torch, fastvae
+    >>> fastvae.kl_divergence(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
+    tensor([0.5000])
+    >>> fastvae.kl_divergence(torch.zeros(1, 1), torch.full((1, 1), 1e-6))   # 2.5e-13; the textbook form gives 0
+    tensor([2.5000e-13])
+    """
+    check_posterior(mu, logvar, prior)
+    check_reduction(reduction, mu.shape[0])
+    _backend.choose("kl_divergence", backend, mu.device)
+    return reference.kl_divergence(mu, logvar, prior, reduction=reduction)

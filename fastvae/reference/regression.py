@@ -1,0 +1,250 @@
+"""Linear regression as maximum likelihood: the specification.
+
+The model of a target y_n given its regressors x_n is y_n = W x_n + b + eps_n with eps_n ~ N(0, sigma2 / w_n), so
+
+    log L(W, b, sigma2) = sum_n log N(y_n; W x_n + b, sigma2 / w_n)
+                        = -1/2 sum_n [log(2 pi sigma2) - log w_n + w_n (y_n - W x_n - b)^2 / sigma2].
+
+W and b stand in the squares alone: whatever sigma2 is, the W and b of maximum likelihood are those of least (weighted)
+mean square error. Setting d log L / d sigma2 = 0 there gives sigma2 = RSS / N, RSS = sum_n w_n (y_n - W x_n - b)^2.
+
+Arguments, the same in every function, for N rows, P regressors, R targets:
+
+    X              `[*batch, N, P]`                     regressors, no column of ones among them
+    y              `[*batch, N]` or `[*batch, N, R]`    one target, or several: read from y.ndim against X.ndim
+    coef           `[*batch, P]` or `[*batch, R, P]`    W, as scikit-learn's `coef_` and as torch.nn.Linear's weight
+    intercept      `[*batch]` or `[*batch, R]`          b
+    sigma2         `[*batch]` or `[*batch, R]`          variance of the noise of a row of weight 1
+    sample_weight  `[*batch, N]`                        w >= 0, or None for ones
+
+Leading dims `*batch` are independent problems. Results have the promoted dtype of the arguments, float32 at least,
+since there are no half-precision factorisations; log likelihoods are in nats. Nothing is checked or repaired here: what
+is not defined comes out as inf or NaN, in its own problem of a batch only.
+"""
+
+import math
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RegressionFit(NamedTuple):
+    """A fitted regression, or a batch of them. N counts the rows with w > 0.
+
+    Attributes
+    ----------
+    coef, intercept : Tensor
+        W, `[*batch, P]` or `[*batch, R, P]`, and b, `[*batch]` or `[*batch, R]`; b is 0 where none was asked for.
+    sigma2 : Tensor
+        The maximum likelihood estimate RSS / N, `[*batch]` or `[*batch, R]`, as all that follow but standard_errors.
+    sigma2_unbiased : Tensor
+        RSS / df, df = N - P - 1, or N - P without an intercept; statsmodels' `scale`. NaN where df <= 0, and under a
+        ridge, where no df makes it unbiased.
+    standard_errors : Tensor
+        Of coef, by sigma2_unbiased, `[*batch, P]` or `[*batch, R, P]`; statsmodels' `bse`. NaN where that is: under a
+        ridge coef is biased, and the spread alone would pass for its error.
+    intercept_standard_error : Tensor
+        Of the intercept, likewise; 0 where none was asked for.
+    log_likelihood : Tensor
+        log L at coef, intercept and sigma2, in nats; statsmodels' `llf`. +inf where RSS = 0; a ridge is no part of it.
+    r2 : Tensor
+        1 - RSS / TSS, TSS being taken about the mean of y, or about 0 without an intercept; statsmodels' `rsquared`.
+    rss : Tensor
+        sum_n w_n (y_n - W x_n - b)^2; statsmodels' `ssr`.
+    """
+
+    coef: Tensor
+    intercept: Tensor
+    sigma2: Tensor
+    sigma2_unbiased: Tensor
+    standard_errors: Tensor
+    intercept_standard_error: Tensor
+    log_likelihood: Tensor
+    r2: Tensor
+    rss: Tensor
+
+
+def fit(
+    X: Tensor,
+    y: Tensor,
+    *,
+    fit_intercept: bool = True,
+    sample_weight: Tensor | None = None,
+    ridge: float = 0.0,
+) -> RegressionFit:
+    """Maximise the likelihood over W, b and sigma2; say how sure W and b are.
+
+    With Xc and yc the data less their weighted means (or as they are, without an intercept), and D = diag(w):
+
+        W = (Xc'D Xc + ridge I)^-1 Xc'D yc,    b = ybar - W xbar,    sigma2 = RSS / N,
+
+        Var W = sigma2_unbiased V,    V = (Xc'D Xc)^-1,    Var b = sigma2_unbiased (1 / sum_n w_n + xbar'V xbar).
+
+    Several targets share X and w alone: each has its own W, b and sigma2.
+
+    Parameters
+    ----------
+    X, y, sample_weight
+        As in the module's table. A row's variance is sigma2 / w: a weight of 2 gives the W and b of the row twice, but
+        counts as one row in N and df. A row of weight 0 counts nowhere.
+    fit_intercept : bool
+        Whether b is estimated; else it is 0.
+    ridge : float
+        Penalty on the sum of squares of W in the units of X as given; never on b.
+
+    Returns
+    -------
+    RegressionFit
+        Differentiable in X and y, and in sample_weight where it is > 0, as far as the columns are independent.
+
+    Notes
+    -----
+    Nothing looks for rank deficiency. A pivot of exactly 0 (a zero column, fewer rows than columns) makes a coefficient
+    inf or NaN, and RSS and all that rests on it NaN. Where rounding leaves a pivot near 0 instead, the coefficients mean
+    nothing, and huge standard errors are the only sign. A ridge > 0 always has its one solution. P = 0 is allowed: b
+    and sigma2 are then the mean and variance of y, one normal distribution by maximum likelihood.
+
+    Equivalent to ``statsmodels.api.WLS(y, add_constant(X), weights).fit()`` on the rows with w > 0, to
+    ``LinearRegression`` and ``Ridge(alpha=ridge)`` in scikit-learn, and for W and b alone to
+    ``torch.linalg.lstsq(torch.cat([ones, X], -1), y)``. Source of the method: Björck, Numerical Methods for Least
+    Squares Problems (1996), ch. 2.
+
+    Examples
+    --------
+    >>> result = fit(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([1.0, 3.0, 5.0, 8.0]))
+    >>> result.coef, result.intercept
+    (tensor([2.3000]), tensor(0.8000))
+    >>> result.sigma2, result.sigma2_unbiased  # RSS is 0.3: over N = 4, and over df = 2
+    (tensor(0.0750), tensor(0.1500))
+    """
+    (N, P), one_target = X.shape[-2:], y.ndim < X.ndim
+    w = X.new_ones(X.shape[:-1]) if sample_weight is None else sample_weight
+    y = y[..., None] if one_target else y
+    X, y, w = _promote(X, y, w[..., None])  # [*batch, N, P], [*batch, N, R], [*batch, N, 1]
+    rows, total_weight = (w > 0).sum(-2), w.sum(-2)  # [*batch, 1], [*batch, 1]
+
+    # About the means b leaves the equations: the condition no longer knows how far the data lie from the origin.
+    mean_x, mean_y = torch.zeros_like(X[..., :1, :]), torch.zeros_like(y[..., :1, :])  # [*batch, 1, P], [*batch, 1, R]
+    if fit_intercept:
+        mean_x, mean_y = ((w * v).sum(-2, keepdim=True) / total_weight[..., None] for v in (X, y))
+    Xc, yc = X - mean_x, y - mean_y
+
+    # Why QR, when the kernels form the Gram matrix of these columns and take its Cholesky factor, the same triangle but
+    # for signs: a Gram matrix has the square of their condition. Kernels accept that for one pass over X and no Q, and
+    # win the digits back by refinement; what they are measured against must have them from the start.
+    # The ridge is P more rows, sqrt(ridge) I, with 0 for y: their squares add the penalty to the RSS.
+    A = w.sqrt() * Xc
+    scale = _power_of_two(A)  # [*batch, 1, P]
+    ridge_rows = torch.diag_embed(math.sqrt(ridge) / scale[..., 0, :])  # [*batch, P, P]
+    Q, triangle = torch.linalg.qr(torch.cat([A / scale, ridge_rows], -2))  # [*batch, N + P, P], [*batch, P, P]
+    z = Q[..., :N, :].mT @ (w.sqrt() * yc)  # [*batch, P, R]
+    coef = torch.linalg.solve_triangular(triangle, z, upper=True) / scale.mT  # [*batch, P, R]
+    intercept = (mean_y - mean_x @ coef)[..., 0, :]  # [*batch, R]
+
+    # From the residuals: yc'D yc - W Xc'D yc would cancel where the fit is good.
+    rss = (w * (yc - Xc @ coef).square()).sum(-2)  # [*batch, R]
+    r2 = 1 - rss / (w * yc.square()).sum(-2)
+    sigma2 = rss / rows
+    df = rows - P - int(fit_intercept)  # [*batch, 1]
+    sigma2_unbiased = (rss / df).masked_fill((df <= 0) | (ridge > 0), math.nan)  # [*batch, R]
+
+    # V = T^-1 T^-T for the triangle T, so diag V is the squared rows of T^-1, and xbar'V xbar the square of xbar'T^-1.
+    inverse = torch.linalg.solve_triangular(triangle, torch.eye(P).to(triangle), upper=True)  # [*batch, P, P]
+    noise = sigma2_unbiased.sqrt()  # [*batch, R]
+    coef_error = inverse.norm(dim=-1)[..., None] / scale.mT * noise[..., None, :]  # [*batch, P, R]
+    intercept_error = torch.zeros_like(rss)
+    if fit_intercept:
+        leverage = 1 / total_weight + ((mean_x / scale) @ inverse).square().sum(-1)  # [*batch, 1]
+        intercept_error = leverage.sqrt() * noise  # [*batch, R]
+
+    # `log_likelihood` at the maximum, where its squares sum to N: no 0 / 0 at RSS = 0.
+    log_l = -0.5 * rows * (torch.log(2 * math.pi * sigma2) + 1) + 0.5 * _log_weight(w).sum(-2)  # [*batch, R]
+
+    errors = coef_error.mT, intercept_error
+    result = RegressionFit(coef.mT, intercept, sigma2, sigma2_unbiased, *errors, log_l, r2, rss)
+    # The one target leaves: the last dim, or the last but one where P follows, as in the tensors with as many dims as X.
+    return RegressionFit(*(t.squeeze(-2 if t.ndim == X.ndim else -1) for t in result)) if one_target else result
+
+
+def log_likelihood(
+    X: Tensor,
+    y: Tensor,
+    coef: Tensor,
+    intercept: Tensor,
+    sigma2: Tensor,
+    *,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """Log likelihood of any W, b and sigma2: log L = sum_n log N(y_n; W x_n + b, sigma2 / w_n), over w_n > 0.
+
+    `[*batch]` or `[*batch, R]`, in nats. Without weights it is -N/2 (log(2 pi sigma2) + mse / sigma2), so for any fixed
+    sigma2 the W and b that maximise it are those that minimise `mse`. Parameters may have leading dims the data lack.
+
+    Notes
+    -----
+    Equivalent to ``Normal(X @ coef + intercept, (sigma2 / w).sqrt()).log_prob(y).sum(-1)`` in `torch.distributions`. At
+    the `fit` it is statsmodels' ``llf``.
+
+    Examples
+    --------
+    >>> X, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0.0, 1.0])
+    >>> log_likelihood(X, y, torch.tensor([1.0]), torch.tensor(0.0), torch.tensor(1.0))  # no residual: -log(2 pi)
+    tensor(-1.8379)
+    """
+    w = X.new_ones(X.shape[:-1]) if sample_weight is None else sample_weight
+    X, y, coef, intercept, sigma2, w = _promote(X, y, coef, intercept, sigma2, w)
+    residual, axis = _residual(X, y, coef, intercept)
+    w = w if axis == -1 else w[..., None]  # [*batch, N] or [*batch, N, 1]
+    sigma2 = sigma2.unsqueeze(axis)  # [*batch, 1] or [*batch, 1, R]
+    log_normal = -0.5 * (torch.log(2 * math.pi * sigma2) - _log_weight(w) + w * residual.square() / sigma2)
+    return log_normal.masked_fill(w == 0, 0.0).sum(axis)
+
+
+def mse(X: Tensor, y: Tensor, coef: Tensor, intercept: Tensor) -> Tensor:
+    """Mean square error 1/N sum_n (y_n - W x_n - b)^2, `[*batch]` or `[*batch, R]`, in squared units of y.
+
+    At the `fit` it is sigma2, and least.
+
+    Notes
+    -----
+    Equivalent to ``torch.nn.functional.mse_loss(X @ coef + intercept, y)`` and to scikit-learn's
+    ``mean_squared_error(y, X @ coef + intercept)``, problem by problem.
+
+    Examples
+    --------
+    >>> mse(torch.tensor([[0.0], [1.0]]), torch.tensor([0.0, 3.0]), torch.tensor([1.0]), torch.tensor(0.0))
+    tensor(2.)
+    """
+    residual, axis = _residual(*_promote(X, y, coef, intercept))
+    return residual.square().mean(axis)
+
+
+def _residual(X: Tensor, y: Tensor, coef: Tensor, intercept: Tensor) -> tuple[Tensor, int]:
+    """Return y - W x - b, shaped as y, and which of its axes the rows are."""
+    if y.ndim < X.ndim:
+        return y - (X @ coef[..., None])[..., 0] - intercept[..., None], -1
+    return y - X @ coef.mT - intercept[..., None, :], -2
+
+
+def _power_of_two(A: Tensor) -> Tensor:
+    """For each column the power of two at or below its largest entry, `[*batch, 1, P]`; 1 for a zero column.
+
+    Dividing by it costs no digit, and keeps squares in range, which those of 1e20 are not in float32. The fit does not
+    depend on it, hence no gradient.
+    """
+    peak = A.detach().abs().amax(-2, keepdim=True)
+    mantissa, _ = torch.frexp(peak)  # in [1/2, 1)
+    return torch.where(peak > 0, peak / (2 * mantissa), 1.0)
+
+
+def _log_weight(w: Tensor) -> Tensor:
+    """Logarithm of w, and 0 where w is 0: such a row does not count. A negative weight stays visible as NaN."""
+    return w.masked_fill(w == 0, 1.0).log()
+
+
+def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """All in one dtype: the promoted one, float32 at least."""
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    return tuple(t.to(dtype) for t in tensors)
