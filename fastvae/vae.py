@@ -147,18 +147,22 @@ class VAE(nn.Module):
             x = x.to(torch.get_default_dtype()) * (1.0 if x_scale is None else x_scale)
         return self.encoder(x)
 
+    def _decode(self, z: Tensor) -> tuple[Tensor, Any]:
+        x_hat, log_scale = decode(self.decoder, z)
+        return x_hat, self.likelihood if log_scale is None else self.likelihood.with_log_scale(log_scale)
+
     @torch.no_grad()
     def sample(self, n: int, *, mean: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Draw n data by ancestral sampling, ``[n, *event]``: z ~ N(0, I), then x ~ p(x|z), or E[x|z] if ``mean``."""
         like = next(self.parameters())
         z = torch.randn(n, *self.latent_shape, generator=generator, dtype=like.dtype, device=like.device)
-        x_hat, likelihood = decode(self.decoder, z, self.likelihood, None)
+        x_hat, likelihood = self._decode(z)
         return likelihood.mean(x_hat) if mean else likelihood.sample(x_hat, generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, x_scale: float | None = None) -> Tensor:
         """E[x' | z = mu(x)], ``[N, *event]``: what the decoder makes of the mean of q(z|x)."""
-        x_hat, likelihood = decode(self.decoder, self.encode(x, x_scale)[0], self.likelihood, None)
+        x_hat, likelihood = self._decode(self.encode(x, x_scale)[0])
         return likelihood.mean(x_hat)
 
     @torch.no_grad()
@@ -180,7 +184,7 @@ class VAE(nn.Module):
         zero, log_weights = torch.zeros_like(mu), []
         for z_k in z.split(max(1, ROWS_AT_ONCE // max(N, 1))):
             K = z_k.shape[0]
-            x_hat, likelihood = decode(self.decoder, z_k.flatten(0, 1), self.likelihood, None)
+            x_hat, likelihood = self._decode(z_k.flatten(0, 1))
             x_k = x.expand(K, *x.shape).flatten(0, 1)
             log_p = mean_log_prob(x_k, x_hat, likelihood.log_prob, x_scale=x_scale).view(K, N)
             log_ratio = gaussian_log_prob(z_k, zero) - gaussian_log_prob(z_k, mu, 0.5 * logvar)  # [K, N, *latent]

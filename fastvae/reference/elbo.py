@@ -16,7 +16,7 @@ inference with inverse autoregressive flow" (2016).  Arguments are checked in `f
 
 import math
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -139,10 +139,14 @@ def elbo_terms(
     With free bits lambda, kl_nl is replaced by the constant lambda wherever its batch mean is at most lambda, so that
     the mean over the batch is mean(log_likelihood) - beta sum_l max(lambda, kl_bar_l). The ``kl`` returned stays raw.
     """
+    log_prob = gaussian_log_prob if likelihood is None else likelihood.log_prob
     if not isinstance(x_hat, Tensor):
         z = reparameterize(mu, logvar, num_samples=num_samples, seed=seed)
-        x_hat, likelihood = decode(x_hat, z, likelihood, num_samples)
-    log_prob = gaussian_log_prob if likelihood is None else likelihood.log_prob
+        x_hat, log_scale = decode(x_hat, z, num_samples)
+        if log_scale is not None and likelihood is None:
+            log_prob = partial(gaussian_log_prob, log_scale=log_scale)
+        elif log_scale is not None:
+            log_prob = likelihood.with_log_scale(log_scale).log_prob
     log_lik = log_likelihood(x, x_hat, log_prob, num_samples=num_samples, x_scale=x_scale)  # [N]
 
     kl = kl_raw = kl_elements(mu, logvar, prior)  # [N, *latent]
@@ -163,14 +167,15 @@ def elbo(x: Tensor, x_hat: Tensor | Decoder, mu: Tensor, logvar: Tensor, **optio
     return elbo_terms(x, x_hat, mu, logvar, **options).elbo
 
 
-def decode(decoder: Decoder, z: Tensor, likelihood: Any, num_samples: int | None) -> tuple[Tensor, Any]:
-    """Call the decoder once, with the K draws folded into the rows (k slowest), and unfold what it returns."""
-    out = decoder(z if num_samples is None else z.flatten(0, 1))
-    outputs = out if isinstance(out, tuple) else (out,)
+def decode(decoder: Decoder, z: Tensor, num_samples: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """x_hat, and log_scale where the decoder returns one. It is called once, with the K draws folded into the rows."""
+    out = decoder(z if num_samples is None else z.flatten(0, 1))  # k slowest
+    x_hat, log_scale = out if isinstance(out, tuple) else (out, None)
     if num_samples is not None:
-        outputs = tuple(t.unflatten(0, (num_samples, -1)) for t in outputs)
-    x_hat, *log_scale = outputs
-    return x_hat, likelihood.with_log_scale(*log_scale) if log_scale else likelihood
+        if log_scale is not None and log_scale.dim() == x_hat.dim() and log_scale.shape[0] == x_hat.shape[0]:
+            log_scale = log_scale.unflatten(0, (num_samples, -1))
+        x_hat = x_hat.unflatten(0, (num_samples, -1))  # [K, N, *event]
+    return x_hat, log_scale
 
 
 def as_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
