@@ -10,7 +10,6 @@
 import importlib
 import os
 import platform
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
@@ -20,6 +19,10 @@ import torch
 BACKENDS = ("auto", "triton", "numba", "reference")
 OPS = ("elbo", "reparameterize", "kl_divergence")
 DEVICES = {"triton": "cuda", "numba": "cpu"}  # where each kernel backend runs
+
+# Looked up once, here: in every call it would cost 90 us, and Dynamo warns of a functools.cache it has to look through.
+INSTALLED = {b: find_spec(b) is not None for b in DEVICES}
+HAS_KERNEL = {(op, b): find_spec(f"fastvae_kernels.{b}.{op}") is not None for op in OPS for b in DEVICES}
 
 
 class BackendError(RuntimeError):
@@ -45,17 +48,11 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     """Why a kernel backend cannot serve an op on a device, in a few words; None if it can."""
     if device.type != DEVICES[backend]:
         return f"it runs on {DEVICES[backend]} tensors, these are on {device.type}"
-    if find_spec(backend) is None:
+    if not INSTALLED[backend]:
         return f"{backend} is not installed"
-    if not has_kernel(op, backend):
+    if not HAS_KERNEL[op, backend]:
         return "it has no kernel for this yet"
     return None
-
-
-@cache
-def has_kernel(op: str, backend: str) -> bool:
-    """Whether ``fastvae_kernels`` ships launchers of this op for this backend."""
-    return find_spec(f"fastvae_kernels.{backend}.{op}") is not None
 
 
 def launcher(op: str, backend: str) -> ModuleType:

@@ -182,6 +182,9 @@ def elbo_terms(
     else:
         x_hat = checked_decoder(x_hat, x, num_samples)
     _backend.choose("elbo", backend, mu.device)
+    if torch.compiler.is_compiling() and not isinstance(beta, Tensor):
+        # A float that changes, as in a warm-up, would recompile at every value; a 0-d float64 promotes no [N] tensor.
+        beta = torch.ones((), dtype=torch.float64, device=mu.device) * beta
     return reference.elbo_terms(
         x,
         x_hat,

@@ -50,7 +50,7 @@ class RegressionFit(NamedTuple):
     log_likelihood : Tensor
         log L at coef, intercept and sigma2, in nats; statsmodels' `llf`. +inf where RSS = 0; a ridge is no part of it.
     r2 : Tensor
-        1 - RSS / TSS, TSS being taken about the mean of y, or about 0 without an intercept; statsmodels' `rsquared`.
+        1 - RSS / TSS, TSS about the mean of y, or about 0 without an intercept; statsmodels' `rsquared`. NaN at TSS 0.
     rss : Tensor
         sum_n w_n (y_n - W x_n - b)^2; statsmodels' `ssr`.
     """
@@ -102,9 +102,9 @@ def fit(
     Notes
     -----
     Nothing looks for rank deficiency. A pivot of exactly 0 (a zero column, fewer rows than columns) makes a coefficient
-    inf or NaN, and RSS and all that rests on it NaN. Where rounding leaves a pivot near 0 instead, the coefficients mean
-    nothing, and huge standard errors are the only sign. A ridge > 0 always has its one solution. P = 0 is allowed: b
-    and sigma2 are then the mean and variance of y, one normal distribution by maximum likelihood.
+    inf or NaN, and RSS with all that rests on it NaN. Where rounding leaves a pivot near 0 instead, the coefficients
+    mean nothing, and huge standard errors are the only sign. A ridge > 0 always has its one solution. P = 0 is allowed:
+    b and sigma2 are then the mean and variance of y, one normal distribution by maximum likelihood.
 
     Equivalent to ``statsmodels.api.WLS(y, add_constant(X), weights).fit()`` on the rows with w > 0, to
     ``LinearRegression`` and ``Ridge(alpha=ridge)`` in scikit-learn, and for W and b alone to
@@ -164,7 +164,7 @@ def fit(
 
     errors = coef_error.mT, intercept_error
     result = RegressionFit(coef.mT, intercept, sigma2, sigma2_unbiased, *errors, log_l, r2, rss)
-    # The one target leaves: the last dim, or the last but one where P follows, as in the tensors with as many dims as X.
+    # A single target's dim goes again: the last, or the last but one where P follows (as many dims as X then).
     return RegressionFit(*(t.squeeze(-2 if t.ndim == X.ndim else -1) for t in result)) if one_target else result
 
 

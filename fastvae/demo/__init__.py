@@ -1,0 +1,9 @@
+"""The main job, `python -m fastvae train`: a VAE trained on real data with `fastvae.elbo_terms`, from file to picture.
+
+    data.py       read the digits or a file, and split it
+    training.py   the loop: one step, one epoch, evaluate, stop, resume
+    storage.py    checkpoints and other files, written whole or not at all
+    pictures.py   what was learned, drawn
+
+Needs the extra ``[demo]``: matplotlib, tqdm, scikit-learn.
+"""

@@ -1,0 +1,243 @@
+"""The training loop: Adam on -ELBO, a progress bar, evaluation on held-out rows, stopping and going on.
+
+Everything random is a function of (seed, step): the first weights of the seed, the order of an epoch of (seed, epoch),
+the noise of a step of (seed, step). So a run that was stopped at any step and resumed is the run that never stopped.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..vae import VAE
+from .data import Data, load_data
+from .storage import CHECKPOINT, CommandError, load_checkpoint, save_checkpoint, write_json
+
+TEST_SAMPLES = 10  # draws a test row: a steadier curve than one
+TEST_SEEDS = 2**31  # test noise is numbered from here on, training noise below
+LOG_P_SAMPLES = 200  # draws a test row for the estimate of log p(x)
+BAR_STEPS = 20  # steps between two looks at the running sums, which would stall a GPU
+SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `python -m fastvae train` can be told; the defaults train on the digits in seconds."""
+
+    data: str | None = None
+    likelihood: str = "gaussian"
+    scale: float | str = "learned"
+    latent: int = 8
+    hidden: int = 256
+    epochs: int = 100
+    batch_size: int = 64
+    lr: float = 2e-3
+    beta: float = 1.0
+    seed: int = 0
+    device: str = "cpu"
+
+
+class Run:
+    """A training run: its options, data, model, optimizer, and how far it has come."""
+
+    def __init__(self, options: Options, out: Path) -> None:
+        self.options, self.out = options, out
+        self.data: Data = load_data(options.data, options.likelihood)
+        self.train_rows, self.test_rows = self.data.split(options.seed)
+        torch.manual_seed(options.seed)
+        self.model = VAE.mlp(
+            tuple(self.data.x.shape[1:]),
+            latent=options.latent,
+            hidden=options.hidden,
+            likelihood=options.likelihood,
+            scale=options.scale,
+        ).to(options.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), options.lr)
+        self.x = self.data.x.to(options.device)
+        self.step = 0  # steps taken, over all epochs
+        self.sums = self.no_sums()
+        self.history: list[dict[str, Any]] = []
+
+    @classmethod
+    def resume(cls, out: Path, given: dict[str, Any]) -> "Run":
+        """The run whose checkpoint lies in ``out``; of the options given, only epochs and device may differ from it."""
+        state = load_checkpoint(out / CHECKPOINT)
+        try:
+            stored = Options(**state["options"])
+        except (KeyError, TypeError) as error:
+            raise CommandError(f"{out / CHECKPOINT} was not written by this version of fastvae train") from error
+        for name, value in given.items():
+            if name not in ("epochs", "device") and value != getattr(stored, name):
+                raise CommandError(
+                    f"--{name.replace('_', '-')} {value} differs from the run to resume, which has"
+                    f" {getattr(stored, name)}: leave it out, or choose another --out"
+                )
+        run = cls(Options(**{**asdict(stored), **given}), out)
+        if run.data.fingerprint != state["fingerprint"]:
+            raise CommandError(f"the data ({run.data.name}) have changed since the run in {out} was started")
+        run.model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.step, run.history = state["step"], state["history"]
+        run.sums = state["sums"].to(run.x.device)
+        return run
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch; the last may be smaller."""
+        return -(-len(self.train_rows) // self.options.batch_size)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs behind us."""
+        return self.step // self.steps_per_epoch
+
+    def no_sums(self) -> Tensor:
+        """Log-likelihood and KL summed over the rows of this epoch so far, and their number."""
+        return torch.zeros(3, dtype=torch.float64, device=self.options.device)
+
+    def train(self) -> bool:
+        """Train to the last epoch, or to a Ctrl-C; True if finished. Either way the run lies in ``out``."""
+        total = self.options.epochs * self.steps_per_epoch
+        last_saved = time.monotonic()
+        with (
+            interruptible() as interrupted,
+            tqdm(total=total, initial=self.step, unit="step", desc=self.data.name, dynamic_ncols=True) as bar,
+        ):
+            while self.step < total and not interrupted():
+                order = torch.Generator().manual_seed((self.options.seed << 32) + self.epoch)
+                rows = self.train_rows[torch.randperm(len(self.train_rows), generator=order)]
+                for batch in rows.split(self.options.batch_size)[self.step % self.steps_per_epoch :]:
+                    self.take_step(self.x[batch.to(self.x.device)])
+                    bar.update()
+                    if self.step % BAR_STEPS == 0 or self.step == total:
+                        bar.set_postfix_str(self.running(), refresh=False)
+                    if interrupted():
+                        break
+                self.check_finite(self.sums)
+                if self.step % self.steps_per_epoch == 0:
+                    self.end_epoch()
+                if time.monotonic() - last_saved > SAVE_SECONDS:
+                    self.save()
+                    last_saved = time.monotonic()
+        self.save()
+        return self.step >= total
+
+    def take_step(self, x: Tensor) -> None:
+        """One step of Adam up the ELBO of a batch."""
+        terms = self.model.elbo_terms(x, beta=self.options.beta, seed=self.noise_seed(self.step))
+        self.optimizer.zero_grad()
+        (-terms.elbo).backward()
+        self.optimizer.step()
+        self.step += 1
+        means = torch.stack((terms.log_likelihood, terms.kl, torch.ones_like(terms.kl)))
+        self.sums += len(x) * means.detach()
+
+    def end_epoch(self) -> None:
+        """Note the means of the epoch and the terms of the test rows."""
+        test = self.evaluate()
+        self.check_finite(test)
+        log_scale = getattr(self.model, "log_scale", None)
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                "train": named_means(self.sums),
+                "test": named_means(test),
+                "scale": None if log_scale is None else float(log_scale.detach().exp()),
+            }
+        )
+        self.sums = self.no_sums()
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """Sums as in `no_sums` over the test rows, each a mean over `TEST_SAMPLES` draws."""
+        x = self.x[self.test_rows.to(self.x.device)]
+        seed = self.noise_seed(TEST_SEEDS + self.epoch)
+        terms = self.model.elbo_terms(x, num_samples=TEST_SAMPLES, seed=seed, reduction="sum")
+        return torch.stack((terms.log_likelihood, terms.kl, torch.full_like(terms.kl, len(x)))).double()
+
+    def log_likelihood(self) -> float:
+        """Estimate of log p(x), the mean over the test rows, in nats: what the ELBO is a bound of."""
+        x = self.x[self.test_rows.to(self.x.device)]
+        return float(self.model.log_likelihood(x, LOG_P_SAMPLES, seed=self.noise_seed(2 * TEST_SEEDS - 1)).mean())
+
+    def check_finite(self, sums: Tensor) -> None:
+        """Stop a run that has diverged before anything good is overwritten."""
+        if not bool(sums.isfinite().all()):
+            raise CommandError(
+                f"the ELBO is no longer finite in epoch {self.epoch}: try a smaller --lr, or data nearer to unit scale;"
+                f" nothing in {self.out} was overwritten"
+            )
+
+    def noise_seed(self, number: int) -> int:
+        """The seed of a step's noise: the run's in the high word of the Philox key, the number in the low one."""
+        return (self.options.seed << 32) + number
+
+    def running(self) -> str:
+        """Means of the epoch so far, for the progress bar."""
+        return "ELBO {elbo:.2f} = log-likelihood {log_likelihood:.2f} - KL {kl:.2f} nats".format(
+            **named_means(self.sums)
+        )
+
+    def save(self) -> None:
+        """Checkpoint and history."""
+        state = {
+            "options": asdict(self.options),
+            "event": list(self.data.x.shape[1:]),
+            "bounds": [float(self.data.x.min()), float(self.data.x.max())],
+            "fingerprint": self.data.fingerprint,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "sums": self.sums,
+            "history": self.history,
+        }
+        save_checkpoint(self.out / CHECKPOINT, state)
+        write_json(self.out / "history.json", {"options": asdict(self.options), "epochs": self.history})
+
+
+def named_means(sums: Tensor) -> dict[str, float]:
+    """Means a row, by name. The ELBO is the bound itself, whatever beta weighs the KL with in training."""
+    log_likelihood, kl = (sums[:2] / sums[2]).tolist()
+    return {"elbo": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl}
+
+
+def load_model(path: Path) -> tuple[VAE, tuple[float, float]]:
+    """The model of a checkpoint, on the CPU, for sampling, and the range of the data it was trained on."""
+    state = load_checkpoint(path)
+    try:
+        options = Options(**state["options"])
+        model = VAE.mlp(
+            tuple(state["event"]),
+            latent=options.latent,
+            hidden=options.hidden,
+            likelihood=options.likelihood,
+            scale=options.scale,
+        )
+        model.load_state_dict(state["model"])
+        low, high = state["bounds"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CommandError(f"{path} was not written by this version of fastvae train") from error
+    return model, (low, high)
+
+
+@contextmanager
+def interruptible() -> Iterator[Any]:
+    """Turn the first Ctrl-C into an answer of True, so that a step is never cut in two; a second one interrupts."""
+    pressed = []
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
