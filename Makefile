@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check fix bench gpu clean
+.PHONY: train test check fix bench docs clean
 
 train: $(VENV)/.demo  ## train the VAE on real handwritten digits; pictures go to runs/digits
 	$(RUN) -m fastvae train --out runs/digits --overwrite $(ARGS)
@@ -21,8 +21,11 @@ fix: $(VENV)/.dev  ## what `check` can mend by itself
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/.test
+bench: $(VENV)/.test  ## timings
 	$(RUN) -m pytest bench --benchmark-enable $(ARGS)
+
+docs: train  ## renew the pictures of the README
+	cp runs/digits/samples.png runs/digits/elbo.png docs/
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -286,7 +286,8 @@ def _known(covariance_type: str) -> str:
 
 
 def _cholesky(A: Tensor) -> Tensor:
-    # cholesky would raise for the whole batch when one matrix of it is not positive definite
+    # Where one matrix of a batch is not positive definite, cholesky raises for them all; cholesky_ex stops half way
+    # in that one, and what stands in its L is nothing to compute with.
     L, info = torch.linalg.cholesky_ex(A)
     return L.masked_fill((info != 0)[..., None, None], math.nan)
 

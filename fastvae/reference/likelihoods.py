@@ -21,9 +21,10 @@ def gaussian_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0,
 
     Equivalent to ``torch.distributions.Normal(link(x_hat), log_scale.exp()).log_prob(x)``.
     """
-    inverse_scale = torch.exp(-log_scale) if isinstance(log_scale, Tensor) else math.exp(-log_scale)
-    residual = (x - LINKS[link](x_hat)) * inverse_scale
-    return -0.5 * residual.square() - log_scale - HALF_LOG_2PI
+    residual = x - LINKS[link](x_hat)
+    if not isinstance(log_scale, Tensor):
+        return -0.5 * math.exp(-2 * log_scale) * residual.square() - (log_scale + HALF_LOG_2PI)
+    return -0.5 * (residual * torch.exp(-log_scale)).square() - log_scale - HALF_LOG_2PI
 
 
 def bernoulli_log_prob(x: Tensor, x_hat: Tensor) -> Tensor:
