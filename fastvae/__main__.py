@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def train(*, out: Path, resume: bool, overwrite: bool, **given: Any) -> int:
     if not finished:
         print(
             f"stopped in epoch {run.epoch + 1} of {run.options.epochs}, and saved; to go on:\n"
-            f"  python -m fastvae train --out {out} --resume"
+            f"  {shlex.join([sys.executable, '-m', 'fastvae', 'train', '--out', str(out), '--resume'])}"
         )
         return INTERRUPTED
     log_p = run.log_likelihood()

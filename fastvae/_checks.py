@@ -76,7 +76,7 @@ def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
             "x_scale must be given with uint8 x, and only then: 1/255 for pixels, or 1.0;"
             f" got {x_scale} with {describe(x)}"
         )
-    if x_scale is not None and not (isinstance(x_scale, float | int) and math.isfinite(x_scale)):
+    if isinstance(x_scale, bool) or not (x_scale is None or isinstance(x_scale, float | int) and math.isfinite(x_scale)):
         raise TypeError(f"x_scale must be a finite float, got {describe(x_scale)}")
 
 
@@ -115,9 +115,10 @@ def checked_decoder(decoder: Callable[[Tensor], Any], x: Tensor, num_samples: in
 def check_likelihood(likelihood: Any, shape: torch.Size) -> None:
     """An object with an elementwise log_prob; a tensor scale broadcasts to x_hat's shape."""
     if isinstance(likelihood, type) or not callable(getattr(likelihood, "log_prob", None)):
+        got = f"the class {likelihood.__name__}: write the ()" if isinstance(likelihood, type) else describe(likelihood)
         raise TypeError(
             "likelihood must be fastvae.Gaussian(...), fastvae.Bernoulli(), or an object with log_prob(x, x_hat),"
-            f" got {describe(likelihood)}" + (f" {likelihood.__name__}: write the ()" * isinstance(likelihood, type))
+            f" got {got}"
         )
     for name in ("scale", "log_scale"):
         if isinstance(value := getattr(likelihood, name, None), Tensor):

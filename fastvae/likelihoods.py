@@ -67,7 +67,7 @@ class Gaussian:
             raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
         elif not math.isfinite(value) or (name == "scale" and value <= 0):
             raise ValueError(f"{name} must be {'positive and ' if name == 'scale' else ''}finite, got {value}")
-        if self.link not in LINKS:
+        if not isinstance(self.link, str) or self.link not in LINKS:
             raise ValueError(f"link must be one of {', '.join(map(repr, LINKS))}, got {self.link!r}")
 
     def get_log_scale(self) -> float | Tensor:

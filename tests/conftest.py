@@ -1,4 +1,4 @@
-"""What every test starts from: a fixed torch seed, and examples of hypothesis that are the same in every run."""
+"""What every test starts from: a fixed torch seed, one thread, and the same examples of hypothesis in every run."""
 
 import hypothesis
 import pytest
@@ -7,6 +7,10 @@ import torch
 # No deadline: a loaded machine is no fault of the code. Derandomised: a red test is red for everybody.
 hypothesis.settings.register_profile("fastvae", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("fastvae")
+
+# Two threads on problems this small only wait for each other, many times slower on a busy machine. Tests of what threads
+# change set their own number.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -22,14 +22,6 @@ f64 = torch.float64
 EPS = torch.finfo(f64).eps
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():  # on problems this small threads only wait for each other: many times slower on a busy machine
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def problem(kind, N, D, K, batch=(), seed=0):
     """Overlapping components, covariances of condition number at most some tens, nothing symmetric by accident."""
     g = torch.Generator().manual_seed(seed)
