@@ -76,7 +76,9 @@ def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
             "x_scale must be given with uint8 x, and only then: 1/255 for pixels, or 1.0;"
             f" got {x_scale} with {describe(x)}"
         )
-    if isinstance(x_scale, bool) or not (x_scale is None or isinstance(x_scale, float | int) and math.isfinite(x_scale)):
+    if x_scale is None:
+        return
+    if isinstance(x_scale, bool) or not isinstance(x_scale, float | int) or not math.isfinite(x_scale):
         raise TypeError(f"x_scale must be a finite float, got {describe(x_scale)}")
 
 

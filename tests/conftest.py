@@ -8,8 +8,8 @@ import torch
 hypothesis.settings.register_profile("fastvae", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("fastvae")
 
-# Two threads on problems this small only wait for each other, many times slower on a busy machine. Tests of what threads
-# change set their own number.
+# Two threads on problems this small only wait for each other, many times slower on a busy machine. Tests of what
+# threads change set their own number.
 torch.set_num_threads(1)
 
 

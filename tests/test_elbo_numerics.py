@@ -129,8 +129,8 @@ def test_both_directions_of_the_kl(dtype):
         torch.testing.assert_close(whole, getattr(forth, reduction)())
 
 
-# +-80: within sight of float32's e^88; the gradients that are finite must come out so.
-@pytest.mark.parametrize("level", [80.0, -80.0])
+# +-80: within sight of float32's e^88. -1e7: its powers overflow. Gradients that are finite must come out so.
+@pytest.mark.parametrize("level", [80.0, -80.0, -1e7])
 def test_gradients_stay_finite_at_extreme_logvar(level):
     mu, logvar, mu_p, logvar_p = (torch.full((2, 3), v, requires_grad=True) for v in (1.0, level, 0.0, 0.0))
     x = torch.zeros(2, 4)
@@ -172,6 +172,19 @@ def test_dtypes_keep_the_error_budget(dtype, likelihood, scale):
         budget = 2 * (b.double() - e).abs().max() + 2 * torch.finfo(dtype).eps * e.abs().max()
         assert (a.double() - e).abs().max() <= budget
     torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-5, atol=0)  # sums are in float32 in any case
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["scale", "log_scale"])
+def test_a_half_precision_scale_is_computed_wide(dtype, name):
+    x, x_hat, mu = torch.randn(3, 4).to(dtype), torch.randn(3, 4).to(dtype), torch.zeros(3, 2, dtype=dtype)
+    s = (torch.rand(4) + 0.5).to(dtype).requires_grad_()
+    likelihood = Gaussian(s) if name == "scale" else Gaussian(log_scale=s)
+    value = fastvae.elbo(x, x_hat, mu, mu, likelihood=likelihood, reduction="none")
+    wide = s.detach().double()
+    exact = Normal(x_hat.double(), wide if name == "scale" else wide.exp()).log_prob(x.double()).sum(1)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-5)
+    assert torch.autograd.grad(value.sum(), s)[0].dtype == dtype
 
 
 def test_mixed_dtypes_are_computed_in_the_widest():
@@ -253,8 +266,16 @@ def test_batched_gradients_agree_with_single_ones():
 
 
 # Dynamo stops compiling after eight graphs of one function: a KL warm-up of twenty betas must not need them.
-@pytest.mark.parametrize("as_beta", [float, torch.tensor])
-def test_compiled_in_one_piece_it_equals_eager_for_every_beta(as_beta):
+# (Left to itself, Dynamo gives each float a graph of its own once it has seen a tensor in its place.)
+BETAS: dict[str, Any] = {
+    "floats": [i / 19 for i in range(20)],
+    "tensors": [torch.tensor(i / 19) for i in range(20)],
+    "a tensor, then floats": [torch.tensor(0.5), *(i / 11 for i in range(12))],
+}
+
+
+@pytest.mark.parametrize("betas", BETAS.values(), ids=list(BETAS))
+def test_compiled_in_one_piece_it_equals_eager_for_every_beta(betas):
     torch._dynamo.reset()
     x, mu, logvar = torch.randn(3, 4), torch.randn(3, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
     decoder = torch.nn.Linear(2, 4)
@@ -265,7 +286,7 @@ def test_compiled_in_one_piece_it_equals_eager_for_every_beta(as_beta):
 
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(f, fullgraph=True, backend=counter)
-    for beta in (as_beta(i / 19) for i in range(20)):
+    for beta in betas:
         ours, eager = compiled(beta), f(beta)
         torch.testing.assert_close(ours, eager)
         torch.testing.assert_close(torch.autograd.grad(ours, leaves), torch.autograd.grad(eager, leaves))

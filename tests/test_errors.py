@@ -44,7 +44,7 @@ def refused(error, message, call, *args, **options):
 # What of the arguments is changed, the type of the error, a pattern of its message.
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     # mu and logvar
-    "integer mu": ({"mu": zeros(N, L).int()}, TypeError, r"^mu must be a floating-point .*got a int32 tensor of shape \[3, 2\]"),
+    "integer mu": ({"mu": zeros(N, L).int()}, TypeError, r"^mu must be a floating-point .*got a int32 tensor"),
     "numpy mu": ({"mu": np.zeros((N, L))}, TypeError, r"^mu must be a floating-point torch\.Tensor, got ndarray"),
     "logvar a float": ({"logvar": 0.5}, TypeError, r"^logvar must be a floating-point torch\.Tensor, got 0\.5"),
     "0-d mu": ({"mu": zeros(), "logvar": zeros()}, ValueError, r"^mu must have the shape \[N, \*latent\], got a 0-d"),
@@ -58,18 +58,18 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "numpy x": ({"x": np.zeros((N, D))}, TypeError, r"^x must be a torch\.Tensor, got ndarray"),
     "int64 x": ({"x": zeros(N, D).long()}, TypeError, r"^x must be floating-point, uint8 or bool, got a int64 tensor"),
     "complex x": ({"x": zeros(N, D).cfloat()}, TypeError, r"^x must be floating-point, uint8 or bool, got a complex64"),
-    "0-d x": ({"x": zeros()}, ValueError, r"^x \[N, \*event\] and mu \[N, \*latent\] must have the same N, got \[\] and"),
+    "0-d x": ({"x": zeros()}, ValueError, r"^x \[N, .*and mu \[N, .* must have the same N, got \[\] and"),
     "other N": ({"x": zeros(N + 4, D)}, ValueError, r"^x .*and mu .* must have the same N, got \[7, 4\] and \[3, 2\]"),
     "x elsewhere": ({"x": zeros(N, D, device="meta")}, ValueError, r"^x must be on the device of mu, cpu, got meta"),
     # x_scale
-    "uint8 alone": ({"x": bytes_(N, D)}, ValueError, r"^x_scale must be given with uint8 x, .*1/255 .*got None with a uint8"),
-    "scaled float x": ({"x_scale": 1.0}, ValueError, r"^x_scale must be given with uint8 x, and only then.*got 1\.0 with"),
-    "scaled bool x": ({"x": zeros(N, D).bool(), "x_scale": 1.0}, ValueError, r"^x_scale .* only then.*with a bool tensor"),
+    "uint8 alone": ({"x": bytes_(N, D)}, ValueError, r"^x_scale must be given with uint8 .*got None with a uint8"),
+    "scaled float x": ({"x_scale": 1.0}, ValueError, r"^x_scale .*uint8 x, and only then.*got 1\.0 with a float32"),
+    "scaled bool x": ({"x": zeros(N, D).bool(), "x_scale": 1.0}, ValueError, r"^x_scale .*only then.*1\.0 with a bool"),
     "x_scale a tensor": ({"x": bytes_(N, D), "x_scale": zeros()}, TypeError, r"^x_scale must be a finite float, got a"),
     "x_scale a bool": ({"x": bytes_(N, D), "x_scale": True}, TypeError, r"^x_scale must be a finite float, got True"),
     "x_scale NaN": ({"x": bytes_(N, D), "x_scale": math.nan}, TypeError, r"^x_scale must be a finite float, got nan"),
     # x_hat
-    "x_hat of other D": ({"x_hat": zeros(N, D + 1)}, ValueError, r"^x_hat must have the shape .*\[3, 4\].*got \[3, 5\]"),
+    "x_hat of other D": ({"x_hat": zeros(N, D + 1)}, ValueError, r"^x_hat must have .*shape .*\[3, 4\].*got \[3, 5\]"),
     "x_hat flattened": (
         {"x": zeros(N, 2, 2)},
         ValueError,
@@ -95,13 +95,21 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         r"^the decoder must return x_hat of shape \[15, 4\] for z of shape \[15, 2\], got \[3, 4\]",
     ),
-    "decoder's draws unfolded": ({"x_hat": decoder(shape=(K, N, D)), "num_samples": K}, ValueError, r"^the decoder .*\[15, 4\]"),
-    "decoder's None": ({"x_hat": lambda z: None}, TypeError, r"^the decoder must return a tensor x_hat or a pair .*NoneType"),
-    "decoder's integers": ({"x_hat": lambda z: zeros(N, D).int()}, TypeError, r"^the decoder must return .*got \(a int32"),
-    "decoder's list": ({"x_hat": lambda z: [zeros(N, D), zeros()]}, TypeError, r"^the decoder must return .*got \(list\)"),
-    "decoder's triple": ({"x_hat": decoder(zeros(), zeros())}, TypeError, r"^the decoder must return .*pair \(x_hat, log_scale\)"),
+    "decoder's draws unfolded": (
+        {"x_hat": decoder(shape=(K, N, D)), "num_samples": K},
+        ValueError,
+        r"^the decoder must return x_hat of shape \[15, 4\] .*got \[5, 3, 4\]",
+    ),
+    "decoder's None": ({"x_hat": lambda z: None}, TypeError, r"^the decoder must return a tensor x_hat or .*NoneType"),
+    "decoder's integers": ({"x_hat": lambda z: zeros(N, D).int()}, TypeError, r"^the decoder must .*got \(a int32"),
+    "decoder's list": ({"x_hat": lambda z: [zeros(N, D), zeros()]}, TypeError, r"^the decoder must .*got \(list\)"),
+    "decoder's triple": ({"x_hat": decoder(zeros(), zeros())}, TypeError, r"^the decoder must .*\(x_hat, log_scale\)"),
     "decoder's float log_scale": ({"x_hat": decoder(0.5)}, TypeError, r"^the decoder must return .*float32 .*0\.5\)"),
-    "decoder's log_scale": ({"x_hat": decoder(zeros(5))}, ValueError, r"^the decoder's log_scale must broadcast .*x_hat, \[3, 4\], got \[5\]"),
+    "decoder's log_scale": (
+        {"x_hat": decoder(zeros(5))},
+        ValueError,
+        r"^the decoder's log_scale must broadcast .*x_hat, \[3, 4\], got \[5\]",
+    ),
     "log_scale of Bernoulli": (
         {"x_hat": decoder(zeros()), "likelihood": Bernoulli()},
         ValueError,
@@ -120,10 +128,18 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         }.items()
     },
     # likelihood
-    "likelihood's class": ({"likelihood": Gaussian}, TypeError, r"^likelihood must be fastvae\.Gaussian.*Gaussian: write the \(\)"),
+    "likelihood's class": (
+        {"likelihood": Gaussian},
+        TypeError,
+        r"^likelihood must be fastvae\.Gaussian.*got the class Gaussian: write the \(\)",
+    ),
     "likelihood's name": ({"likelihood": "bernoulli"}, TypeError, r"^likelihood must be .*, got 'bernoulli'"),
-    "no likelihood": ({"likelihood": None}, TypeError, r"^likelihood must be .*or an object with log_prob.*got NoneType"),
-    "scale per what": ({"likelihood": Gaussian(torch.ones(5))}, ValueError, r"^likelihood's scale must broadcast .*\[3, 4\], got \[5\]"),
+    "no likelihood": ({"likelihood": None}, TypeError, r"^likelihood must be .*or an object with.*got NoneType"),
+    "scale per what": (
+        {"likelihood": Gaussian(torch.ones(5))},
+        ValueError,
+        r"^likelihood's scale must broadcast to the shape of x_hat, \[3, 4\], got \[5\]",
+    ),
     "log_scale too large": (
         {"likelihood": Gaussian(log_scale=zeros(2, N, D))},
         ValueError,
@@ -145,13 +161,21 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ]
     },
     # prior
-    "prior a tensor": ({"prior": zeros(2, N, L)}, TypeError, r"^prior must be a pair of tensors \(mu_p, logvar_p\) or None, got a"),
+    "prior a tensor": ({"prior": zeros(2, N, L)}, TypeError, r"^prior must be a pair of tensors \(mu_p, logvar_p\)"),
     "prior of three": ({"prior": (zeros(L),) * 3}, TypeError, r"^prior must be a pair of tensors .*got tuple"),
-    "prior of floats": ({"prior": (0.0, zeros())}, TypeError, r"^prior's mu_p must be a floating-point torch\.Tensor, got 0\.0"),
-    "prior's integers": ({"prior": (zeros(), zeros(L).int())}, TypeError, r"^prior's logvar_p must be a floating-point"),
-    "prior too large": ({"prior": (zeros(7, N, L), zeros())}, ValueError, r"^prior's mu_p must broadcast .*mu, \[3, 2\], got \[7, 3, 2\]"),
+    "prior of floats": ({"prior": (0.0, zeros())}, TypeError, r"^prior's mu_p must be a floating-point .*got 0\.0"),
+    "prior's integers": ({"prior": (zeros(), zeros(L).int())}, TypeError, r"^prior's logvar_p must be .*got a int32"),
+    "prior too large": (
+        {"prior": (zeros(7, N, L), zeros())},
+        ValueError,
+        r"^prior's mu_p must broadcast to the shape of mu, \[3, 2\], got \[7, 3, 2\]",
+    ),
     "prior of other L": ({"prior": (zeros(L), zeros(3))}, ValueError, r"^prior's logvar_p must broadcast .*got \[3\]"),
-    "prior elsewhere": ({"prior": (zeros(L, device="meta"), zeros())}, ValueError, r"^prior's mu_p must be on the device of mu"),
+    "prior elsewhere": (
+        {"prior": (zeros(L, device="meta"), zeros())},
+        ValueError,
+        r"^prior's mu_p must be on the device of mu, cpu, got meta",
+    ),
     # num_samples, seed, reduction, backend
     "no draws": ({"num_samples": 0}, ValueError, r"^num_samples must be at least 1, got 0"),
     "negative draws": ({"num_samples": -3}, ValueError, r"^num_samples must be at least 1, got -3"),
@@ -161,13 +185,17 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "seed of 64 bits": ({"seed": 2**63}, ValueError, r"^seed must be in \[0, 2\^63\), got 9223372036854775808"),
     "bool seed": ({"seed": False}, TypeError, r"^seed must be an int, a 0-d int64 tensor or None, got False"),
     "float seed": ({"seed": 1.0}, TypeError, r"^seed must be an int, a 0-d int64 tensor or None, got 1\.0"),
-    "float tensor seed": ({"seed": zeros()}, TypeError, r"^seed must be an int or a 0-d int64 tensor, got a float32 tensor"),
-    "1-d seed": ({"seed": zeros(1).long()}, TypeError, r"^seed must be .*0-d int64 tensor, got a int64 tensor of shape \[1\]"),
+    "float tensor seed": ({"seed": zeros()}, TypeError, r"^seed must be .*0-d int64 tensor, got a float32 tensor"),
+    "1-d seed": ({"seed": zeros(1).long()}, TypeError, r"^seed must be .*0-d int64 tensor, got .*of shape \[1\]"),
     "int32 seed": ({"seed": zeros().int()}, TypeError, r"^seed must be .*0-d int64 tensor, got a int32 tensor"),
-    "seed elsewhere": ({"seed": zeros(device="meta").long()}, ValueError, r"^seed must be on the device of mu, cpu, got meta"),
+    "seed elsewhere": ({"seed": zeros(device="meta").long()}, ValueError, r"^seed must be on the device .*got meta"),
     "reduction": ({"reduction": "avg"}, ValueError, r"^reduction must be one of 'mean', 'sum', 'none', got 'avg'"),
     "no reduction": ({"reduction": None}, ValueError, r"^reduction must be one of .*got NoneType"),
-    "backend": ({"backend": "cuda"}, ValueError, r"^backend must be one of 'auto', 'triton', 'numba', 'reference', got 'cuda'"),
+    "backend": (
+        {"backend": "cuda"},
+        ValueError,
+        r"^backend must be one of 'auto', 'triton', 'numba', 'reference', got 'cuda'",
+    ),
     "mean of no rows": (
         {"x": zeros(0, D), "x_hat": zeros(0, D), "mu": zeros(0, L), "logvar": zeros(0, L)},
         ValueError,
@@ -181,15 +209,23 @@ def test_elbo_refuses(changes, error, message):
     refused(error, message, elbo, **changes)
 
 
-# The other functions check what they share with elbo.
-@pytest.mark.parametrize("function", [fastvae.reparameterize, fastvae.kl_divergence])
-@pytest.mark.parametrize(
-    "name", [name for name, (changes, *_) in BAD.items() if changes.keys() <= {"mu", "logvar", "prior", "num_samples", "seed", "reduction", "backend"}]
-)  # fmt: skip
+# The other functions check what they share with elbo; where num_samples is all that x_hat lacks, they have no x_hat.
+SHARED = [
+    (function, name)
+    for function in (fastvae.reparameterize, fastvae.kl_divergence)
+    for name, (changes, *_) in BAD.items()
+    if changes.keys() <= inspect.signature(function).parameters.keys() and not name.startswith("x_hat")
+]
+
+
+@pytest.mark.parametrize(("function", "name"), SHARED)
 def test_the_other_functions_refuse(function, name):
     changes, error, message = BAD[name]
-    if changes.keys() <= inspect.signature(function).parameters.keys():
-        refused(error, message, function, **({"mu": zeros(N, L), "logvar": zeros(N, L)} | changes))
+    refused(error, message, function, **({"mu": zeros(N, L), "logvar": zeros(N, L)} | changes))
+
+
+def test_the_other_functions_share_their_checks():
+    assert {name for _, name in SHARED} >= {"integer mu", "negative seed", "no draws", "prior of other L", "backend"}
 
 
 def test_options_are_keywords():
@@ -215,27 +251,28 @@ def test_options_are_keywords():
         ({"scale": torch.ones(2).int()}, TypeError, r"^scale must be a floating-point tensor or a float, .*int32"),
         ({"log_scale": [0.0]}, TypeError, r"^log_scale must be a float or a tensor, got list"),
         ({"link": "softmax"}, ValueError, r"^link must be one of 'identity', 'sigmoid', 'tanh', got 'softmax'"),
-        ({"link": None}, ValueError, r"^link must be one of 'identity', 'sigmoid', 'tanh', got None"),
+        ({"link": ["tanh"]}, ValueError, r"^link must be one of 'identity', 'sigmoid', 'tanh', got \['tanh'\]"),
     ],
 )
 def test_gaussian_refuses(options, error, message):
     refused(error, message, Gaussian, **options)
 
 
-OPS = {"elbo": elbo, **{f.__name__: f for f in (fastvae.reparameterize, fastvae.kl_divergence)}}
-
-
 def call(op, **options):
-    return elbo(**options) if op == "elbo" else OPS[op](zeros(N, L), zeros(N, L), **options)
+    if op == "elbo":
+        return elbo(**options)
+    return getattr(fastvae, op)(zeros(N, L), zeros(N, L), **options)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", _backend.OPS)
 def test_a_backend_that_cannot_serve_says_why(op, monkeypatch):
     refused(
         fastvae.BackendError,
         rf"^backend='triton' cannot serve {op}: it runs on cuda tensors, these are on cpu",
-        call, op, backend="triton",
-    )  # fmt: skip
+        call,
+        op,
+        backend="triton",
+    )
     monkeypatch.setitem(_backend.HAS_KERNEL, (op, "numba"), False)
     message = rf"^backend='numba' cannot serve {op}: it has no kernel for this yet"
     refused(fastvae.BackendError, message, call, op, backend="numba")
@@ -264,6 +301,5 @@ def test_vae_passes_the_errors_on():
     refused(ValueError, r"^num_samples must be at least 1", vae.log_likelihood, zeros(N, D), 0)
     refused(ValueError, r"^likelihood must be 'gaussian' or 'bernoulli'", fastvae.VAE.mlp, D, likelihood="poisson")
     refused(ValueError, r"^scale must be a positive float or 'learned'", fastvae.VAE.mlp, D, scale="fixed")
-    wrong = fastvae.VAE(nn.Sequential(nn.Linear(D, 2 * L)), nn.Linear(L, D + 1), latent=L)
-    wrong.encoder = lambda x: (zeros(N, L), zeros(N, L))
+    wrong = fastvae.VAE(lambda x: (zeros(N, L), zeros(N, L)), nn.Linear(L, D + 1), latent=L)
     refused(ValueError, r"^the decoder must return x_hat of shape \[3, 4\]", wrong.elbo, zeros(N, D))
