@@ -3,13 +3,14 @@
     auto        CUDA tensors take Triton, CPU tensors take Numba, where a kernel serves the call; all else the reference
     triton, numba, reference    that one, or `BackendError` with the reason: never a silent change
 
-``FASTVAE_BACKEND`` in the environment replaces ``auto``. A kernel is plugged in by its file: the launchers of an op are
-``fastvae_kernels/<backend>/<op>.py``, and nothing of it is imported before the first call that takes it.
+``FASTVAE_BACKEND`` in the environment replaces ``auto``. A kernel is plugged in by its file,
+``fastvae_kernels/<backend>/<kernel>.py``, and nothing of it is imported before the first call that takes it.
 """
 
 import importlib
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
@@ -17,29 +18,45 @@ from types import ModuleType
 import torch
 
 BACKENDS = ("auto", "triton", "numba", "reference")
-OPS = ("elbo", "reparameterize", "kl_divergence")
+KERNELS = {  # the files of a backend that an op needs
+    "elbo": ("reparameterize", "log_likelihood"),
+    "reparameterize": ("reparameterize",),
+    "kl_divergence": ("reparameterize",),
+}
 DEVICES = {"triton": "cuda", "numba": "cpu"}  # where each kernel backend runs
 
 # Looked up once, here: in every call it would cost 90 us, and Dynamo warns of a functools.cache it has to look through.
 INSTALLED = {b: find_spec(b) is not None for b in DEVICES}
-HAS_KERNEL = {(op, b): find_spec(f"fastvae_kernels.{b}.{op}") is not None for op in OPS for b in DEVICES}
+HAS_KERNEL = {
+    (op, b): all(find_spec(f"fastvae_kernels.{b}.{kernel}") for kernel in kernels)
+    for op, kernels in KERNELS.items()
+    for b in DEVICES
+}
 
 
 class BackendError(RuntimeError):
     """The backend named in the call cannot serve it."""
 
 
-def choose(op: str, backend: str, device: torch.device) -> str:
-    """The backend, never ``"auto"``, that answers a call of ``op`` on tensors of ``device``."""
+def requested(backend: str) -> str:
+    """The backend asked for: the argument, or the environment's where that is ``"auto"``."""
     if backend == "auto":
         backend = os.environ.get("FASTVAE_BACKEND", "auto")
         if backend not in BACKENDS:
             raise ValueError(f"FASTVAE_BACKEND must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    return backend
+
+
+def choose(op: str, backend: str, device: torch.device, unserved: str | None = None) -> str:
+    """The backend that answers a call of ``op``: of the `requested` ``backend``, never ``"auto"``.
+
+    ``unserved`` is the reason why no kernel can take this very call, if there is one.
+    """
     if backend == "auto":
-        return next((b for b in DEVICES if why_not(op, b, device) is None), "reference")
-    if backend != "reference" and (reason := why_not(op, backend, device)):
+        return next((b for b in DEVICES if not unserved and why_not(op, b, device) is None), "reference")
+    if backend != "reference" and (reason := why_not(op, backend, device) or unserved):
         raise BackendError(f"backend={backend!r} cannot serve {op}: {reason}")
     return backend
 
@@ -55,9 +72,10 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     return None
 
 
-def launcher(op: str, backend: str) -> ModuleType:
-    """The module with the op's launchers, imported on first use."""
-    return importlib.import_module(f"fastvae_kernels.{backend}.{op}")
+def launcher(kernel: str, backend: str) -> ModuleType:
+    """The module with a kernel's launchers, imported on first use."""
+    name = f"fastvae_kernels.{backend}.{kernel}"
+    return sys.modules.get(name) or importlib.import_module(name)
 
 
 def show_config() -> None:
@@ -84,7 +102,7 @@ def show_config() -> None:
     print("\n".join(f"{name:<16} {value}" for name, value in rows))
     for device in devices:
         print(f'\nbackend="auto" on {device}:')
-        for op in OPS:
+        for op in KERNELS:
             reasons = [f"{b}: {why_not(op, b, device)}" for b in DEVICES if why_not(op, b, device)]
             chosen = choose(op, "auto", device)
             print(f"  {op:<16} {chosen:<10}" + (f" ({'; '.join(reasons)})" if chosen == "reference" else ""))

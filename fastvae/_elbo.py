@@ -18,6 +18,7 @@ from ._checks import (
     checked_decoder,
 )
 from .likelihoods import Gaussian
+from .ops import elbo as ops
 from .reference.elbo import Decoder, ElboTerms, Prior
 
 UNIT_GAUSSIAN = Gaussian()
@@ -181,24 +182,29 @@ def elbo_terms(
         check_x_hat(x_hat, x, num_samples)
     else:
         x_hat = checked_decoder(x_hat, x, num_samples)
-    _backend.choose("elbo", backend, mu.device)
+    backend = _backend.requested(backend)
+    strict = backend != "auto"
+    if backend != "reference":
+        unserved = ops.unserved_posterior(mu, logvar, prior) or ops.unserved_likelihood(x, x_hat, likelihood)
+        if isinstance(beta, Tensor) and beta.requires_grad:
+            unserved = unserved or "beta requires grad"
+        backend = _backend.choose("elbo", backend, mu.device, unserved)
+    options: dict[str, Any] = {
+        "likelihood": likelihood,
+        "beta": beta,
+        "free_bits": free_bits,
+        "prior": prior,
+        "num_samples": num_samples,
+        "x_scale": x_scale,
+        "reduction": reduction,
+        "seed": seed,
+    }
+    if backend != "reference":
+        return ops.elbo_terms(backend, strict, x, x_hat, mu, logvar, **options)
     if torch.compiler.is_compiling() and not isinstance(beta, Tensor):
         # A float that changes, as in a warm-up, would recompile at every value; a 0-d float64 promotes no [N] tensor.
-        beta = torch.ones((), dtype=torch.float64, device=mu.device) * beta
-    return reference.elbo_terms(
-        x,
-        x_hat,
-        mu,
-        logvar,
-        likelihood=likelihood,
-        beta=beta,
-        free_bits=free_bits,
-        prior=prior,
-        num_samples=num_samples,
-        x_scale=x_scale,
-        reduction=reduction,
-        seed=seed,
-    )
+        options["beta"] = torch.ones((), dtype=torch.float64, device=mu.device) * beta
+    return reference.elbo_terms(x, x_hat, mu, logvar, **options)
 
 
 def reparameterize(
@@ -250,7 +256,11 @@ def reparameterize(
     check_posterior(mu, logvar)
     check_num_samples(num_samples)
     check_seed(seed, mu.device)
-    _backend.choose("reparameterize", backend, mu.device)
+    backend = _backend.requested(backend)
+    if backend != "reference":
+        backend = _backend.choose("reparameterize", backend, mu.device, ops.unserved_posterior(mu, logvar))
+    if backend != "reference":
+        return ops.reparameterize(backend, mu, logvar, num_samples=num_samples, seed=seed)
     return reference.reparameterize(mu, logvar, num_samples=num_samples, seed=seed)
 
 
@@ -297,5 +307,10 @@ def kl_divergence(
     """
     check_posterior(mu, logvar, prior)
     check_reduction(reduction, mu.shape[0])
-    _backend.choose("kl_divergence", backend, mu.device)
+    backend = _backend.requested(backend)
+    if backend != "reference":
+        unserved = ops.unserved_posterior(mu, logvar, prior)
+        backend = _backend.choose("kl_divergence", backend, mu.device, unserved)
+    if backend != "reference":
+        return ops.kl_divergence(backend, mu, logvar, prior, reduction=reduction)
     return reference.kl_divergence(mu, logvar, prior, reduction=reduction)

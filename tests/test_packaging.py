@@ -73,7 +73,9 @@ fastvae.show_config()
 
 
 def test_the_wheel_has_every_module_the_type_marker_and_nothing_else(target):
-    shipped = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    shipped = {
+        p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
     shipped = {p for p in shipped if ".dist-info/" not in p and not p.startswith("bin/")}
     sources = {path.removeprefix("kernels/") for path in tracked() if path.endswith((".py", "py.typed"))}
     assert shipped == {path for path in sources if path.startswith("fastvae")}

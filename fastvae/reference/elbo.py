@@ -148,7 +148,14 @@ def elbo_terms(
         elif log_scale is not None:
             log_prob = likelihood.with_log_scale(log_scale).log_prob
     log_lik = log_likelihood(x, x_hat, log_prob, num_samples=num_samples, x_scale=x_scale)  # [N]
+    penalty, kl = kl_penalty(mu, logvar, prior, beta, free_bits)
+    return ElboTerms(*(reduce_batch(t, reduction) for t in (log_lik - penalty, log_lik, kl)))
 
+
+def kl_penalty(
+    mu: Tensor, logvar: Tensor, prior: Prior | None, beta: Tensor | float, free_bits: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """What the KL takes from the bound, weighed by beta and floored by free bits, and the raw KL: each ``[N]``."""
     kl = kl_raw = kl_elements(mu, logvar, prior)  # [N, *latent]
     may_be_off = not beta.requires_grad if isinstance(beta, Tensor) else beta == 0
     if may_be_off:
@@ -158,8 +165,7 @@ def elbo_terms(
     if isinstance(free_bits, Tensor) or free_bits != 0:
         floor = torch.as_tensor(free_bits, dtype=kl.dtype, device=kl.device).detach()
         kl = torch.where(kl.mean(0) <= floor, floor, kl)  # this way round NaN stays visible
-    bound = log_lik - beta * sum_event(kl)
-    return ElboTerms(*(reduce_batch(t, reduction) for t in (bound, log_lik, sum_event(kl_raw))))
+    return beta * sum_event(kl), sum_event(kl_raw)
 
 
 def elbo(x: Tensor, x_hat: Tensor | Decoder, mu: Tensor, logvar: Tensor, **options: Any) -> Tensor:
