@@ -21,8 +21,9 @@ fix: $(VENV)/.dev  ## what `check` can mend by itself
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/.test  ## timings
-	$(RUN) -m pytest bench --benchmark-enable $(ARGS)
+bench: $(VENV)/.test  ## timings, and as JSON in bench/history
+	mkdir -p bench/history
+	$(RUN) -m pytest bench --benchmark-enable --benchmark-columns=median --benchmark-json=bench/history/latest.json $(ARGS)
 
 docs: train  ## renew the pictures of the README
 	cp runs/digits/samples.png runs/digits/elbo.png docs/

@@ -1,6 +1,7 @@
-"""The ELBO, forward and backward, tensor form, float32, mean over the batch: `fastvae.elbo` against eager torch.
+"""The ELBO on the CPU: `fastvae` against eager torch, `torch.compile`, and the floor of memory, forward and backward.
 
-`make bench` runs it. Two threads share a machine badly with anything else, so run it alone.
+`make bench` runs it. Rivals are at their best: compiled for static shapes, on all threads. The floor reads x and x_hat
+and writes one array of their size, as the fused kernel must. Run it alone: threads share a machine badly.
 """
 
 import math
@@ -10,28 +11,91 @@ import torch
 from torch import Tensor
 
 import fastvae
+from fastvae.demo.training import Options
 
-# N, D, L: a small MLP, MNIST in two batch sizes, CIFAR, a wide table
-SIZES = [(128, 64, 8), (128, 784, 20), (4096, 784, 32), (512, 3072, 128), (128, 20000, 10)]
+# N, D, L: a small MLP; MNIST in three batch sizes; CIFAR; a wide table; images of 256 x 256 x 3, out of every cache
+SIZES = [
+    *((128, 64, 8), (128, 784, 20), (512, 784, 20), (512, 3072, 128)),
+    *((128, 20000, 10), (4096, 784, 32), (64, 196608, 256)),
+]
 
 
-def eager(x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+def textbook_elbo(x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """What most training loops write."""
     log_likelihood = -0.5 * (x - x_hat).square().sum(1) - 0.5 * x.shape[1] * math.log(2 * math.pi)
     kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1)
     return (log_likelihood - kl).mean()
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-@pytest.mark.parametrize("function", [fastvae.elbo, eager], ids=["fastvae", "eager"])
-def bench_elbo(benchmark, function, size):
+def textbook_sample(mu: Tensor, logvar: Tensor) -> Tensor:
+    """One number that depends on z and on the KL, as most training loops write them."""
+    z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+    return z.sum() - 0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1).mean()
+
+
+def fused_sample(mu: Tensor, logvar: Tensor) -> Tensor:
+    """The same with fastvae."""
+    return fastvae.reparameterize(mu, logvar).sum() + fastvae.kl_divergence(mu, logvar, reduction="mean")
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(shape).requires_grad_()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "elbo {}x{},{}".format(*size))
+def bench_elbo(race, size):
     N, D, L = size
-    x = torch.randn(N, D)
-    x_hat, mu, logvar = (torch.randn(shape).requires_grad_() for shape in ((N, D), (N, L), (N, L)))
+    x, x_hat, mu, logvar = torch.randn(N, D), leaf(N, D), leaf(N, L), leaf(N, L)
+    detached = x_hat.detach()
 
-    def step():
-        x_hat.grad = mu.grad = logvar.grad = None
-        (-function(x, x_hat, mu, logvar)).backward()
+    def step(function):
+        def run():
+            x_hat.grad = mu.grad = logvar.grad = None
+            (-function(x, x_hat, mu, logvar)).backward()
 
-    benchmark.group = f"{N} x {D}, {L}"
-    benchmark(step)
+        return run
+
+    race(
+        fastvae=step(fastvae.elbo),
+        eager=step(textbook_elbo),
+        compile=step(torch.compile(textbook_elbo, dynamic=False)),
+        floor=lambda: x + detached,
+    )
+
+
+@pytest.mark.parametrize("size", [(128, 20), (4096, 512)], ids=lambda size: "sample + KL {}x{}".format(*size))
+def bench_reparameterize(race, size):
+    mu, logvar = leaf(*size), leaf(*size)
+
+    def step(function):
+        def run():
+            mu.grad = logvar.grad = None
+            function(mu, logvar).backward()
+
+        return run
+
+    race(
+        fastvae=step(fused_sample),
+        eager=step(textbook_sample),
+        compile=step(torch.compile(textbook_sample, dynamic=False)),
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference"], ids=["train step, digits"])
+def bench_training_step(race, backend):
+    """A whole step of the default VAE of `make train`, Adam included, against the same with the reference ops."""
+    options = Options()
+    x = torch.rand(options.batch_size, 8, 8)
+
+    def step(**how):
+        model = fastvae.VAE.mlp((8, 8), latent=options.latent, hidden=options.hidden)
+        optimizer = torch.optim.Adam(model.parameters(), options.lr)
+
+        def run():
+            optimizer.zero_grad()
+            (-model.elbo(x, **how)).backward()
+            optimizer.step()
+
+        return run
+
+    race(fastvae=step(), reference=step(backend=backend))

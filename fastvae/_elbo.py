@@ -112,20 +112,9 @@ def elbo(
     >>> fastvae.elbo(torch.zeros(1, 4), torch.zeros(1, 4), at_prior, at_prior)
     tensor(-3.6758)
     """
-    return elbo_terms(
-        x,
-        x_hat,
-        mu,
-        logvar,
-        likelihood=likelihood,
-        beta=beta,
-        free_bits=free_bits,
-        prior=prior,
-        num_samples=num_samples,
-        x_scale=x_scale,
-        reduction=reduction,
-        seed=seed,
-        backend=backend,
+    return _evaluate(
+        *(x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, backend),
+        terms=False,
     ).elbo
 
 
@@ -170,6 +159,30 @@ def elbo_terms(
     >>> fastvae.elbo_terms(torch.zeros(1, 4), torch.zeros(1, 4), mu, logvar)
     ElboTerms(elbo=tensor(-4.1758), log_likelihood=tensor(-3.6758), kl=tensor(0.5000))
     """
+    return _evaluate(
+        *(x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, backend),
+        terms=True,
+    )
+
+
+def _evaluate(
+    x: Any,
+    x_hat: Any,
+    mu: Any,
+    logvar: Any,
+    likelihood: Any,
+    beta: Any,
+    free_bits: Any,
+    prior: Any,
+    num_samples: Any,
+    x_scale: Any,
+    reduction: Any,
+    seed: Any,
+    backend: Any,
+    *,
+    terms: bool,
+) -> ElboTerms:
+    """Check the arguments, choose a backend, and call it; without ``terms`` only the bound is sure to be there."""
     check_posterior(mu, logvar, prior)
     check_num_samples(num_samples)
     check_x(x, x_scale, mu)
@@ -200,7 +213,7 @@ def elbo_terms(
         "seed": seed,
     }
     if backend != "reference":
-        return ops.elbo_terms(backend, strict, x, x_hat, mu, logvar, **options)
+        return ops.elbo_terms(backend, strict, x, x_hat, mu, logvar, **options, terms=terms)
     if torch.compiler.is_compiling() and not isinstance(beta, Tensor):
         # A float that changes, as in a warm-up, would recompile at every value; a 0-d float64 promotes no [N] tensor.
         options["beta"] = torch.ones((), dtype=torch.float64, device=mu.device) * beta

@@ -1,19 +1,17 @@
 """The ELBO's kernels as torch operations: what is saved, what is recomputed, whose gradient is whose.
 
-Two autograd Functions, so that asking for one gradient does not spend the other's buffer:
+    Sample    mu, logvar, prior, seed                  ->  z, -beta KL in final units, raw KL
+    Bound     x, x_hat, log_scale, that KL term        ->  ELBO, log-likelihood
+              x, x_hat, log_scale, mu, logvar, prior   ->  ELBO, log-likelihood, raw KL
 
-    SampleAndKL     mu, logvar, prior, seed         ->  z, -beta KL (in final units), raw KL
-    LogLikelihood   x, x_hat, log_scale, -beta KL   ->  ELBO, log-likelihood
-
-One pass: where the upstream gradient will most likely be that of a loss, -ELBO, `LogLikelihood` forms dx_hat while it
-has x and x_hat at hand, and backward hands that buffer over, scaled if the upstream is another; a second backward finds
-it gone and recomputes. The noise is never stored: it is a function of the seed. Under ``create_graph``, and for batched
+One pass: where the upstream gradient will most likely be that of a loss, -ELBO, `Bound` forms dx_hat while it has x and
+x_hat at hand, and backward hands that buffer over, scaled if the upstream is another; a second backward finds it gone
+and recomputes. The noise is never stored: it is a function of the seed. Under ``create_graph``, and for batched
 gradients, the reference's formulas are differentiated instead.
 Launchers are functions of ``fastvae_kernels.<backend>.{reparameterize, log_likelihood}``, imported at the first call.
 """
 
-from dataclasses import dataclass, replace
-from types import ModuleType
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,171 +28,178 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What is no tensor, or none that gets a gradient."""
+class Call:
+    """One call of a public function: its launchers, and its options that are no tensors or get no gradient."""
 
-    reduction: str = "none"
-    num_samples: int | None = None
-    beta: Tensor | float = 1.0
-    free_bits: Tensor | float = 0.0
-    x_scale: float | None = None
-    likelihood: Gaussian | Bernoulli | None = None
-    log_scale: float = 0.0
-    kl: bool = True
-    first_row: int = 0
+    __slots__ = (
+        *("latent", "density", "reduction", "num_samples", "beta", "free_bits", "x_scale", "likelihood", "log_scale"),
+        *("terms", "want_kl", "one_pass"),
+    )
 
+    def __init__(
+        self,
+        backend: str,
+        *,
+        reduction: str = "none",
+        num_samples: int | None = None,
+        beta: Tensor | float = 1.0,
+        free_bits: Tensor | float = 0.0,
+        x_scale: float | None = None,
+        terms: bool = True,
+        want_kl: bool = True,
+    ) -> None:
+        self.latent = _backend.launcher("reparameterize", backend)
+        self.density = _backend.launcher("log_likelihood", backend)
+        self.reduction, self.num_samples = reduction, num_samples
+        self.beta, self.free_bits, self.x_scale = beta, free_bits, x_scale
+        self.terms, self.want_kl = terms, want_kl  # whether log-likelihood and raw KL are asked for, and any KL at all
+        self.likelihood: Any = None
+        self.log_scale = 0.0  # the Gaussian's, where it is no tensor
+        self.one_pass = False
 
-class SampleAndKL(Function):
-    """(mu, logvar, mu_p, logvar_p, seed) -> (z, neg_kl, kl); z is None without a seed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        mu: Tensor,
-        logvar: Tensor,
-        mu_p: Tensor | None,
-        logvar_p: Tensor | None,
-        seed: Tensor | None,
-        launcher: ModuleType,
-        options: Options,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """One launch."""
-        o = options
-        prior = None if mu_p is None or logvar_p is None else (mu_p, logvar_p)
-        z, neg_kl, kl, kept = launcher.forward(
+    def sample(self, mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor | None) -> Any:
+        """Launch sampling and KL: z, neg_kl, kl, which latent elements free bits keep, gradients had in passing."""
+        return self.latent.forward(
             mu,
             logvar,
             prior,
             seed,
-            num_samples=o.num_samples,
-            beta=o.beta,
-            free_bits=o.free_bits,
-            reduction=o.reduction,
-            want_kl=o.kl,
-            first_row=o.first_row,
+            num_samples=self.num_samples,
+            beta=self.beta,
+            free_bits=self.free_bits,
+            reduction=self.reduction,
+            want_kl=self.want_kl,
+            want_raw=self.terms,
+            want_gradients=self.one_pass and seed is None,
         )
+
+    def sample_backward(self, mu: Tensor, logvar: Tensor, prior: Any, *others: Any) -> Any:
+        """Launch the way back through both; ``others`` are seed, kept, dz, dneg_kl, dkl."""
+        k, b, r = self.num_samples, self.beta, self.reduction
+        return self.latent.backward(mu, logvar, prior, *others, num_samples=k, beta=b, reduction=r)
+
+    def bound(self, x: Tensor, x_hat: Tensor, log_scale: Any, neg_kl: Tensor | None, weight: Any) -> Any:
+        """Launch the log-likelihood: values if there is a KL term to add, gradients if there is a weight."""
+        gaussian = type(self.likelihood) is Gaussian
+        return self.density.log_likelihood(
+            x,
+            x_hat,
+            self.log_scale if log_scale is None else log_scale,
+            self.x_scale,
+            neg_kl,
+            weight,
+            likelihood="gaussian" if gaussian else "bernoulli",
+            link=self.likelihood.link if gaussian else "identity",
+            num_samples=self.num_samples,
+            reduction=self.reduction,
+            need_dlog_scale=log_scale is not None,
+            want_log_lik=self.terms,
+        )
+
+    def log_likelihood_formula(self, x: Tensor, x_hat: Tensor, log_scale: Any) -> Tensor:
+        """The reduced log-likelihood by the reference."""
+        likelihood, k = self.likelihood, self.num_samples
+        if log_scale is not None:
+            likelihood = replace(likelihood, scale=1.0, log_scale=log_scale)
+        log_lik = log_likelihood_formula(x, x_hat, likelihood.log_prob, num_samples=k, x_scale=self.x_scale)
+        return reduce_batch(log_lik, self.reduction)
+
+    def sample_formula(self, mu: Any, logvar: Any, prior: Any, seed: Tensor | None) -> list[Tensor]:
+        """The reduced -beta KL and raw KL, and z where there is a seed, by the reference."""
+        penalty, kl = kl_penalty(mu, logvar, prior, self.beta, self.free_bits)
+        outputs = [reduce_batch(t, self.reduction) for t in (-penalty, kl)]
+        if seed is not None:
+            outputs.append(reparameterize_formula(mu, logvar, num_samples=self.num_samples, seed=seed))
+        return outputs
+
+
+class Sample(Function):
+    """(mu, logvar, mu_p, logvar_p, seed) -> (z, neg_kl, kl); what is not asked for is None."""
+
+    @staticmethod
+    def forward(ctx: Any, mu: Tensor, logvar: Tensor, mu_p: Any, logvar_p: Any, seed: Any, call: Call) -> Any:
+        """One launch."""
+        z, neg_kl, kl, kept, _ = call.sample(mu, logvar, None if mu_p is None else (mu_p, logvar_p), seed)
         ctx.save_for_backward(mu, logvar, mu_p, logvar_p, seed, kept)
-        ctx.launcher, ctx.options = launcher, options
+        ctx.call = call
         ctx.set_materialize_grads(False)
         return z, neg_kl, kl
 
     @staticmethod
-    def backward(ctx: Any, dz: Tensor | None, dneg_kl: Tensor | None, dkl: Tensor | None) -> Any:
+    def backward(ctx: Any, *upstreams: Any) -> Any:
         """One launch, which makes the noise again; or the formula."""
+        dz, dneg_kl, dkl = upstreams
         mu, logvar, mu_p, logvar_p, seed, kept = ctx.saved_tensors
-        o: Options = ctx.options
-        if dz is None and dneg_kl is None and dkl is None:
-            return (None,) * 7
-        prior = None if mu_p is None else (mu_p, logvar_p)
-        if needs_formula(dz, dneg_kl, dkl):
-            with torch.enable_grad():
-                mu, logvar, mu_p, logvar_p = aliases(mu, logvar, mu_p, logvar_p)
-                prior = None if mu_p is None else (mu_p, logvar_p)
-                penalty, kl = kl_penalty(mu, logvar, prior, o.beta, o.free_bits)
-                outputs = [reduce_batch(t, o.reduction) for t in (-penalty, kl)]
-                if seed is not None:
-                    k, n = o.num_samples, o.first_row
-                    outputs.append(reparameterize_formula(mu, logvar, num_samples=k, seed=seed, first_row=n))
-            return *differentiate(outputs, (dneg_kl, dkl, dz), (mu, logvar, mu_p, logvar_p)), None, None, None
-        gradients = ctx.launcher.backward(
-            mu,
-            logvar,
-            prior,
-            seed,
-            kept,
-            dz,
-            dneg_kl,
-            dkl,
-            num_samples=o.num_samples,
-            beta=o.beta,
-            reduction=o.reduction,
-            first_row=o.first_row,
-        )
-        return *gradients, *(None,) * (7 - len(gradients))
+        return *latent_gradients(ctx.call, mu, logvar, mu_p, logvar_p, seed, kept, dz, dneg_kl, dkl), None, None
 
 
-class LogLikelihood(Function):
-    """(x, x_hat, log_scale, neg_kl) -> (elbo, log_lik), where elbo = log_lik + neg_kl."""
+class Bound(Function):
+    """(x, x_hat, log_scale, neg_kl) or (x, x_hat, log_scale, None, mu, logvar, mu_p, logvar_p) -> elbo, log_lik, kl."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        x_hat: Tensor,
-        log_scale: Tensor | None,
-        neg_kl: Tensor,
-        launcher: ModuleType,
-        options: Options,
-        one_pass: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """One launch."""
-        weight = torch.full((), -1.0) if one_pass else None
-        elbo, log_lik, dx_hat, dlog_scale = launch(launcher, options, x, x_hat, log_scale, neg_kl, weight)
-        # The buffer is no saved tensor: backward must be able to give it away. It holds the gradient of -ELBO.
-        ctx.buffer = (dx_hat, dlog_scale) if one_pass else None
-        ctx.save_for_backward(x, x_hat, log_scale)
-        ctx.launcher, ctx.options, ctx.neg_kl_dtype = launcher, options, neg_kl.dtype
+        ctx: Any, x: Tensor, x_hat: Tensor, log_scale: Any, neg_kl: Any, mu: Any, logvar: Any, mu_p: Any, logvar_p: Any,
+        call: Call,
+    ) -> Any:  # fmt: skip
+        """One launch, or two."""
+        kl = kept = kl_gradients = None
+        if neg_kl is None:
+            _, neg_kl, kl, kept, kl_gradients = call.sample(
+                mu, logvar, None if mu_p is None else (mu_p, logvar_p), None
+            )
+        elbo, log_lik, dx_hat, dlog_scale = call.bound(x, x_hat, log_scale, neg_kl, -1.0 if call.one_pass else None)
+        # Buffers are no saved tensors: backward must be able to give them away. They hold the gradient of -ELBO.
+        ctx.buffer = (dx_hat, dlog_scale) if call.one_pass else None
+        ctx.kl_buffer = kl_gradients
+        ctx.save_for_backward(x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept)
+        ctx.call, ctx.kl_dtype = call, neg_kl.dtype
         ctx.set_materialize_grads(False)
-        return elbo, log_lik
+        return (elbo, log_lik, kl) if call.terms else elbo
 
     @staticmethod
-    def backward(ctx: Any, delbo: Tensor | None, dlog_lik: Tensor | None) -> Any:
+    def backward(ctx: Any, delbo: Any, dlog_lik: Any = None, dkl: Any = None) -> Any:
         """Hand the buffer over; recompute if there is none, by the formula if that must be differentiable."""
+        x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept = ctx.saved_tensors
+        call, dneg_kl = ctx.call, None if delbo is None else delbo.to(ctx.kl_dtype)
         upstream = dlog_lik if delbo is None else delbo if dlog_lik is None else delbo + dlog_lik
-        if upstream is None:
-            return (None,) * 7
-        dneg_kl = None if delbo is None else delbo.to(ctx.neg_kl_dtype)
-        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            return None, None, None, dneg_kl, None, None, None
-        x, x_hat, log_scale = ctx.saved_tensors
-        buffer, ctx.buffer = ctx.buffer, None
-        if needs_formula(upstream):
-            with torch.enable_grad():
-                x_hat, log_scale = aliases(x_hat, log_scale)
-                log_lik = reduced_log_likelihood(ctx.options, x, x_hat, log_scale)
-            gradients = differentiate([log_lik], (upstream,), (x_hat, log_scale))
-        elif buffer is not None:
-            gradients = ctx.launcher.scale_(buffer, -upstream)
+        gradients: Any = (None, None)
+        if upstream is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            buffer, ctx.buffer = ctx.buffer, None
+            if needs_formula(upstream):
+                with torch.enable_grad():
+                    x_hat, log_scale = aliases(x_hat, log_scale)
+                    log_lik = call.log_likelihood_formula(x, x_hat, log_scale)
+                gradients = differentiate([log_lik], (upstream,), (x_hat, log_scale))
+            elif buffer is not None:
+                gradients = call.density.scale_(buffer, upstream, -1.0)
+            else:
+                gradients = call.bound(x, x_hat, log_scale, None, upstream)[2:]
+        if mu is None:
+            return None, *gradients, dneg_kl, None, None, None, None, None
+        kl_buffer, ctx.kl_buffer = ctx.kl_buffer, None
+        if kl_buffer is not None and dneg_kl is not None and dkl is None and not needs_formula(dneg_kl):
+            latent: Any = (*call.density.scale_(kl_buffer, dneg_kl, -1.0), None, None)
         else:
-            gradients = launch(ctx.launcher, ctx.options, x, x_hat, log_scale, None, upstream)[2:]
-        return None, *gradients, dneg_kl, None, None, None
+            latent = latent_gradients(call, mu, logvar, mu_p, logvar_p, None, kept, None, dneg_kl, dkl)
+        return None, *gradients, None, *latent, None
 
 
-def launch(
-    launcher: ModuleType,
-    options: Options,
-    x: Tensor,
-    x_hat: Tensor,
-    log_scale: Tensor | None,
-    neg_kl: Tensor | None,
-    weight: Tensor | None,
+def latent_gradients(
+    call: Call, mu: Tensor, logvar: Tensor, mu_p: Any, logvar_p: Any, seed: Any, kept: Any, *upstreams: Any
 ) -> Any:
-    """Call the log-likelihood launcher: values if there is a KL term to add, gradients if there is a weight."""
-    likelihood = options.likelihood
-    return launcher.log_likelihood(
-        x,
-        x_hat,
-        options.log_scale if log_scale is None else log_scale,
-        options.x_scale,
-        neg_kl,
-        weight,
-        likelihood="gaussian" if isinstance(likelihood, Gaussian) else "bernoulli",
-        link=likelihood.link if isinstance(likelihood, Gaussian) else "identity",
-        num_samples=options.num_samples,
-        reduction=options.reduction,
-        need_dlog_scale=log_scale is not None,
-    )
-
-
-def reduced_log_likelihood(options: Options, x: Tensor, x_hat: Tensor, log_scale: Tensor | None) -> Tensor:
-    """The reduced log-likelihood by the reference's formula."""
-    likelihood = options.likelihood
-    if isinstance(likelihood, Gaussian) and log_scale is not None:
-        likelihood = replace(likelihood, scale=1.0, log_scale=log_scale)
-    k, scale = options.num_samples, options.x_scale
-    log_lik = log_likelihood_formula(x, x_hat, likelihood.log_prob, num_samples=k, x_scale=scale)  # type: ignore[union-attr]
-    return reduce_batch(log_lik, options.reduction)
+    """Gradients of mu, logvar, mu_p, logvar_p from those of z, neg_kl, kl."""
+    dz, dneg_kl, dkl = upstreams
+    if dz is None and dneg_kl is None and dkl is None:
+        return None, None, None, None
+    if needs_formula(*upstreams):
+        with torch.enable_grad():
+            inputs = aliases(mu, logvar, mu_p, logvar_p)
+            prior = None if mu_p is None else tuple(inputs[2:])
+            outputs = call.sample_formula(inputs[0], inputs[1], prior, seed)
+        return differentiate(outputs, (dneg_kl, dkl, dz), tuple(inputs))
+    prior = None if mu_p is None else (mu_p, logvar_p)
+    gradients = call.sample_backward(mu, logvar, prior, seed, kept, dz, dneg_kl, dkl)
+    return gradients if prior else (*gradients, None, None)
 
 
 def needs_formula(*upstreams: Tensor | None) -> bool:
@@ -270,45 +275,56 @@ def elbo_terms(
     seed: Tensor | int | None,
     **options: Any,
 ) -> ElboTerms:
-    """`fastvae.elbo_terms` on the kernels of a backend. Its arguments are checked; ``strict`` forbids the reference."""
-    o = Options(**options)
-    decoder = None if isinstance(x_hat, Tensor) else x_hat
-    seed = None if decoder is None else as_seed(seed, mu.device)
-    latent = _backend.launcher("reparameterize", backend)
-    z, neg_kl, kl = SampleAndKL.apply(mu, logvar, *(prior or (None, None)), seed, latent, o)
-    if decoder is not None:
-        x_hat, decoded_scale = decode(decoder, z, o.num_samples)
+    """`fastvae.elbo_terms` on the kernels of a backend. Its arguments are checked; ``strict`` forbids the reference.
+
+    With ``terms=False`` among the options the two terms may be None.
+    """
+    call, neg_kl, kl = Call(backend, **options), None, None
+    mu_p, logvar_p = prior or (None, None)
+    if not isinstance(x_hat, Tensor):
+        z, neg_kl, kl = Sample.apply(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), call)
+        x_hat, decoded_scale = decode(x_hat, z, call.num_samples)
         if decoded_scale is not None:
             likelihood = likelihood.with_log_scale(decoded_scale)
-    scale = likelihood.get_log_scale() if isinstance(likelihood, Gaussian) else 0.0
-    log_scale, number = (scale, 0.0) if isinstance(scale, Tensor) else (None, scale)
-    o = replace(o, likelihood=likelihood, log_scale=number)
-    if reason := unserved_likelihood(x, x_hat, likelihood):  # the decoder's output is in a dtype that has no kernel
+    log_scale = None
+    if type(likelihood) is Gaussian:
+        scale = likelihood.get_log_scale()
+        if isinstance(scale, Tensor):
+            # autograd saves it; a decoded one held by the call besides, which Sample holds, would never be freed
+            log_scale, likelihood = scale, Gaussian(link=likelihood.link)
+        else:
+            call.log_scale = scale
+    call.likelihood = likelihood
+    if neg_kl is not None and (
+        reason := unserved_likelihood(x, x_hat, likelihood)
+    ):  # the decoder's dtype has no kernel
         if strict:
             raise _backend.BackendError(f"backend={backend!r} cannot serve elbo: {reason}")
-        log_lik = reduced_log_likelihood(o, x, x_hat, log_scale)
-        return ElboTerms(log_lik + neg_kl, log_lik, kl)
-    one_pass = (
-        torch.is_grad_enabled()
-        and x_hat.requires_grad
-        and o.reduction != "none"
+        log_lik = call.log_likelihood_formula(x, x_hat, log_scale)
+        return ElboTerms(log_lik + neg_kl, log_lik, kl)  # type: ignore[arg-type]
+    call.one_pass = (
+        x_hat.requires_grad
+        and call.reduction != "none"
+        and torch.is_grad_enabled()
         and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
     )
-    density = _backend.launcher("log_likelihood", backend)
-    elbo, log_lik = LogLikelihood.apply(x, x_hat, log_scale, neg_kl, density, o, one_pass)
-    return ElboTerms(elbo, log_lik, kl)
+    if neg_kl is not None:
+        mu = logvar = mu_p = logvar_p = None  # type: ignore[assignment]
+    out = Bound.apply(x, x_hat, log_scale, neg_kl, mu, logvar, mu_p, logvar_p, call)
+    if not call.terms:
+        return ElboTerms(out, None, None)  # type: ignore[arg-type]
+    return ElboTerms(out[0], out[1], out[2] if kl is None else kl)
 
 
 def reparameterize(
     backend: str, mu: Tensor, logvar: Tensor, *, num_samples: int | None, seed: Tensor | int | None
 ) -> Tensor:
     """`fastvae.reparameterize` on the kernels of a backend."""
-    latent = _backend.launcher("reparameterize", backend)
-    seed = as_seed(seed, mu.device)
-    return SampleAndKL.apply(mu, logvar, None, None, seed, latent, Options(num_samples=num_samples, kl=False))[0]
+    call = Call(backend, num_samples=num_samples, want_kl=False)
+    return Sample.apply(mu, logvar, None, None, as_seed(seed, mu.device), call)[0]
 
 
 def kl_divergence(backend: str, mu: Tensor, logvar: Tensor, prior: Prior | None, *, reduction: str) -> Tensor:
     """`fastvae.kl_divergence` on the kernels of a backend."""
-    latent = _backend.launcher("reparameterize", backend)
-    return SampleAndKL.apply(mu, logvar, *(prior or (None, None)), None, latent, Options(reduction=reduction))[2]
+    mu_p, logvar_p = prior or (None, None)
+    return Sample.apply(mu, logvar, mu_p, logvar_p, None, Call(backend, reduction=reduction))[2]

@@ -7,6 +7,7 @@ A kernel is compiled for dtype codes that it holds as constants, and makes its 1
     store(x, i, value)                      # rounded to the element's dtype
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -101,9 +102,46 @@ def _store(array, i, value):
     return store_float
 
 
+def weight_at(address: int, i: int, factor: float, code: int) -> Any:
+    """``factor`` times element i of the upstream gradient at ``address``; at address 0 stands a 1."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(weight_at, prefer_literal=True)
+def _weight_at(address, i, factor, code):
+    if not isinstance(code, types.IntegerLiteral):
+        return None
+    dtype, item_bytes = (types.float64, 8) if code.literal_value == F64 else (types.float32, 4)
+
+    def load(address, i, factor, code):
+        return dtype(factor) * array_at(address + i * item_bytes, 1, code)[0] if address else dtype(factor)
+
+    return load
+
+
+class _Scratch(threading.local):
+    """Room for the partial sums of one call at a time in each thread, kept from call to call."""
+
+    def __init__(self) -> None:
+        self.room = torch.empty(4096, dtype=torch.float64)
+
+
+_scratch = _Scratch()
+
+
+def scratch(length: int) -> int:
+    """The address of ``length`` float64 numbers that the next call in this thread may overwrite."""
+    if _scratch.room.numel() < length:
+        _scratch.room = torch.empty(length, dtype=torch.float64)
+    return _scratch.room.data_ptr()
+
+
 def compute_dtype(*values: Any) -> torch.dtype:
     """Float64 where one of the tensors is, else float32."""
-    return torch.float64 if any(isinstance(v, Tensor) and v.dtype == torch.float64 for v in values) else torch.float32
+    for value in values:
+        if isinstance(value, Tensor) and value.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def dense_rows(t: Tensor, rows: int) -> tuple[Tensor, int]:

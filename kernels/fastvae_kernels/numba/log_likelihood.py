@@ -31,7 +31,9 @@ from ._memory import (
     dense_rows,
     in_order,
     memory_order,
+    scratch,
     store,
+    weight_at,
 )
 from ._threads import run
 
@@ -77,12 +79,14 @@ def bernoulli(x: Any, a: Any) -> Any:
 @cache
 def make_rows(X: int, H: int, S: int, T: int, likelihood: int, link: int, scale: int, gradient: bool) -> Any:
     """The kernel for the dtype codes of x, x_hat, log_scale and arithmetic, a likelihood, a link, a form of scale."""
-    x_bytes, h_bytes, s_bytes, t_bytes = (ITEM_SIZES[code] for code in (X, H, S, T))
+    x_bytes, h_bytes, s_bytes = (ITEM_SIZES[code] for code in (X, H, S))
 
     @jit(fastmath=REDUCTION)
     def log_likelihood_rows(
-        x, h, s, w, partial, dh, ds, x_scale, one_log_scale, N, K, D, block, x_row, h_row, s_row, w_row, start, stop
-    ):  # x, ..., ds are addresses, *_row strides in elements; row k N + n of x_hat is draw k of x's row n
+        x, h, s, dh, ds, partial, w, w_row, w_factor, x_scale, one_log_scale,
+        N, K, D, block, x_row, h_row, s_row, start, stop,
+    ):  # fmt: skip
+        # x, ..., w are addresses, *_row strides in elements; row k N + n of x_hat is draw k of x's row n
         chunks = -(-D // CHUNK)
         sums = array_at(partial, N * chunks, F64)
         for unit in range(start, stop):
@@ -90,7 +94,7 @@ def make_rows(X: int, H: int, S: int, T: int, likelihood: int, link: int, scale:
             first = c * CHUNK
             length = min(CHUNK, D - first)
             for n in range(b * block, min(b * block + block, N)):
-                weight = array_at(w + n * w_row * t_bytes, 1, T)[0]
+                weight = weight_at(w, n * w_row, w_factor, T)
                 x_n = array_at(x + (n * x_row + first) * x_bytes, length, X)
                 one, inverse = like(weight, 1), like(weight, math.exp(-one_log_scale))
                 x_factor = like(weight, x_scale) if X == U8 else one
@@ -142,14 +146,34 @@ def make_finish(T: int, E: int, per_row: bool) -> Any:
                 row += sums[n * chunks + c]
             row = row / K + constant
             if per_row:
-                array_at(log_lik + n * t_bytes, 1, T)[0] = row
+                if log_lik:
+                    array_at(log_lik + n * t_bytes, 1, T)[0] = row
                 array_at(elbo + n * e_bytes, 1, E)[0] = row + array_at(neg_kl + n * e_bytes, 1, E)[0]
             total += row
         if not per_row:
-            array_at(log_lik, 1, T)[0] = total * mean
+            if log_lik:
+                array_at(log_lik, 1, T)[0] = total * mean
             array_at(elbo, 1, E)[0] = total * mean + array_at(neg_kl, 1, E)[0]
 
     return log_likelihood_finish
+
+
+@cache
+def make_dlog_scale(T: int) -> Any:
+    """The kernel of the gradient of a single log_scale: sum_d (r^2 - 1) of each row, from its sums of -r^2 / 2."""
+
+    @jit
+    def log_scale_gradient(partial, w, w_row, w_factor, out, N, chunks, count):
+        sums = array_at(partial, N * chunks, F64)
+        total = 0.0
+        for n in range(N):
+            row = 0.0
+            for c in range(chunks):
+                row += sums[n * chunks + c]
+            total += (-2 * row - count) * weight_at(w, n * w_row, w_factor, T)
+        array_at(out, 1, F64)[0] = total
+
+    return log_scale_gradient
 
 
 class Result(NamedTuple):
@@ -177,63 +201,81 @@ def log_likelihood(
     log_scale: Tensor | float,
     x_scale: float | None,
     neg_kl: Tensor | None,
-    weight: Tensor | None,
+    weight: Tensor | float | None,
     *,
     likelihood: str,
     link: str,
     num_samples: int | None,
     reduction: str,
     need_dlog_scale: bool = False,
+    want_log_lik: bool = True,
 ) -> Result:
     """Values if ``neg_kl`` is given, the KL term in final units that is added to them; gradients if ``weight`` is.
 
-    ``weight`` is the upstream gradient of the log-likelihood as it is reduced: 0-d, or ``[N]`` for "none".
+    ``weight`` is the upstream gradient of the log-likelihood as it is reduced: a number, 0-d, or ``[N]`` for "none".
     """
     N, K = x.shape[0], num_samples or 1
     D = x.numel() // N if N else 0
     dtype = compute_dtype(x, x_hat, log_scale)
-    mean = 1 / N if reduction == "mean" else 1.0
+    T = CODES[dtype]
+    gradient = weight is not None
     order = memory_order(x_hat, x.dim() - 1)
     x_rows, x_stride = dense_rows(in_order(x, order), N)
     h = in_order(x_hat, order)
     h_rows, h_stride = dense_rows(h if num_samples is None else h.flatten(0, 1), K * N)
     block = -(-N // ROW_BLOCKS) or 1
-    scale = scale_form(log_scale, h, order, x.dim() - 1, block, need_dlog_scale and weight is not None)
+    scale = scale_form(log_scale, h, order, x.dim() - 1, block, need_dlog_scale and gradient)
     if scale.form != SUMMED:
         block = 1
-    w = torch.ones((), dtype=dtype) if weight is None else weight.to(dtype).contiguous() * (mean / K)
+    factor = 1 / (N * K) if reduction == "mean" else 1 / K
+    if isinstance(weight, Tensor):
+        weight = weight.to(dtype).contiguous()  # kept alive here
+        w, w_row = weight.data_ptr(), weight.dim()
+    else:
+        w, w_row, factor = 0, 0, factor * (weight or 0.0)
     chunks = -(-D // CHUNK)
-    partial = torch.empty(N * chunks, dtype=torch.float64)
-    dx_hat = h_rows if weight is None else torch.empty(h.shape, dtype=h.dtype)
+    partial = scratch(N * chunks)
+    dx_hat = torch.empty(h.shape, dtype=h.dtype) if gradient else h
 
     rows = make_rows(
-        *(CODES[t] for t in (x.dtype, h.dtype, scale.rows.dtype, dtype)),
-        *(LIKELIHOODS[likelihood], LINKS[link], scale.form, weight is not None),
-    )
-    addresses = [t.data_ptr() for t in (x_rows, h_rows, scale.rows, w, partial, dx_hat, scale.gradient)]
-    factors = (1.0 if x_scale is None else float(x_scale), scale.number)
-    strides = (x_stride, h_stride, scale.stride, w.dim())
-    work = h.numel() * NS_PER_ELEMENT.get((likelihood, link, scale.form), 1.0)
-    run(rows, (*addresses, *factors, N, K, D, block, *strides), -(-N // block) * chunks, work)
+        CODES[x.dtype], CODES[h.dtype], CODES[scale.rows.dtype], T,
+        LIKELIHOODS[likelihood], LINKS[link], scale.form, gradient,
+    )  # fmt: skip
+    run(
+        rows,
+        (
+            x_rows.data_ptr(), h_rows.data_ptr(), scale.rows.data_ptr(), dx_hat.data_ptr(), scale.gradient.data_ptr(),
+            partial, w, w_row, factor, 1.0 if x_scale is None else float(x_scale), scale.number,
+            N, K, D, block, x_stride, h_stride, scale.stride,
+        ),
+        -(-N // block) * chunks,
+        h.numel() * NS_PER_ELEMENT.get((likelihood, link, scale.form), 1.0),
+    )  # fmt: skip
 
-    elbo = log_lik = dlog_scale = None
-    if neg_kl is not None:
-        constant = -D * (scale.number + HALF_LOG_2PI) if likelihood == "gaussian" else 0.0
-        log_lik = torch.empty((N,) if reduction == "none" else (), dtype=dtype)
-        elbo = torch.empty_like(log_lik, dtype=torch.promote_types(dtype, neg_kl.dtype))
-        neg_kl = neg_kl.to(elbo.dtype).contiguous()
-        finish = make_finish(CODES[dtype], CODES[elbo.dtype], reduction == "none")
-        finish(*[t.data_ptr() for t in (partial, neg_kl, elbo, log_lik)], N, chunks, K, constant, mean)
-    if weight is None:
-        return Result(elbo, log_lik, None, None)
-    if need_dlog_scale and isinstance(log_scale, Tensor):
-        if scale.form == ONE:  # sum_d (r^2 - 1) of each row, from its sum of -r^2 / 2
-            dlog_scale = (w.double() * (-2 * partial.view(N, chunks).sum(1) - K * D)).sum()
+    dlog_scale = None
+    if gradient and need_dlog_scale and isinstance(log_scale, Tensor):
+        if scale.form == ONE:
+            dlog_scale = torch.empty((), dtype=torch.float64)
+            make_dlog_scale(T)(partial, w, w_row, factor, dlog_scale.data_ptr(), N, chunks, K * D)
         else:
             summed = scale.gradient.sum(0) if scale.form == SUMMED else scale.gradient
             dlog_scale = in_order(summed, order, back=True)
-        dlog_scale = dlog_scale.sum_to_size(log_scale.shape).to(log_scale.dtype)
-    return Result(elbo, log_lik, in_order(dx_hat, order, back=True), dlog_scale)
+        dlog_scale = (
+            dlog_scale.expand(log_scale.shape) if scale.form == ONE else dlog_scale.sum_to_size(log_scale.shape)
+        )
+        dlog_scale = dlog_scale.to(log_scale.dtype)
+    elbo = log_lik = None
+    if neg_kl is not None:
+        constant = -D * (scale.number + HALF_LOG_2PI) if likelihood == "gaussian" else 0.0
+        shape = (N,) if reduction == "none" else ()
+        log_lik = torch.empty(shape, dtype=dtype) if want_log_lik else None
+        elbo = torch.empty(shape, dtype=torch.promote_types(dtype, neg_kl.dtype))
+        neg_kl = neg_kl.to(elbo.dtype).contiguous()
+        finish = make_finish(T, CODES[elbo.dtype], reduction == "none")
+        mean = 1 / N if reduction == "mean" else 1.0
+        addresses = neg_kl.data_ptr(), elbo.data_ptr(), 0 if log_lik is None else log_lik.data_ptr()
+        finish(partial, *addresses, N, chunks, K, constant, mean)
+    return Result(elbo, log_lik, in_order(dx_hat, order, back=True) if gradient else None, dlog_scale)
 
 
 def scale_form(
@@ -261,9 +303,9 @@ def scale_form(
     )
 
 
-def scale_(gradients: tuple[Tensor | None, ...], factor: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients times a 0-d factor, in place; untouched where it is 1."""
-    if (number := float(factor)) != 1:
+def scale_(gradients: tuple[Tensor | None, ...], upstream: Tensor, unit: float) -> tuple[Tensor | None, ...]:
+    """Gradients for a 0-d upstream from those for the upstream ``unit``, in place; untouched where the two agree."""
+    if (number := float(upstream) / unit) != 1:
         for gradient in gradients:
             if gradient is not None:
                 gradient.mul_(number)

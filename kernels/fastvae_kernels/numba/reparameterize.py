@@ -20,7 +20,19 @@ from torch import Tensor
 
 from ._jit import REDUCTION, jit, math_jit
 from ._math import exp, expm1, like, normal4, phi
-from ._memory import CODES, F64, ITEM_SIZES, U8, array_at, as_float, compute_dtype, dense_rows, store
+from ._memory import (
+    CODES,
+    F64,
+    ITEM_SIZES,
+    U8,
+    array_at,
+    as_float,
+    compute_dtype,
+    dense_rows,
+    scratch,
+    store,
+    weight_at,
+)
 from ._threads import run
 
 PIECE = 1024  # latent elements in a unit; a multiple of 4, the words of a Philox block
@@ -67,21 +79,22 @@ def kl_element(mu, logvar, mu_p, logvar_p):
 
 
 @cache
-def make_forward(M: int, T: int, sample: bool, want_kl: bool, prior: bool, masked: bool) -> Any:
-    """The kernel for the dtype codes of mu, logvar and z, and of arithmetic and the prior."""
+def make_forward(M: int, T: int, sample: bool, want_kl: bool, prior: bool, masked: bool, gradient: bool) -> Any:
+    """The kernel for the dtype codes of mu, logvar and z, and of arithmetic and the prior.
+
+    With ``gradient`` it writes that of the KL too, times a factor; for N(0, I) and no free bits, as is usual.
+    """
     m_bytes, t_bytes = ITEM_SIZES[M], ITEM_SIZES[T]
 
     @jit(fastmath=REDUCTION)
     def sample_and_kl(
-        mu, logvar, mu_p, logvar_p, mask, z, kl, kl_kept, zero, seed, first_row,
-        N, K, L, group, piece, mu_row, logvar_row, mu_p_row, logvar_p_row, start, stop,
+        mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row,
+        mask, z, kl, kl_kept, dmu, dlogvar, factor, seed, first_row, N, K, L, group, piece, start, stop,
     ):  # fmt: skip
         width, pieces = -(-piece // 4) * 4, -(-L // piece)
         kls, kls_kept = array_at(kl, N * pieces, F64), array_at(kl_kept, N * pieces, F64)
-        scratch = np.empty((6, group * width), dtype=array_at(zero, 1, T).dtype)
-        mu_s, logvar_s, mu_p_s, logvar_p_s, work, eps = scratch
-        mu_p_s[:] = 0
-        logvar_p_s[:] = 0
+        room = np.empty((6, group * width), dtype=np.float64 if T == F64 else np.float32)
+        mu_s, logvar_s, mu_p_s, logvar_p_s, work, eps = room
         for unit in range(start, stop):
             first, n = unit % pieces * piece, unit // pieces * group
             length, rows = min(piece, L - first), min(group, N - n)
@@ -107,6 +120,15 @@ def make_forward(M: int, T: int, sample: bool, want_kl: bool, prior: bool, maske
                     work[i] = kl_element(mu_s[i], logvar_s[i], mu_p_s[i], logvar_p_s[i])
                 else:
                     work[i] = like(work[i], 0.5) * (mu_s[i] * mu_s[i] + phi(logvar_s[i]))
+            if gradient:
+                for i in range(rows):
+                    out = ((n + i) * L + first) * m_bytes
+                    dmu_i, dlogvar_i = array_at(dmu + out, length, M), array_at(dlogvar + out, length, M)
+                    mu_i, logvar_i = mu_s[i * width : i * width + length], logvar_s[i * width : i * width + length]
+                    g = like(work[0], factor)
+                    for j in range(length):
+                        store(dmu_i, j, g * mu_i[j])
+                        store(dlogvar_i, j, like(g, 0.5) * g * expm1(logvar_i[j]))
             for i in range(rows):
                 kl_i, at = work[i * width : i * width + length], (n + i) * pieces + unit % pieces
                 total = like(work[0], 0)
@@ -129,14 +151,13 @@ def make_backward(M: int, T: int, sample: bool, prior: bool, masked: bool) -> An
 
     @jit
     def sample_and_kl_backward(
-        mu, logvar, mu_p, logvar_p, mask, dz, dmu, dlogvar, dmu_p, dlogvar_p, w_kept, w_raw, zero, seed, first_row,
-        N, K, L, group, piece, mu_row, logvar_row, mu_p_row, logvar_p_row, w_kept_row, w_raw_row, start, stop,
+        mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row,
+        mask, dz, dmu, dlogvar, dmu_p, dlogvar_p,
+        kept, kept_row, kept_factor, raw, raw_row, raw_factor, seed, first_row, N, K, L, group, piece, start, stop,
     ):  # fmt: skip
         width, pieces = -(-piece // 4) * 4, -(-L // piece)
-        scratch = np.empty((8, group * width), dtype=array_at(zero, 1, T).dtype)
-        mu_s, logvar_s, mu_p_s, logvar_p_s, dz_s, eps, sum_dz, sum_dz_eps = scratch
-        mu_p_s[:] = 0
-        logvar_p_s[:] = 0
+        room = np.empty((8, group * width), dtype=np.float64 if T == F64 else np.float32)
+        mu_s, logvar_s, mu_p_s, logvar_p_s, dz_s, eps, sum_dz, sum_dz_eps = room
         half = like(mu_s[0], 0.5)
         for unit in range(start, stop):
             first, n = unit % pieces * piece, unit // pieces * group
@@ -159,8 +180,8 @@ def make_backward(M: int, T: int, sample: bool, prior: bool, masked: bool) -> An
                 for i in range(size):
                     sum_dz_eps[i] *= half * exp(half * logvar_s[i])
             for i in range(rows):
-                kept = array_at(w_kept + (n + i) * w_kept_row * t_bytes, 1, T)[0]
-                raw = array_at(w_raw + (n + i) * w_raw_row * t_bytes, 1, T)[0]
+                weight_kept = weight_at(kept, (n + i) * kept_row, kept_factor, T)
+                weight_raw = weight_at(raw, (n + i) * raw_row, raw_factor, T)
                 mask_i = array_at(mask + first, length, U8)
                 out = (n + i) * L + first
                 dmu_i, dlogvar_i = (
@@ -171,8 +192,10 @@ def make_backward(M: int, T: int, sample: bool, prior: bool, masked: bool) -> An
                 dlogvar_p_i = array_at(dlogvar_p + out * t_bytes, length, T)
                 for j in range(length):
                     at = i * width + j
-                    g = raw + (kept if not masked or mask_i[j] else like(half, 0))
-                    d, v = mu_s[at] - mu_p_s[at], logvar_s[at] - logvar_p_s[at]
+                    g = weight_raw + (weight_kept if not masked or mask_i[j] else like(half, 0))
+                    d, v = mu_s[at], logvar_s[at]
+                    if prior:
+                        d, v = d - mu_p_s[at], v - logvar_p_s[at]
                     slope = d * exp(-logvar_p_s[at]) if prior else d
                     through_mu, through_logvar = g * slope, half * g * expm1(v)
                     if g == 0:  # not 0 * inf
@@ -187,12 +210,12 @@ def make_backward(M: int, T: int, sample: bool, prior: bool, masked: bool) -> An
 
 
 @cache
-def make_columns(M: int, T: int) -> Any:
+def make_columns(M: int, T: int, prior: bool) -> Any:
     """The kernel that sums kl_nl over the rows, in order, for free bits: ``[L]`` in float64."""
     m_bytes, t_bytes = ITEM_SIZES[M], ITEM_SIZES[T]
 
     @jit
-    def kl_columns(mu, logvar, mu_p, logvar_p, sums, N, L, mu_row, logvar_row, mu_p_row, logvar_p_row):
+    def kl_columns(mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row, sums, N, L):
         total = array_at(sums, L, F64)
         for n in range(N):
             mu_n = array_at(mu + n * mu_row * m_bytes, L, M)
@@ -200,35 +223,70 @@ def make_columns(M: int, T: int) -> Any:
             mu_p_n = array_at(mu_p + n * mu_p_row * t_bytes, L, T)
             logvar_p_n = array_at(logvar_p + n * logvar_p_row * t_bytes, L, T)
             for j in range(L):
-                one = like(mu_p_n[j], 1)
-                total[j] += kl_element(as_float(mu_n[j]) * one, as_float(logvar_n[j]) * one, mu_p_n[j], logvar_p_n[j])
+                m, v = as_float(mu_n[j]), as_float(logvar_n[j])
+                if prior:
+                    one = like(mu_p_n[j], 1)
+                    total[j] += kl_element(m * one, v * one, mu_p_n[j], logvar_p_n[j])
+                else:
+                    total[j] += like(m, 0.5) * (m * m + phi(v))
 
     return kl_columns
 
 
-class Latent(NamedTuple):
-    """Mu, logvar and the prior as the kernels take them: rows dense, their strides, sizes; kept alive here."""
+@cache
+def make_finish(T: int, per_row: bool, masked: bool) -> Any:
+    """The kernel that adds up the pieces of each row in index order, and the rows."""
+    t_bytes = ITEM_SIZES[T]
 
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor]
-    strides: tuple[int, int, int, int]
+    @jit
+    def kl_finish(sums, kept_sums, neg_kl, kl, N, pieces, beta, floor, mean):
+        raw_sums, kept = array_at(sums, N * pieces, F64), array_at(kept_sums, N * pieces, F64)
+        total, weighed = 0.0, 0.0
+        for n in range(N):
+            row, row_kept = 0.0, floor
+            for piece in range(pieces):
+                row += raw_sums[n * pieces + piece]
+                if masked:
+                    row_kept += kept[n * pieces + piece]
+            if not masked:
+                row_kept = row
+            if per_row:
+                if kl:
+                    array_at(kl + n * t_bytes, 1, T)[0] = row
+                array_at(neg_kl + n * t_bytes, 1, T)[0] = -beta * row_kept if beta != 0 else 0.0  # not 0 * inf
+            total += row
+            weighed += row_kept
+        if not per_row:
+            if kl:
+                array_at(kl, 1, T)[0] = total * mean
+            array_at(neg_kl, 1, T)[0] = -beta * weighed * mean if beta != 0 else 0.0
+
+    return kl_finish
+
+
+class Latent(NamedTuple):
+    """Mu, logvar and the prior as the kernels take them; the tensors are kept alive here."""
+
+    tensors: tuple[Tensor, ...]
+    operands: tuple[int, ...]  # four addresses and four strides between rows
     sizes: tuple[int, int, int]  # L, rows of a unit, elements of a piece
     units: int
-    codes: tuple[int, int]
-    dtype: torch.dtype
-
-    @property
-    def addresses(self) -> list[int]:
-        """Of the four tensors."""
-        return [t.data_ptr() for t in self.tensors]
+    pieces: int
+    codes: tuple[int, int]  # of the elements, and of arithmetic and the prior
+    dtype: torch.dtype  # of arithmetic
 
 
 class Forward(NamedTuple):
-    """Draws; the KL term of the ELBO, -beta KL with its floor, and the raw KL, both reduced; latent elements kept."""
+    """Draws; the KL term of the ELBO, -beta KL with its floor, and the raw KL, both reduced; latent elements kept.
+
+    ``gradients`` are those of minus the KL term in mu and logvar, where they could be had in passing.
+    """
 
     z: Tensor | None
     neg_kl: Tensor | None
     kl: Tensor | None
     kept: Tensor | None
+    gradients: tuple[Tensor, Tensor] | None
 
 
 def latent_of(mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -> Latent:
@@ -238,28 +296,23 @@ def latent_of(mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -
     if mu.dtype != logvar.dtype:
         both = torch.promote_types(mu.dtype, logvar.dtype)
         mu, logvar = mu.to(both), logvar.to(both)
-    dtype = compute_dtype(mu, logvar, *(prior or ()))
-    (mu_rows, mu_stride), (logvar_rows, logvar_stride) = dense_rows(mu, N), dense_rows(logvar, N)
-    if prior is None:
-        nothing = torch.zeros(L, dtype=dtype)
-        priors, strides = [nothing, nothing], [0, 0]
-    else:
-        priors, strides = [], []
-        for p in prior:
-            shared = p.dim() < mu.dim() or p.shape[0] == 1
-            rows = p.to(dtype).expand(1 if shared else N, *mu.shape[1:]).contiguous()
-            priors.append(rows)
-            strides.append(0 if shared else L)
+    (mu, mu_stride), (logvar, logvar_stride) = dense_rows(mu, N), dense_rows(logvar, N)
+    dtype = compute_dtype(mu)
+    priors: tuple[Tensor, ...] = ()
+    prior_operands: tuple[int, ...] = (0, 0, 0, 0)
+    if prior is not None:
+        dtype = compute_dtype(mu, *prior)
+        shared = [p.dim() < mu.dim() or p.shape[0] == 1 for p in prior]
+        priors = tuple(
+            p.to(dtype).expand(1 if one else N, *mu.shape[1:]).contiguous()
+            for p, one in zip(prior, shared, strict=True)
+        )
+        prior_operands = (*[p.data_ptr() for p in priors], *[0 if one else L for one in shared])
+    operands = (mu.data_ptr(), logvar.data_ptr(), *prior_operands[:2], mu_stride, logvar_stride, *prior_operands[2:])
     piece = min(L, PIECE) or 1
-    group = PIECE // piece
-    return Latent(
-        (mu_rows, logvar_rows, priors[0], priors[1]),
-        (mu_stride, logvar_stride, strides[0], strides[1]),
-        (L, group, piece),
-        -(-N // group) * -(-L // piece),
-        (CODES[mu.dtype], CODES[dtype]),
-        dtype,
-    )
+    group, pieces = PIECE // piece, -(-L // piece)
+    codes = CODES[mu.dtype], CODES[dtype]
+    return Latent((mu, logvar, *priors), operands, (L, group, piece), -(-N // group) * pieces, pieces, codes, dtype)
 
 
 def forward(
@@ -273,39 +326,50 @@ def forward(
     free_bits: Tensor | float,
     reduction: str,
     want_kl: bool = True,
+    want_raw: bool = True,
+    want_gradients: bool = False,
     first_row: int = 0,
 ) -> Forward:
-    """Launch: draws if there is a seed, and the KL if it is wanted."""
+    """Launch: draws if there is a seed, and the KL if it is wanted, as it is besides in final units if wanted raw."""
     latent = latent_of(mu, logvar, prior)
-    N, (L, _, piece) = mu.shape[0], latent.sizes
-    pieces = -(-L // piece)
-    lead = () if num_samples is None else (num_samples,)
-    z = None if seed is None else torch.empty((*lead, *mu.shape), dtype=torch.promote_types(mu.dtype, logvar.dtype))
+    codes, N, L, pieces = latent.codes, mu.shape[0], latent.sizes[0], latent.pieces
+    z = None
+    if seed is not None:
+        z = torch.empty(mu.shape if num_samples is None else (num_samples, *mu.shape), dtype=latent.tensors[0].dtype)
     kept, floor = None, float(free_bits)
-    if floor or isinstance(free_bits, Tensor):
-        sums = torch.zeros(L, dtype=torch.float64)
-        make_columns(*latent.codes)(*latent.addresses, sums.data_ptr(), N, L, *latent.strides)
-        kept = ~(sums / N <= floor)  # this way round NaN stays visible
-    sums = torch.empty((2, N, pieces), dtype=torch.float64)
-    scratch_type = torch.empty(1, dtype=latent.dtype)
-    others = [sums if t is None else t for t in (kept, z)] + [sums[0], sums[1], scratch_type]
+    if want_kl and (floor or isinstance(free_bits, Tensor)):
+        columns = torch.zeros(L, dtype=torch.float64)
+        make_columns(*codes, prior is not None)(*latent.operands, columns.data_ptr(), N, L)
+        kept = ~(columns / N <= floor)  # this way round NaN stays visible
+    sums = scratch(2 * N * pieces)
+    mean, beta, gradients = 1 / N if reduction == "mean" else 1.0, float(beta), None
+    if want_gradients and prior is None and kept is None and beta != 0 and mu.dtype == logvar.dtype:
+        gradients = torch.empty(mu.shape, dtype=mu.dtype), torch.empty(mu.shape, dtype=mu.dtype)
+    addresses = (
+        0 if kept is None else kept.data_ptr(), 0 if z is None else z.data_ptr(), sums, sums + 8 * N * pieces
+    )  # fmt: skip
     run(
-        make_forward(*latent.codes, seed is not None, want_kl, prior is not None, kept is not None),
+        make_forward(*codes, z is not None, want_kl, prior is not None, kept is not None, gradients is not None),
         (
-            *latent.addresses,
-            *[t.data_ptr() for t in others],
-            *(0 if seed is None else int(seed), first_row, N, num_samples or 1, *latent.sizes, *latent.strides),
+            *latent.operands,
+            *addresses,
+            *((0, 0) if gradients is None else (gradients[0].data_ptr(), gradients[1].data_ptr())),
+            beta * mean,
+            *(0 if seed is None else int(seed), first_row, N, num_samples or 1, *latent.sizes),
         ),
         latent.units,
-        N * L * (NS_KL + (0 if seed is None else NS_SAMPLE * (num_samples or 1))),
+        N * L * (NS_KL + (0 if z is None else NS_SAMPLE * (num_samples or 1))),
     )
     if not want_kl:
-        return Forward(z, None, None, None)
-    kl, weighed = sums.sum(2) if pieces > 1 else sums.view(2, N)
-    weighed = kl if kept is None else weighed + floor * float(L - kept.sum())
-    neg_kl = -float(beta) * weighed if float(beta) else torch.zeros_like(kl)
-    neg_kl, kl = (reduce_batch(t, reduction).to(latent.dtype) for t in (neg_kl, kl))
-    return Forward(z, neg_kl, kl, kept)
+        return Forward(z, None, None, None, None)
+    shape = (N,) if reduction == "none" else ()
+    neg_kl = torch.empty(shape, dtype=latent.dtype)
+    kl = torch.empty(shape, dtype=latent.dtype) if want_raw else None
+    make_finish(codes[1], reduction == "none", kept is not None)(
+        *(*addresses[2:], neg_kl.data_ptr(), 0 if kl is None else kl.data_ptr(), N, pieces, beta),
+        *(0.0 if kept is None else floor * float(L - kept.sum()), mean),
+    )
+    return Forward(z, neg_kl, kl, kept, gradients)
 
 
 def backward(
@@ -325,35 +389,33 @@ def backward(
 ) -> list[Tensor]:
     """Launch: the gradients of mu and logvar, and of the prior's two tensors where there is one."""
     latent = latent_of(mu, logvar, prior)
-    N, (L, _, _), T = mu.shape[0], latent.sizes, latent.dtype
+    N, L, T = mu.shape[0], latent.sizes[0], latent.dtype
     mean = 1 / N if reduction == "mean" else 1.0
-    weights = [
-        torch.zeros((), dtype=T) if w is None else (w.to(T) * factor).contiguous()
-        for w, factor in ((dneg_kl, -float(beta) * mean), (dkl, mean))
-    ]
+    weights, alive = [], []
+    for upstream, factor in ((dneg_kl, -float(beta) * mean), (dkl, mean)):
+        if upstream is None:
+            weights += [0, 0, 0.0]
+        else:
+            alive.append(upstream.to(T).contiguous())
+            weights += [alive[-1].data_ptr(), upstream.dim(), factor]
     sample = seed is not None and dz is not None
-    dense = torch.promote_types(mu.dtype, logvar.dtype)
-    dz = dz.to(dense).contiguous() if sample and dz is not None else weights[0]
-    gradients = [torch.empty(mu.shape, dtype=dense), torch.empty(mu.shape, dtype=dense)]
-    gradients += [torch.empty(mu.shape, dtype=T) if prior else weights[0] for _ in range(2)]
-    others = [weights[0] if kept is None else kept, dz, *gradients, *weights, torch.empty(1, dtype=T)]
+    if sample and dz is not None:
+        dz = dz.to(latent.tensors[0].dtype).contiguous()
+    targets = (mu, logvar) if prior is None else (mu, logvar, *prior)
+    dtypes = (latent.tensors[0].dtype, latent.tensors[0].dtype, T, T)
+    gradients = [torch.empty(mu.shape, dtype=dtype) for _, dtype in zip(targets, dtypes, strict=False)]
+    addresses = [t.data_ptr() for t in gradients] + [0, 0] * (prior is None)
     run(
         make_backward(*latent.codes, sample, prior is not None, kept is not None),
         (
-            *latent.addresses,
-            *[t.data_ptr() for t in others],
-            *(int(seed) if sample and seed is not None else 0, first_row, N, num_samples or 1),
-            *latent.sizes,
-            *latent.strides,
-            *[w.dim() for w in weights],
+            *latent.operands,
+            *(0 if kept is None else kept.data_ptr(), 0 if dz is None else dz.data_ptr(), *addresses, *weights),
+            *(int(seed) if sample and seed is not None else 0, first_row, N, num_samples or 1, *latent.sizes),
         ),
         latent.units,
         N * L * (NS_KL + (NS_SAMPLE * (num_samples or 1) if sample else 0)),
     )
-    targets = (mu, logvar, *(prior or ()))
-    return [g.sum_to_size(t.shape).to(t.dtype) for g, t in zip(gradients, targets, strict=False)]
-
-
-def reduce_batch(t: Tensor, reduction: str) -> Tensor:
-    """``[N]`` -> its mean, its sum, or itself."""
-    return t if reduction == "none" else t.mean() if reduction == "mean" else t.sum()
+    return [
+        g if g.shape == t.shape and g.dtype == t.dtype else g.sum_to_size(t.shape).to(t.dtype)
+        for g, t in zip(gradients, targets, strict=True)
+    ]

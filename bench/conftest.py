@@ -1,0 +1,57 @@
+"""Races: rivals timed in turn in one run, so that a ratio holds on a machine whose speed drifts.
+
+The first contender of a race is ours; pytest-benchmark keeps its rounds, and in ``extra_info`` every contender's median
+and quartiles in microseconds. A table of all races is printed at the end. ``make bench`` writes it all to a JSON file.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+
+MIN_ROUND = 2e-3  # seconds of one timed round: calls are repeated up to it
+SECONDS = 1.5  # of one race, for each contender
+FEWEST_ROUNDS = 7
+
+RACES: list[tuple[str, dict[str, list[float]]]] = []
+
+
+@pytest.fixture
+def race(benchmark, request):
+    """Call ``race(ours=..., eager=..., ...)`` with functions of no argument."""
+
+    def run(**contenders: Callable[[], object]) -> None:
+        calls = {}
+        for name, function in contenders.items():
+            for _ in range(3):  # compilation, caches
+                function()
+            start = time.perf_counter()
+            function()
+            calls[name] = max(1, round(MIN_ROUND / (time.perf_counter() - start)))
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        stop = time.perf_counter() + SECONDS * len(contenders)
+        while time.perf_counter() < stop or len(next(iter(times.values()))) < FEWEST_ROUNDS:
+            for name, function in contenders.items():
+                start = time.perf_counter()
+                for _ in range(calls[name]):
+                    function()
+                times[name].append((time.perf_counter() - start) / calls[name])
+        ours = next(iter(contenders))
+        benchmark.pedantic(contenders[ours], rounds=FEWEST_ROUNDS, iterations=calls[ours])
+        for name, values in times.items():
+            benchmark.extra_info[name] = [round(1e6 * q, 2) for q in statistics.quantiles(values, n=4)]
+        RACES.append((request.node.callspec.id if hasattr(request.node, "callspec") else request.node.name, times))
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Medians in microseconds, and how many times ours each rival takes."""
+    for title, times in RACES:
+        ours, *rivals = times
+        medians = {name: 1e6 * statistics.median(values) for name, values in times.items()}
+        line = f"{title:<34} {ours} {medians[ours]:>9.1f} us"
+        for name in rivals:
+            line += f"   {name} {medians[name]:>9.1f} ({medians[name] / medians[ours]:.2f}x)"
+        terminalreporter.write_line(line)
