@@ -78,7 +78,7 @@ def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
         )
     if x_scale is None:
         return
-    if isinstance(x_scale, bool) or not isinstance(x_scale, float | int) or not math.isfinite(x_scale):
+    if isinstance(x_scale, bool) or not isinstance(x_scale, float | int) or not abs(x_scale) < math.inf:
         raise TypeError(f"x_scale must be a finite float, got {describe(x_scale)}")
 
 
