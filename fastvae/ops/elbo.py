@@ -151,7 +151,9 @@ class Bound(PlainFunction):
         call: Call,
     ) -> Any:  # fmt: skip
         """One launch, or two."""
-        kl = kept = kl_gradients = None
+        kl = kept = None
+        kl_gradients = (None, None)  # of a KL term that came from outside
+        ctx.inside = neg_kl is None
         if neg_kl is None:
             _, neg_kl, kl, kept, kl_gradients = call.sample(
                 mu, logvar, None if mu_p is None else (mu_p, logvar_p), None
@@ -167,7 +169,13 @@ class Bound(PlainFunction):
 
     @staticmethod
     def backward(ctx: Any, delbo: Any, dlog_lik: Any = None, dkl: Any = None) -> Any:
-        """Hand the buffer over; recompute if there is none, by the formula if that must be differentiable."""
+        """Hand the buffers over; recompute if there are none, by the formula if that must be differentiable."""
+        loss_alone = delbo is not None and dlog_lik is None and dkl is None and not needs_formula(delbo)
+        if loss_alone and ctx.buffer is not None and ctx.kl_buffer is not None:
+            buffers, ctx.buffer, ctx.kl_buffer = (*ctx.buffer, *ctx.kl_buffer), None, None
+            dx_hat, dlog_scale, dmu, dlogvar = ctx.call.density.scale_(buffers, delbo, -1.0)
+            dneg_kl = None if ctx.inside else delbo.to(ctx.kl_dtype)
+            return None, dx_hat, dlog_scale, dneg_kl, dmu, dlogvar, None, None, None
         x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept = ctx.saved_tensors
         call, dneg_kl = ctx.call, None if delbo is None else delbo.to(ctx.kl_dtype)
         upstream = dlog_lik if delbo is None else delbo if dlog_lik is None else delbo + dlog_lik
@@ -183,13 +191,9 @@ class Bound(PlainFunction):
                 gradients = call.density.scale_(buffer, upstream, -1.0)
             else:
                 gradients = call.bound(x, x_hat, log_scale, None, upstream)[2:]
-        if mu is None:
+        if not ctx.inside:
             return None, *gradients, dneg_kl, None, None, None, None, None
-        kl_buffer, ctx.kl_buffer = ctx.kl_buffer, None
-        if kl_buffer is not None and dneg_kl is not None and dkl is None and not needs_formula(dneg_kl):
-            latent: Any = (*call.density.scale_(kl_buffer, dneg_kl, -1.0), None, None)
-        else:
-            latent = latent_gradients(call, mu, logvar, mu_p, logvar_p, None, kept, None, dneg_kl, dkl)
+        latent = latent_gradients(call, mu, logvar, mu_p, logvar_p, None, kept, None, dneg_kl, dkl)
         return None, *gradients, None, *latent, None
 
 

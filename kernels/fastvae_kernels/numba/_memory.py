@@ -7,7 +7,10 @@ A kernel is compiled for dtype codes that it holds as constants, and makes its 1
     store(x, i, value)                      # rounded to the element's dtype
 """
 
+import ctypes
+import mmap
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -117,6 +120,27 @@ def _weight_at(address, i, factor, code):
         return dtype(factor) * array_at(address + i * item_bytes, 1, code)[0] if address else dtype(factor)
 
     return load
+
+
+LARGE = 4 << 20  # bytes, two huge pages and more
+PAGE = mmap.PAGESIZE
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """``torch.empty`` on the CPU, on huge pages where it is large and the system has them.
+
+    Fresh memory is mapped at its first touch, page by page: that takes longer than to fill it, three times longer than
+    the whole of a kernel that streams from memory.
+    """
+    t = torch.empty(shape, dtype=dtype)
+    size = t.numel() * t.element_size()
+    if size >= LARGE and _madvise is not None:
+        start = -(-t.data_ptr() // PAGE) * PAGE
+        _madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(t.data_ptr() + size - start), mmap.MADV_HUGEPAGE
+        )  # advice only
+    return t
 
 
 class _Scratch(threading.local):

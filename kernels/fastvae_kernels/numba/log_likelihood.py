@@ -29,6 +29,7 @@ from ._memory import (
     as_float,
     compute_dtype,
     dense_rows,
+    empty,
     in_order,
     memory_order,
     scratch,
@@ -235,7 +236,7 @@ def log_likelihood(
         w, w_row, factor = 0, 0, factor * (weight or 0.0)
     chunks = -(-D // CHUNK)
     partial = scratch(N * chunks)
-    dx_hat = torch.empty(h.shape, dtype=h.dtype) if gradient else h
+    dx_hat = empty(h.shape, h.dtype) if gradient else h
 
     rows = make_rows(
         CODES[x.dtype], CODES[h.dtype], CODES[scale.rows.dtype], T,
@@ -299,7 +300,7 @@ def scale_form(
         0.0,
         rows,
         stride,
-        torch.empty(h.shape, dtype=rows.dtype) if gradient else rows,
+        empty(h.shape, rows.dtype) if gradient else rows,
     )
 
 
