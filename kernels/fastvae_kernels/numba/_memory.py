@@ -18,7 +18,8 @@ from numba import carray, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from ._math import bf16_to_f32, f32_to_bf16
+from ._jit import math_jit
+from ._math import bf16_to_f32, f32_to_bf16, like
 
 F32, F64, BF16, U8 = range(4)
 CODES = {torch.float32: F32, torch.float64: F64, torch.bfloat16: BF16, torch.uint8: U8, torch.bool: U8}
@@ -103,6 +104,35 @@ def _store(array, i, value):
         array[i] = value
 
     return store_float
+
+
+@math_jit
+def gather(scratch, width, address, first_row, rows, stride, first, length, item_bytes, code):
+    """Copy ``rows`` pieces of ``length`` elements into a scratch of ``width`` a row, zeros behind them."""
+    zero = like(scratch[0], 0)
+    base = address + (first_row * stride + first) * item_bytes
+    if stride == width and length == width:  # rows side by side, here and there: one long loop
+        rows, length = 1, rows * length
+    for i in range(rows):
+        source = array_at(base + i * stride * item_bytes, length, code)
+        target = scratch[i * width : i * width + length]
+        for j in range(length):
+            target[j] = as_float(source[j])
+        for j in range(i * width + length, (i + 1) * width):
+            scratch[j] = zero
+
+
+@math_jit
+def put(scratch, width, address, first_row, rows, stride, first, length, item_bytes, code):
+    """Copy a scratch back: the reverse of `gather`."""
+    base = address + (first_row * stride + first) * item_bytes
+    if stride == width and length == width:
+        rows, length = 1, rows * length
+    for i in range(rows):
+        target = array_at(base + i * stride * item_bytes, length, code)
+        source = scratch[i * width : i * width + length]
+        for j in range(length):
+            store(target, j, source[j])
 
 
 def weight_at(address: int, i: int, factor: float, code: int) -> Any:

@@ -30,8 +30,9 @@ from ._memory import (
     compute_dtype,
     dense_rows,
     empty,
+    gather,
+    put,
     scratch,
-    store,
     weight_at,
 )
 from ._threads import run
@@ -39,35 +40,6 @@ from ._threads import run
 PIECE = 1024  # latent elements in a unit; a multiple of 4, the words of a Philox block
 NS_SAMPLE, NS_KL = 3.0, 1.0  # of one element on one thread
 LOW_WORD, HIGH_SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
-
-
-@math_jit
-def gather(scratch, width, address, first_row, rows, stride, first, length, item_bytes, code):
-    """Copy ``rows`` pieces of ``length`` elements into a scratch of ``width`` a row, zeros behind them."""
-    zero = like(scratch[0], 0)
-    base = address + (first_row * stride + first) * item_bytes
-    if stride == width and length == width:  # rows side by side, here and there: one long loop
-        rows, length = 1, rows * length
-    for i in range(rows):
-        source = array_at(base + i * stride * item_bytes, length, code)
-        target = scratch[i * width : i * width + length]
-        for j in range(length):
-            target[j] = as_float(source[j])
-        for j in range(i * width + length, (i + 1) * width):
-            scratch[j] = zero
-
-
-@math_jit
-def put(scratch, width, address, first_row, rows, stride, first, length, item_bytes, code):
-    """Copy a scratch back: the reverse of `gather`."""
-    base = address + (first_row * stride + first) * item_bytes
-    if stride == width and length == width:
-        rows, length = 1, rows * length
-    for i in range(rows):
-        target = array_at(base + i * stride * item_bytes, length, code)
-        source = scratch[i * width : i * width + length]
-        for j in range(length):
-            store(target, j, source[j])
 
 
 @math_jit
@@ -99,8 +71,8 @@ def kl_element(mu, logvar, mu_p, logvar_p):
 def make_forward(M: int, T: int, sample: bool, prior: bool, masked: bool, gradient: bool) -> Any:
     """The kernel for the dtype codes of mu, logvar and z, and of arithmetic and the prior.
 
-    With ``gradient`` it writes that of the KL too, times a factor; for N(0, I) and no free bits, as is usual. There is no
-    variant without the KL: it is a third of the work of sampling, and LLVM vectorises the whole but not that part.
+    With ``gradient`` it writes that of the KL too, times a factor; for N(0, I) and no free bits, as is usual. There is
+    no variant without the KL: it is a third of the work of sampling, and LLVM vectorises the whole but not that part.
     """
     m_bytes, t_bytes = ITEM_SIZES[M], ITEM_SIZES[T]
 
