@@ -5,7 +5,15 @@ import pytest
 import torch
 
 # No deadline: a loaded machine is no fault of the code. Derandomised: a red test is red for everybody.
-hypothesis.settings.register_profile("fastvae", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.register_profile(
+    "fastvae",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture
+    ],  # `each_backend` is the same for all examples
+)
 hypothesis.settings.load_profile("fastvae")
 
 # Two threads on problems this small only wait for each other, many times slower on a busy machine. Tests of what
@@ -16,3 +24,10 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["reference", "auto"])
+def each_backend(request, monkeypatch):
+    """The public functions twice: by the specification, and by whatever kernels answer here."""
+    monkeypatch.setenv("FASTVAE_BACKEND", request.param)
+    return request.param

@@ -12,6 +12,8 @@ from torch.distributions import Normal, kl_divergence
 import fastvae
 from fastvae import Bernoulli, Gaussian
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 F64 = torch.float64
 # All sizes differ, so that no wrong dim goes unseen; five latent elements are one block of the noise and a part.
 N, EVENT, LATENT, K = 3, (2, 4), (5,), 6

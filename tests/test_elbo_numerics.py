@@ -15,6 +15,8 @@ from torch.distributions import Normal, kl_divergence
 import fastvae
 from fastvae import Bernoulli, Gaussian
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 F64 = torch.float64
 WIDE = [torch.float32, F64]
 

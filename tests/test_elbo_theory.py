@@ -15,6 +15,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import fastvae
 from fastvae import VAE, Bernoulli, Gaussian
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 F64 = torch.float64
 N, D, L = 4, 5, 2  # a few data, more features than latents
 S = 0.7  # the scale of x given z

@@ -337,7 +337,7 @@ def forward(
         (
             *latent.operands,
             *addresses,
-            *((0, 0) if gradients is None else (gradients[0].data_ptr(), gradients[1].data_ptr())),
+            *((0, 0) if gradients is None else [g.data_ptr() for g in gradients]),
             beta * mean,
             *(0 if seed is None else int(seed), first_row, N, num_samples or 1, *latent.sizes),
         ),
