@@ -176,6 +176,7 @@ class Bound(PlainFunction):
             dx_hat, dlog_scale, dmu, dlogvar = ctx.call.density.scale_(buffers, delbo, -1.0)
             dneg_kl = None if ctx.inside else delbo.to(ctx.kl_dtype)
             return None, dx_hat, dlog_scale, dneg_kl, dmu, dlogvar, None, None, None
+        ctx.kl_buffer = None  # of no use from here on
         x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept = ctx.saved_tensors
         call, dneg_kl = ctx.call, None if delbo is None else delbo.to(ctx.kl_dtype)
         upstream = dlog_lik if delbo is None else delbo if dlog_lik is None else delbo + dlog_lik
