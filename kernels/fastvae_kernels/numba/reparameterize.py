@@ -232,8 +232,7 @@ def make_finish(T: int, per_row: bool, masked: bool) -> Any:
                 row += raw_sums[n * pieces + piece]
                 if masked:
                     row_kept += kept[n * pieces + piece]
-            if not masked:
-                row_kept = row
+            row_kept = row_kept if masked else row
             if per_row:
                 if kl:
                     array_at(kl + n * t_bytes, 1, T)[0] = row
@@ -281,11 +280,10 @@ def latent_of(mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -
         both = torch.promote_types(mu.dtype, logvar.dtype)
         mu, logvar = mu.to(both), logvar.to(both)
     (mu, mu_stride), (logvar, logvar_stride) = dense_rows(mu, N), dense_rows(logvar, N)
-    dtype = compute_dtype(mu)
+    dtype = compute_dtype(mu, *(prior or ()))
     priors: tuple[Tensor, ...] = ()
     prior_operands: tuple[int, ...] = (0, 0, 0, 0)
     if prior is not None:
-        dtype = compute_dtype(mu, *prior)
         shared = [p.dim() < mu.dim() or p.shape[0] == 1 for p in prior]
         priors = tuple(
             p.to(dtype).expand(1 if one else N, *mu.shape[1:]).contiguous()
@@ -399,7 +397,4 @@ def backward(
         latent.units,
         N * L * (NS_KL + (NS_SAMPLE * (num_samples or 1) if sample else 0)),
     )
-    return [
-        g if g.shape == t.shape and g.dtype == t.dtype else g.sum_to_size(t.shape).to(t.dtype)
-        for g, t in zip(gradients, targets, strict=True)
-    ]
+    return [g.sum_to_size(t.shape).to(t.dtype) for g, t in zip(gradients, targets, strict=True)]
