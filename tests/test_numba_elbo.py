@@ -333,19 +333,28 @@ def test_views_of_the_data(name, strided):
     within_budget(call, x, x_hat, torch.randn(N, 6), s, fixed=[0])
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, "chunks of one tensor"])
-def test_views_of_the_posterior(name):
-    shape, view = LAYOUTS.get(name, ((N, 12), None))
+@pytest.mark.parametrize("strided", ["mu", "logvar", "both"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_views_of_the_posterior(name, strided):
+    shape, view = LAYOUTS[name]
 
-    def call(backend, mu, logvar, x, a):
-        mu, logvar = mu.chunk(2, dim=1) if view is None else (view(mu), view(logvar))
-        prior = (logvar.detach(), mu[0])
-        terms = fastvae.elbo_terms(x, lambda z: z.flatten(1) * a, mu, logvar, prior=prior, seed=1, backend=backend)
+    def call(backend, x, mu, logvar, a):
+        mu, logvar = (t if strided == other else view(t) for t, other in ((mu, "logvar"), (logvar, "mu")))
+        options: dict[str, Any] = {"prior": (logvar.detach(), mu[0]), "seed": 1, "backend": backend}
+        terms = fastvae.elbo_terms(x, lambda z: z.flatten(1) * a, mu, logvar, **options)
         return *terms, fastvae.reparameterize(mu, logvar, num_samples=2, seed=2, backend=backend).transpose(0, 1)
 
-    # where both are chunks of the first, the second is not used
-    x, a = torch.randn(2, N, 24 if view else 6)
-    within_budget(call, torch.randn(shape), torch.randn(shape), x, a, fixed=[2] if view else [1, 2])
+    mu, logvar = (torch.randn((N, 4, 6) if strided == other else shape) for other in ("logvar", "mu"))
+    within_budget(call, torch.randn(N, 24), mu, logvar, torch.randn(N, 24), fixed=[0])
+
+
+def test_the_posterior_as_two_chunks_of_the_encoders_output():
+    def call(backend, x, mu_logvar, a):
+        mu, logvar = mu_logvar.chunk(2, dim=1)
+        terms = fastvae.elbo_terms(x, lambda z: z * a, mu, logvar, seed=1, backend=backend)
+        return *terms, fastvae.elbo(x, a, mu, logvar, backend=backend) / 100
+
+    within_budget(call, torch.randn(N, 6), torch.randn(N, 12), torch.randn(N, 6), fixed=[0])
 
 
 @pytest.mark.parametrize("num_samples", [None, 2])

@@ -167,6 +167,16 @@ def test_infinities_saturate(dtype):
     assert elbo(x, x_hat, mu, logvar, reduction="mean") == -math.inf
 
 
+@pytest.mark.parametrize("logvar", [1e4, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_an_infinite_kl_is_infinite(dtype, logvar):
+    x, mu = torch.zeros(3, 4, dtype=dtype), torch.ones(3, 5, dtype=dtype)
+    x_hat, logvar = x.clone().requires_grad_(), torch.full_like(mu, logvar).requires_grad_()
+    in_passing, recomputed = elbo(x, x_hat, mu, logvar), elbo_terms(x, x_hat, mu, logvar).elbo
+    for value in (in_passing, in_passing, recomputed):  # the second time its buffer is gone
+        assert (torch.autograd.grad(-value, logvar, retain_graph=True)[0] == math.inf).all()
+
+
 # Batch invariance: a row's bits are its own, wherever it stands and whoever stands beside it.
 LIKELIHOODS: dict[str, Any] = {
     "unit": lambda s: Gaussian(),

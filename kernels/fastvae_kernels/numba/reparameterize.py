@@ -67,6 +67,12 @@ def kl_element(mu, logvar, mu_p, logvar_p):
     return like(mu, 0.5) * (r * r + phi(logvar - logvar_p))
 
 
+@math_jit
+def kl_slopes(mu, logvar, g):
+    """Gradient of g KL of one latent element to N(0, 1). Reassociated, as the caller may, an infinite one is finite."""
+    return g * mu, like(g, 0.5) * g * expm1(logvar)
+
+
 @cache
 def make_forward(M: int, T: int, sample: bool, prior: bool, masked: bool, gradient: bool) -> Any:
     """The kernel for the dtype codes of mu, logvar and z, and of arithmetic and the prior.
@@ -110,8 +116,7 @@ def make_forward(M: int, T: int, sample: bool, prior: bool, masked: bool, gradie
             if gradient:
                 g = like(work[0], factor)
                 for i in range(size):
-                    mu_s[i] = g * mu_s[i]
-                    logvar_s[i] = like(g, 0.5) * g * expm1(logvar_s[i])
+                    mu_s[i], logvar_s[i] = kl_slopes(mu_s[i], logvar_s[i], g)
                 put(mu_s, width, dmu, n, rows, L, first, length, m_bytes, M)
                 put(logvar_s, width, dlogvar, n, rows, L, first, length, m_bytes, M)
             for i in range(rows):
@@ -260,9 +265,8 @@ class Latent(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Draws; the KL term of the ELBO, -beta KL with its floor, and the raw KL, both reduced; latent elements kept.
-
-    ``gradients`` are those of minus the KL term in mu and logvar, where they could be had in passing.
+    """Draws; the KL term of the ELBO, -beta KL with its floor, and the raw KL, both reduced; latent elements kept;
+    gradients of minus the KL term in mu and logvar, where they could be had in passing.
     """
 
     z: Tensor | None
@@ -285,10 +289,8 @@ def latent_of(mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -
     prior_operands: tuple[int, ...] = (0, 0, 0, 0)
     if prior is not None:
         shared = [p.dim() < mu.dim() or p.shape[0] == 1 for p in prior]
-        priors = tuple(
-            p.to(dtype).expand(1 if one else N, *mu.shape[1:]).contiguous()
-            for p, one in zip(prior, shared, strict=True)
-        )
+        shapes = [(1 if one else N, *mu.shape[1:]) for one in shared]
+        priors = tuple(p.to(dtype).expand(shape).contiguous() for p, shape in zip(prior, shapes, strict=True))
         prior_operands = (*[p.data_ptr() for p in priors], *[0 if one else L for one in shared])
     operands = (mu.data_ptr(), logvar.data_ptr(), *prior_operands[:2], mu_stride, logvar_stride, *prior_operands[2:])
     piece = min(L, PIECE) or 1
@@ -327,9 +329,7 @@ def forward(
     mean, beta, gradients = 1 / N if reduction == "mean" else 1.0, float(beta), None
     if want_gradients and prior is None and kept is None and beta != 0 and mu.dtype == logvar.dtype:
         gradients = empty(mu.shape, mu.dtype), empty(mu.shape, mu.dtype)
-    addresses = (
-        0 if kept is None else kept.data_ptr(), 0 if z is None else z.data_ptr(), sums, sums + 8 * N * pieces
-    )  # fmt: skip
+    addresses = [0 if t is None else t.data_ptr() for t in (kept, z)] + [sums, sums + 8 * N * pieces]
     run(
         make_forward(*codes, z is not None, prior is not None, kept is not None, gradients is not None),
         (
