@@ -19,6 +19,7 @@ from ._checks import (
 )
 from .likelihoods import Gaussian
 from .ops import elbo as ops
+from .ops import elbo_library
 from .reference.elbo import Decoder, ElboTerms, Prior
 
 UNIT_GAUSSIAN = Gaussian()
@@ -113,9 +114,8 @@ def elbo(
     tensor(-3.6758)
     """
     return _evaluate(
-        *(x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, backend),
-        terms=False,
-    ).elbo
+        x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, backend, False
+    )
 
 
 def elbo_terms(
@@ -160,8 +160,7 @@ def elbo_terms(
     ElboTerms(elbo=tensor(-4.1758), log_likelihood=tensor(-3.6758), kl=tensor(0.5000))
     """
     return _evaluate(
-        *(x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, backend),
-        terms=True,
+        x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, backend, True
     )
 
 
@@ -179,45 +178,66 @@ def _evaluate(
     reduction: Any,
     seed: Any,
     backend: Any,
-    *,
     terms: bool,
-) -> ElboTerms:
-    """Check the arguments, choose a backend, and call it; without ``terms`` only the bound is sure to be there."""
-    check_posterior(mu, logvar, prior)
-    check_num_samples(num_samples)
-    check_x(x, x_scale, mu)
+) -> Any:
+    """Check the arguments, choose a backend, and call it, for the terms or for the bound alone.
+
+    A call whose layouts and options have been checked before is not checked again, but for the values of its numbers.
+    """
+    backend = _backend.requested(backend)
+    key = call = None
+    if backend != "reference":
+        learned = isinstance(beta, Tensor) and beta.requires_grad
+        options = num_samples, type(num_samples), x_scale, type(x_scale), reduction, backend, terms, learned
+        key, call = ops.Call.find(mu, logvar, x, x_hat, prior, likelihood, *options)
+    if call is None:
+        check_posterior(mu, logvar, prior)
+        check_num_samples(num_samples)
+        check_x(x, x_scale, mu)
+        check_reduction(reduction, mu.shape[0])
+        check_likelihood(likelihood, x.shape if num_samples is None else torch.Size((num_samples, *x.shape)))
     check_weight("beta", beta)
     check_weight("free_bits", free_bits)
-    check_seed(seed, mu.device)
-    check_reduction(reduction, mu.shape[0])
-    check_likelihood(likelihood, x.shape if num_samples is None else torch.Size((num_samples, *x.shape)))
-    if isinstance(x_hat, Tensor) or not callable(x_hat):
-        check_x_hat(x_hat, x, num_samples)
-    else:
+    if seed is not None:
+        check_seed(seed, mu.device)
+    if not isinstance(x_hat, Tensor) and callable(x_hat):
         x_hat = checked_decoder(x_hat, x, num_samples)
-    backend = _backend.requested(backend)
-    strict = backend != "auto"
-    if backend != "reference":
+    elif call is None:
+        check_x_hat(x_hat, x, num_samples)
+    if call is None and backend != "reference":
+        strict = backend != "auto"
         unserved = ops.unserved_posterior(mu, logvar, prior) or ops.unserved_likelihood(x, x_hat, likelihood)
         if isinstance(beta, Tensor) and beta.requires_grad:
             unserved = unserved or "beta requires grad"
-        backend = _backend.choose("elbo", backend, mu.device, unserved)
-    options: dict[str, Any] = {
-        "likelihood": likelihood,
-        "beta": beta,
-        "free_bits": free_bits,
-        "prior": prior,
-        "num_samples": num_samples,
-        "x_scale": x_scale,
-        "reduction": reduction,
-        "seed": seed,
-    }
-    if backend != "reference":
-        return ops.elbo_terms(backend, strict, x, x_hat, mu, logvar, **options, terms=terms)
+        if (
+            strict and torch.compiler.is_compiling()
+        ):  # of itself, `auto` leaves graphs to Inductor: see kernels/README.md
+            _backend.choose("elbo", backend, mu.device, unserved)
+            weights = {"prior": prior, "seed": seed, "beta": beta, "free_bits": free_bits}
+            how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
+            traced = elbo_library.elbo_terms(x, x_hat, mu, logvar, **weights, **how)
+            return traced if terms else traced.elbo
+        backend = _backend.choose("elbo", backend, mu.device, unserved or ops.unserved_state())
+        if backend != "reference":
+            how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
+            call = ops.remember(key, ops.Call(backend, mu, logvar, prior, strict=strict, terms=terms, **how))
+    if call is not None:
+        return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, beta, free_bits)
     if torch.compiler.is_compiling() and not isinstance(beta, Tensor):
         # A float that changes, as in a warm-up, would recompile at every value; a 0-d float64 promotes no [N] tensor.
-        options["beta"] = torch.ones((), dtype=torch.float64, device=mu.device) * beta
-    return reference.elbo_terms(x, x_hat, mu, logvar, **options)
+        beta = torch.ones((), dtype=torch.float64, device=mu.device) * beta
+    function = reference.elbo_terms if terms else reference.elbo
+    return function(
+        *(x, x_hat, mu, logvar),
+        likelihood=likelihood,
+        beta=beta,
+        free_bits=free_bits,
+        prior=prior,
+        num_samples=num_samples,
+        x_scale=x_scale,
+        reduction=reduction,
+        seed=seed,
+    )
 
 
 def reparameterize(
@@ -266,14 +286,22 @@ def reparameterize(
     >>> z.shape, torch.equal(z[0], fastvae.reparameterize(mu, logvar, seed=0))
     (torch.Size([5, 2, 3]), True)
     """
-    check_posterior(mu, logvar)
-    check_num_samples(num_samples)
-    check_seed(seed, mu.device)
     backend = _backend.requested(backend)
+    key, call = None, None
     if backend != "reference":
-        backend = _backend.choose("reparameterize", backend, mu.device, ops.unserved_posterior(mu, logvar))
-    if backend != "reference":
-        return ops.reparameterize(backend, mu, logvar, num_samples=num_samples, seed=seed)
+        key, call = ops.Call.find(mu, logvar, None, None, None, None, "sample", num_samples, type(num_samples), backend)
+    if call is None:
+        check_posterior(mu, logvar)
+        check_num_samples(num_samples)
+    check_seed(seed, mu.device)
+    if call is None and backend != "reference":
+        backend = _backend.choose(
+            "reparameterize", backend, mu.device, ops.unserved_posterior(mu, logvar) or ops.unserved_state()
+        )
+        if backend != "reference":
+            call = ops.remember(key, ops.Call(backend, mu, logvar, None, num_samples=num_samples))
+    if call is not None:
+        return ops.reparameterize(call, mu, logvar, seed)
     return reference.reparameterize(mu, logvar, num_samples=num_samples, seed=seed)
 
 
@@ -318,12 +346,18 @@ def kl_divergence(
     >>> fastvae.kl_divergence(torch.zeros(1, 1), torch.full((1, 1), 1e-6))   # 2.5e-13; the textbook form gives 0
     tensor([2.5000e-13])
     """
-    check_posterior(mu, logvar, prior)
-    check_reduction(reduction, mu.shape[0])
     backend = _backend.requested(backend)
+    key, call = None, None
     if backend != "reference":
-        unserved = ops.unserved_posterior(mu, logvar, prior)
-        backend = _backend.choose("kl_divergence", backend, mu.device, unserved)
-    if backend != "reference":
-        return ops.kl_divergence(backend, mu, logvar, prior, reduction=reduction)
+        key, call = ops.Call.find(mu, logvar, None, None, prior, None, "kl", reduction, backend)
+    if call is None:
+        check_posterior(mu, logvar, prior)
+        check_reduction(reduction, mu.shape[0])
+        if backend != "reference":
+            unserved = ops.unserved_posterior(mu, logvar, prior) or ops.unserved_state()
+            backend = _backend.choose("kl_divergence", backend, mu.device, unserved)
+            if backend != "reference":
+                call = ops.remember(key, ops.Call(backend, mu, logvar, prior, reduction=reduction))
+    if call is not None:
+        return ops.kl_divergence(call, mu, logvar, prior)
     return reference.kl_divergence(mu, logvar, prior, reduction=reduction)

@@ -4,6 +4,8 @@ import hypothesis
 import pytest
 import torch
 
+from fastvae import _backend
+
 # No deadline: a loaded machine is no fault of the code. Derandomised: a red test is red for everybody.
 hypothesis.settings.register_profile(
     "fastvae",
@@ -29,5 +31,5 @@ def _seeded():
 @pytest.fixture(params=["reference", "auto"])
 def each_backend(request, monkeypatch):
     """The public functions twice: by the specification, and by whatever kernels answer here."""
-    monkeypatch.setenv("FASTVAE_BACKEND", request.param)
+    monkeypatch.setattr(_backend, "DEFAULT", request.param)
     return request.param

@@ -2,6 +2,9 @@
 
 import inspect
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import nn
 
 import fastvae
 from fastvae import Bernoulli, Gaussian, _backend
+from fastvae.ops import elbo as ops
 
 N, D, L, K = 3, 4, 2, 5  # all different, so that a message with the wrong dim is seen
 
@@ -285,13 +289,18 @@ def test_a_backend_that_cannot_serve_says_why(op, monkeypatch):
 
 def test_the_environment_replaces_auto_and_nothing_else(monkeypatch):
     monkeypatch.setitem(_backend.HAS_KERNEL, ("elbo", "numba"), False)
-    monkeypatch.setenv("FASTVAE_BACKEND", "cuda")
+    monkeypatch.setattr(ops, "KNOWN", {})  # calls that were served are not looked into again
+    monkeypatch.setattr(_backend, "DEFAULT", "cuda")
     refused(ValueError, r"^FASTVAE_BACKEND must be one of auto, triton, numba, reference, got 'cuda'", elbo)
     elbo(backend="reference")
-    monkeypatch.setenv("FASTVAE_BACKEND", "numba")
+    monkeypatch.setattr(_backend, "DEFAULT", "numba")
     refused(fastvae.BackendError, r"^backend='numba' cannot serve elbo", elbo)
-    monkeypatch.setenv("FASTVAE_BACKEND", "reference")
+    monkeypatch.setattr(_backend, "DEFAULT", "reference")
     elbo()
+    code = "from fastvae import _backend; print(_backend.requested('auto'))"
+    env = {**os.environ, "FASTVAE_BACKEND": "reference"}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert run.stdout == "reference\n"
 
 
 def test_vae_passes_the_errors_on():

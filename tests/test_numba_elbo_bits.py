@@ -293,10 +293,10 @@ def test_noise_is_the_references(seed, latent, dtype, tolerance):
 @pytest.mark.parametrize("first_row", [1, 2**32 - 1, 2**40 + 3])  # 2^32 - 1: the high word changes within the call
 def test_rows_are_counted_from_first_row_forth_and_back(first_row):
     mu, logvar, w = (torch.randn(3, 5, dtype=torch.float64) for _ in range(3))
-    launcher, seed = _backend.launcher("reparameterize", "numba"), torch.tensor(SEED)
-    options: dict[str, Any] = {"num_samples": None, "beta": 1.0, "reduction": "none", "first_row": first_row}
-    z = launcher.forward(mu, logvar, None, seed, free_bits=0.0, want_kl=False, **options)[0]
-    gradients = launcher.backward(mu, logvar, None, seed, None, w, None, None, **options)
+    plan = _backend.launcher("reparameterize", "numba").Latent(mu, logvar, None, None, "none")
+    seed = torch.tensor(SEED)
+    z = plan.forward(mu, logvar, None, seed, want_kl=False, first_row=first_row)[0]
+    gradients = plan.backward(mu, logvar, None, seed, 1.0, None, w, None, None, first_row=first_row)
     leaves = mu.requires_grad_(), logvar.requires_grad_()
     expected = reference.reparameterize(mu, logvar, seed=SEED, first_row=first_row)
     for a, b in zip((z, *gradients), (expected.detach(), *torch.autograd.grad(expected, leaves, w)), strict=True):

@@ -21,29 +21,29 @@ N, D, L, K = 3, 8, 4, 2
 
 @pytest.fixture
 def launches(monkeypatch):
-    module = _backend.launcher("log_likelihood", "numba")
-    launch, seen = module.log_likelihood, list[Any]()
+    plan = _backend.launcher("log_likelihood", "numba").Density
+    launch, seen = plan.evaluate, list[Any]()
 
     def record(*args, **options):
         result = launch(*args, **options)
         seen.append(None if result.dx_hat is None else StorageWeakRef(result.dx_hat.untyped_storage()))
         return result
 
-    monkeypatch.setattr(module, "log_likelihood", record)
+    monkeypatch.setattr(plan, "evaluate", record)
     return seen
 
 
 @pytest.fixture
 def kl_buffers(monkeypatch):
-    module = _backend.launcher("reparameterize", "numba")
-    launch, seen = module.forward, list[Any]()
+    plan = _backend.launcher("reparameterize", "numba").Latent
+    launch, seen = plan.forward, list[Any]()
 
     def record(*args, **options):
         result = launch(*args, **options)
         seen.extend(StorageWeakRef(t.untyped_storage()) for t in result.gradients or ())
         return result
 
-    monkeypatch.setattr(module, "forward", record)
+    monkeypatch.setattr(plan, "forward", record)
     return seen
 
 

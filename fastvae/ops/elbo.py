@@ -11,7 +11,6 @@ gradients, the reference's formulas are differentiated instead.
 Launchers are functions of ``fastvae_kernels.<backend>.{reparameterize, log_likelihood}``, imported at the first call.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,109 +27,190 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def layout(t: Tensor) -> tuple[Any, ...]:
+    """All that a launch plan is made from; AttributeError for what is no tensor."""
+    return type(t), t.shape, t.stride(), t.dtype, t.device
+
+
+def likelihood_layout(likelihood: Any) -> tuple[Any, ...]:
+    """The same of a likelihood; TypeError for one that has no kernels."""
+    if type(likelihood) is Gaussian:
+        scale = likelihood.scale if likelihood.log_scale is None else likelihood.log_scale
+        return Gaussian, likelihood.link, layout(scale) if isinstance(scale, Tensor) else None
+    if type(likelihood) is Bernoulli:
+        return (Bernoulli,)
+    raise TypeError
+
+
+KNOWN: dict[Any, Any] = {}  # launch plans and calls by their layouts
+MOST_KNOWN = 1000  # a guard against shapes that never come again
+
+
+def remember(key: Any, plan: Any) -> Any:
+    """Have it for the layouts of that key, if there is one."""
+    if key is not None:
+        if len(KNOWN) >= MOST_KNOWN:
+            KNOWN.clear()
+        KNOWN[key] = plan
+    return plan
+
+
 class Call:
-    """One call of a public function: its launchers, and its options that are no tensors or get no gradient."""
+    """What is known of a call before any number is: its options, and the launch plans for tensors of its layouts.
+
+    Calls of one layout share one, so nothing of a single call is kept in it.
+    """
 
     __slots__ = (
-        *("latent", "density", "reduction", "num_samples", "beta", "free_bits", "x_scale", "likelihood", "log_scale"),
-        *("terms", "want_kl", "one_pass"),
+        *("backend", "strict", "num_samples", "x_scale", "reduction", "terms"),
+        *("latent", "density_module", "densities", "density", "link", "gaussian"),
     )
 
     def __init__(
         self,
         backend: str,
+        mu: Tensor,
+        logvar: Tensor,
+        prior: Prior | None,
         *,
-        reduction: str = "none",
+        strict: bool = False,
+        likelihood: Any = None,
         num_samples: int | None = None,
-        beta: Tensor | float = 1.0,
-        free_bits: Tensor | float = 0.0,
         x_scale: float | None = None,
+        reduction: str = "none",
         terms: bool = True,
-        want_kl: bool = True,
     ) -> None:
-        self.latent = _backend.launcher("reparameterize", backend)
-        self.density = _backend.launcher("log_likelihood", backend)
-        self.reduction, self.num_samples = reduction, num_samples
-        self.beta, self.free_bits, self.x_scale = beta, free_bits, x_scale
-        self.terms, self.want_kl = terms, want_kl  # whether log-likelihood and raw KL are asked for, and any KL at all
-        self.likelihood: Any = None
-        self.log_scale = 0.0  # the Gaussian's, where it is no tensor
-        self.one_pass = False
+        self.backend, self.strict = backend, strict
+        self.num_samples, self.x_scale, self.reduction = num_samples, x_scale, reduction
+        self.terms = terms  # whether log-likelihood and raw KL are asked for
+        self.latent = _backend.launcher("reparameterize", backend).Latent(mu, logvar, prior, num_samples, reduction)
+        self.gaussian = type(likelihood) is Gaussian
+        self.link = likelihood.link if self.gaussian else "identity"
+        self.density_module: Any = None if likelihood is None else _backend.launcher("log_likelihood", backend)
+        self.densities: dict[tuple[Any, ...], Any] = {}  # for the decoder's outputs
+        self.density: Any = None  # for a tensor x_hat
 
-    def sample(self, mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor | None) -> Any:
-        """Launch sampling and KL: z, neg_kl, kl, which latent elements free bits keep, gradients had in passing."""
-        return self.latent.forward(
-            mu,
-            logvar,
-            prior,
-            seed,
-            num_samples=self.num_samples,
-            beta=self.beta,
-            free_bits=self.free_bits,
-            reduction=self.reduction,
-            want_kl=self.want_kl,
-            want_raw=self.terms,
-            want_gradients=self.one_pass and seed is None,
-        )
+    @staticmethod
+    def find(
+        mu: Any, logvar: Any, x: Any, x_hat: Any, prior: Any, likelihood: Any, *options: Any
+    ) -> tuple[Any, "Call | None"]:
+        """The key of such calls, and the call if there was one; no key where none can be made, or kernels cannot run.
 
-    def sample_backward(self, mu: Tensor, logvar: Tensor, prior: Any, *others: Any) -> Any:
-        """Launch the way back through both; ``others`` are seed, kept, dz, dneg_kl, dkl."""
-        k, b, r = self.num_samples, self.beta, self.reduction
-        return self.latent.backward(mu, logvar, prior, *others, num_samples=k, beta=b, reduction=r)
+        The errors left aside here are of arguments that are no tensors or no sensible options: checks speak of them.
+        """
+        if unserved_state():
+            return None, None
+        try:
+            key = (
+                *(type(mu), mu.shape, mu.stride(), mu.dtype, mu.device),
+                *(type(logvar), logvar.shape, logvar.stride(), logvar.dtype, logvar.device),
+                None if x is None else (type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad),
+                layout(x_hat) if isinstance(x_hat, Tensor) else None,
+                None if prior is None else tuple(map(layout, prior)),
+                None if likelihood is None else likelihood_layout(likelihood),
+                options,
+            )
+            return key, KNOWN.get(key)
+        except (AttributeError, TypeError):
+            return None, None
 
-    def bound(self, x: Tensor, x_hat: Tensor, log_scale: Any, neg_kl: Tensor | None, weight: Any) -> Any:
-        """Launch the log-likelihood: values if there is a KL term to add, gradients if there is a weight."""
-        gaussian = type(self.likelihood) is Gaussian
-        return self.density.log_likelihood(
+    def plan_density(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | None) -> Any:
+        """The plan of the log-likelihood."""
+        return self.density_module.Density(
             x,
             x_hat,
-            self.log_scale if log_scale is None else log_scale,
-            self.x_scale,
-            neg_kl,
-            weight,
-            likelihood="gaussian" if gaussian else "bernoulli",
-            link=self.likelihood.link if gaussian else "identity",
+            log_scale,
+            likelihood="gaussian" if self.gaussian else "bernoulli",
+            link=self.link,
             num_samples=self.num_samples,
             reduction=self.reduction,
-            need_dlog_scale=log_scale is not None,
-            want_log_lik=self.terms,
+            x_scale=self.x_scale,
+            elbo_dtype=self.latent.compute,
         )
 
-    def log_likelihood_formula(self, x: Tensor, x_hat: Tensor, log_scale: Any) -> Tensor:
+    def log_likelihood_formula(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | float) -> Tensor:
         """The reduced log-likelihood by the reference."""
-        likelihood, k = self.likelihood, self.num_samples
-        if log_scale is not None:
-            likelihood = replace(likelihood, scale=1.0, log_scale=log_scale)
-        log_lik = log_likelihood_formula(x, x_hat, likelihood.log_prob, num_samples=k, x_scale=self.x_scale)
-        return reduce_batch(log_lik, self.reduction)
-
-    def sample_formula(self, mu: Any, logvar: Any, prior: Any, seed: Tensor | None) -> list[Tensor]:
-        """The reduced -beta KL and raw KL, and z where there is a seed, by the reference."""
-        penalty, kl = kl_penalty(mu, logvar, prior, self.beta, self.free_bits)
-        outputs = [reduce_batch(t, self.reduction) for t in (-penalty, kl)]
-        if seed is not None:
-            outputs.append(reparameterize_formula(mu, logvar, num_samples=self.num_samples, seed=seed))
-        return outputs
+        return density_formula(
+            x, x_hat, log_scale, self.x_scale, self.gaussian, self.link, self.num_samples, self.reduction
+        )
 
 
-class PlainFunction(Function):
-    """A Function of plain tensors only (see `unserved`), which need no looking through for functorch's wrappers."""
+def density_formula(
+    x: Tensor,
+    x_hat: Tensor,
+    log_scale: Tensor | float,
+    x_scale: Any,
+    gaussian: bool,
+    link: str,
+    num_samples: int | None,
+    reduction: str,
+) -> Tensor:
+    """The reduced log-likelihood by the reference."""
+    log_prob = Gaussian(log_scale=log_scale, link=link).log_prob if gaussian else Bernoulli().log_prob
+    return reduce_batch(log_likelihood_formula(x, x_hat, log_prob, num_samples=num_samples, x_scale=x_scale), reduction)
 
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        """What `Function.apply` ends in; the rest of it is a tenth of a small call."""
-        return super(Function, cls).apply(*args)  # type: ignore[misc]
+
+def sample_formula(
+    mu: Any,
+    logvar: Any,
+    prior: Any,
+    seed: Tensor | None,
+    beta: Tensor | float,
+    free_bits: Tensor | float,
+    num_samples: int | None,
+    reduction: str,
+) -> list[Tensor]:
+    """The reduced -beta KL and raw KL, and z where there is a seed, by the reference."""
+    penalty, kl = kl_penalty(mu, logvar, prior, beta, free_bits)
+    outputs = [reduce_batch(-penalty, reduction), reduce_batch(kl, reduction)]
+    if seed is not None:
+        outputs.append(reparameterize_formula(mu, logvar, num_samples=num_samples, seed=seed))
+    return outputs
 
 
-class Sample(PlainFunction):
+class Run:
+    """One call: its `Call`, and its options that are no tensors or get no gradient."""
+
+    __slots__ = ("beta", "call", "density", "free_bits", "log_scale", "one_pass", "want_kl")
+
+    def __init__(self, call: Call, beta: Any = 1.0, free_bits: Any = 0.0, want_kl: bool = True) -> None:
+        self.call, self.beta, self.free_bits, self.want_kl = call, beta, free_bits, want_kl
+        self.density: Any = None
+        self.log_scale: Any = 0.0  # the Gaussian's, where it is no tensor
+        self.one_pass = False
+
+    def prepare(self, x: Tensor, x_hat: Tensor, likelihood: Any, density: Any) -> Tensor | None:
+        """Note the density's plan, if there is one already, the scale, and whether the gradient may be formed in
+        passing; give the log_scale if it is a tensor, for autograd to save: one held here would never be freed, since
+        `Sample` holds this.
+        """
+        scale = likelihood.get_log_scale() if self.call.gaussian else 0.0
+        log_scale = scale if isinstance(scale, Tensor) else None
+        if log_scale is None:
+            self.log_scale = scale
+        self.density = density or self.call.plan_density(x, x_hat, log_scale)
+        self.one_pass = (
+            x_hat.requires_grad
+            and self.call.reduction != "none"
+            and torch.is_grad_enabled()
+            and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        )
+        return log_scale
+
+
+class Sample(Function):
     """(mu, logvar, mu_p, logvar_p, seed) -> (z, neg_kl, kl); what is not asked for is None."""
 
     @staticmethod
-    def forward(ctx: Any, mu: Tensor, logvar: Tensor, mu_p: Any, logvar_p: Any, seed: Any, call: Call) -> Any:
+    def forward(ctx: Any, mu: Tensor, logvar: Tensor, mu_p: Any, logvar_p: Any, seed: Any, run: Run) -> Any:
         """One launch."""
-        z, neg_kl, kl, kept, _ = call.sample(mu, logvar, None if mu_p is None else (mu_p, logvar_p), seed)
+        call = run.call
+        prior = None if mu_p is None else (mu_p, logvar_p)
+        z, neg_kl, kl, kept, _ = call.latent.forward(
+            mu, logvar, prior, seed, run.beta, run.free_bits, None, run.want_kl, call.terms
+        )
         ctx.save_for_backward(mu, logvar, mu_p, logvar_p, seed, kept)
-        ctx.call = call
+        ctx.run = run
         ctx.set_materialize_grads(False)
         return z, neg_kl, kl
 
@@ -139,67 +219,81 @@ class Sample(PlainFunction):
         """One launch, which makes the noise again; or the formula."""
         dz, dneg_kl, dkl = upstreams
         mu, logvar, mu_p, logvar_p, seed, kept = ctx.saved_tensors
-        return *latent_gradients(ctx.call, mu, logvar, mu_p, logvar_p, seed, kept, dz, dneg_kl, dkl), None, None
+        return *latent_gradients(ctx.run, mu, logvar, mu_p, logvar_p, seed, kept, dz, dneg_kl, dkl), None, None
 
 
-class Bound(PlainFunction):
+class Bound(Function):
     """(x, x_hat, log_scale, neg_kl) or (x, x_hat, log_scale, None, mu, logvar, mu_p, logvar_p) -> elbo, log_lik, kl."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, x_hat: Tensor, log_scale: Any, neg_kl: Any, mu: Any, logvar: Any, mu_p: Any, logvar_p: Any,
-        call: Call,
+        run: Run,
     ) -> Any:  # fmt: skip
         """One launch, or two."""
-        kl = kept = None
-        kl_gradients = (None, None)  # of a KL term that came from outside
-        ctx.inside = neg_kl is None
+        call, density, one_pass = run.call, run.density, run.one_pass
+        elbo, kl, kept, kl_gradients = None, None, None, (None, None)
         if neg_kl is None:
-            _, neg_kl, kl, kept, kl_gradients = call.sample(
-                mu, logvar, None if mu_p is None else (mu_p, logvar_p), None
+            if density.elbo_dtype is call.latent.compute:
+                elbo = torch.empty_like(density.elbo)  # both terms in one place
+            prior = None if mu_p is None else (mu_p, logvar_p)
+            _, neg_kl, kl, kept, kl_gradients = call.latent.forward(
+                mu, logvar, prior, None, run.beta, run.free_bits, elbo, True, call.terms, one_pass
             )
-        elbo, log_lik, dx_hat, dlog_scale = call.bound(x, x_hat, log_scale, neg_kl, -1.0 if call.one_pass else None)
-        # Buffers are no saved tensors: backward must be able to give them away. They hold the gradient of -ELBO.
-        ctx.buffer = (dx_hat, dlog_scale) if call.one_pass else None
-        ctx.kl_buffer = kl_gradients
+        scale, weight = run.log_scale if log_scale is None else log_scale, -1.0 if one_pass else None
+        elbo, log_lik, dx_hat, dlog_scale = density.evaluate(
+            x, x_hat, scale, neg_kl, weight, elbo, ctx.needs_input_grad[2], call.terms
+        )
         ctx.save_for_backward(x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept)
-        ctx.call, ctx.kl_dtype = call, neg_kl.dtype
+        # Buffers are no saved tensors: backward must be able to give them away. They hold the gradient of -ELBO.
+        ctx.run, ctx.buffers = run, (dx_hat, dlog_scale, kl_gradients) if one_pass else None
         ctx.set_materialize_grads(False)
         return (elbo, log_lik, kl) if call.terms else elbo
 
     @staticmethod
     def backward(ctx: Any, delbo: Any, dlog_lik: Any = None, dkl: Any = None) -> Any:
         """Hand the buffers over; recompute if there are none, by the formula if that must be differentiable."""
-        loss_alone = delbo is not None and dlog_lik is None and dkl is None and not needs_formula(delbo)
-        if loss_alone and ctx.buffer is not None and ctx.kl_buffer is not None:
-            buffers, ctx.buffer, ctx.kl_buffer = (*ctx.buffer, *ctx.kl_buffer), None, None
-            dx_hat, dlog_scale, dmu, dlogvar = ctx.call.density.scale_(buffers, delbo, -1.0)
-            dneg_kl = None if ctx.inside else delbo.to(ctx.kl_dtype)
-            return None, dx_hat, dlog_scale, dneg_kl, dmu, dlogvar, None, None, None
-        ctx.kl_buffer = None  # of no use from here on
+        run, buffers, ctx.buffers = ctx.run, ctx.buffers, None
+        call = run.call
         x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept = ctx.saved_tensors
-        call, dneg_kl = ctx.call, None if delbo is None else delbo.to(ctx.kl_dtype)
+        dneg_kl = None if delbo is None else delbo.to(call.latent.compute)
         upstream = dlog_lik if delbo is None else delbo if dlog_lik is None else delbo + dlog_lik
+        formula = needs_formula(delbo, dlog_lik, dkl)
         gradients: Any = (None, None)
+        if buffers is not None and delbo is not None and dlog_lik is None and dkl is None and not formula:
+            *gradients, latent = buffers
+            if latent is not None:
+                dx_hat, dlog_scale, dmu, dlogvar = call.density_module.scale_((*gradients, *latent), delbo, -1.0)
+                return None, dx_hat, dlog_scale, None if mu is not None else dneg_kl, dmu, dlogvar, None, None, None
         if upstream is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            buffer, ctx.buffer = ctx.buffer, None
-            if needs_formula(upstream):
+            if formula:
+                if buffers is not None:
+                    ctx.buffers = (*buffers[:2], None)  # it may yet be asked for
+                scale = run.log_scale if log_scale is None else log_scale
                 with torch.enable_grad():
-                    x_hat, log_scale = aliases(x_hat, log_scale)
-                    log_lik = call.log_likelihood_formula(x, x_hat, log_scale)
-                gradients = differentiate([log_lik], (upstream,), (x_hat, log_scale))
-            elif buffer is not None:
-                gradients = call.density.scale_(buffer, upstream, -1.0)
+                    x_hat, scale = aliases(x_hat, scale)
+                    log_lik = call.log_likelihood_formula(x, x_hat, scale)
+                gradients = differentiate([log_lik], (upstream,), (x_hat, scale))
+            elif buffers is not None:
+                gradients = call.density_module.scale_(buffers[:2], upstream, -1.0)
             else:
-                gradients = call.bound(x, x_hat, log_scale, None, upstream)[2:]
-        if not ctx.inside:
+                scale = run.log_scale if log_scale is None else log_scale
+                need = ctx.needs_input_grad[2]
+                gradients = run.density.evaluate(x, x_hat, scale, None, upstream, need_dlog_scale=need)[2:]
+        if mu is None:
             return None, *gradients, dneg_kl, None, None, None, None, None
-        latent = latent_gradients(call, mu, logvar, mu_p, logvar_p, None, kept, None, dneg_kl, dkl)
+        latent = latent_gradients(run, mu, logvar, mu_p, logvar_p, None, kept, None, dneg_kl, dkl)
         return None, *gradients, None, *latent, None
 
 
+# What `Function.apply` ends in. The rest of it looks for functorch's wrappers among the arguments, of which there are
+# none here (see `unserved_state`), and is a tenth of a small call.
+apply_sample: Any = super(Function, Sample).apply
+apply_bound: Any = super(Function, Bound).apply
+
+
 def latent_gradients(
-    call: Call, mu: Tensor, logvar: Tensor, mu_p: Any, logvar_p: Any, seed: Any, kept: Any, *upstreams: Any
+    run: Run, mu: Tensor, logvar: Tensor, mu_p: Any, logvar_p: Any, seed: Any, kept: Any, *upstreams: Any
 ) -> Any:
     """Gradients of mu, logvar, mu_p, logvar_p from those of z, neg_kl, kl."""
     dz, dneg_kl, dkl = upstreams
@@ -209,10 +303,11 @@ def latent_gradients(
         with torch.enable_grad():
             inputs = aliases(mu, logvar, mu_p, logvar_p)
             prior = None if mu_p is None else tuple(inputs[2:])
-            outputs = call.sample_formula(inputs[0], inputs[1], prior, seed)
+            how = run.beta, run.free_bits, run.call.num_samples, run.call.reduction
+            outputs = sample_formula(inputs[0], inputs[1], prior, seed, *how)
         return differentiate(outputs, (dneg_kl, dkl, dz), tuple(inputs))
     prior = None if mu_p is None else (mu_p, logvar_p)
-    gradients = call.sample_backward(mu, logvar, prior, seed, kept, dz, dneg_kl, dkl)
+    gradients = run.call.latent.backward(mu, logvar, prior, seed, run.beta, kept, dz, dneg_kl, dkl)
     return gradients if prior else (*gradients, None, None)
 
 
@@ -242,103 +337,87 @@ def differentiate(outputs: list[Tensor], upstreams: tuple[Tensor | None, ...], i
     return [by_id.get(id(t)) for t in inputs]
 
 
-def unserved(*tensors: Any) -> str | None:
-    """Why kernels cannot take a call on these tensors as things stand, in a few words; None if they can."""
+TRACED = "the call is being traced"
+
+
+def unserved_state() -> str | None:
+    """Why kernels cannot take a call as things stand, in a few words; None if they can."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return "the call is being traced"
+        return TRACED
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "the call is under a torch.func transform"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode AD is active"
+    return None
+
+
+def unserved_tensors(dtypes: tuple[torch.dtype, ...], *tensors: Any) -> str | None:
+    """Why not, for these tensors."""
     for t in tensors:
-        if isinstance(t, Tensor) and type(t) not in PLAIN:
-            return f"{type(t).__name__} is no plain tensor"
+        if isinstance(t, Tensor):
+            if t.dtype not in dtypes:
+                return f"there is no kernel for {t.dtype}"
+            if type(t) not in PLAIN:
+                return f"{type(t).__name__} is no plain tensor"
     return None
 
 
 def unserved_posterior(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> str | None:
-    """Why not, for sampling and the KL."""
-    for t in (mu, logvar, *(prior or ())):
-        if t.dtype not in DTYPES:
-            return f"there is no kernel for {t.dtype}"
-    return unserved(mu, logvar, *(prior or ()))
+    """Why not, for sampling and the KL of these tensors."""
+    return unserved_tensors(DTYPES, mu, logvar, *(prior or ()))
 
 
 def unserved_likelihood(x: Tensor, x_hat: Any, likelihood: Any) -> str | None:
-    """Why not, for the log-likelihood."""
+    """Why not, for the log-likelihood of these."""
     if type(likelihood) not in (Gaussian, Bernoulli):
         return f"there is no kernel for the likelihood {type(likelihood).__name__}"
     if x.requires_grad:
         return "x requires grad"
-    for t in (x, x_hat):
-        if isinstance(t, Tensor) and t.dtype not in (*DTYPES, torch.uint8, torch.bool):
-            return f"there is no kernel for {t.dtype}"
-    return unserved(x, x_hat)
+    return unserved_tensors((*DTYPES, torch.uint8, torch.bool), x, x_hat)
 
 
 def elbo_terms(
-    backend: str,
-    strict: bool,
+    call: Call,
     x: Tensor,
     x_hat: Any,
     mu: Tensor,
     logvar: Tensor,
-    *,
     likelihood: Any,
     prior: Prior | None,
     seed: Tensor | int | None,
-    **options: Any,
-) -> ElboTerms:
-    """`fastvae.elbo_terms` on the kernels of a backend. Its arguments are checked; ``strict`` forbids the reference.
-
-    With ``terms=False`` among the options the two terms may be None.
-    """
-    call, neg_kl, kl = Call(backend, **options), None, None
-    mu_p, logvar_p = prior or (None, None)
-    if not isinstance(x_hat, Tensor):
-        z, neg_kl, kl = Sample.apply(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), call)
+    beta: Tensor | float,
+    free_bits: Tensor | float,
+) -> Any:
+    """`fastvae.elbo_terms` on kernels, or `fastvae.elbo`, for a call without terms. Its arguments are checked."""
+    run, kl = Run(call, beta, free_bits), None
+    mu_p, logvar_p = (None, None) if prior is None else prior
+    if isinstance(x_hat, Tensor):
+        log_scale = run.prepare(x, x_hat, likelihood, call.density)
+        call.density = run.density
+        out = apply_bound(x, x_hat, log_scale, None, mu, logvar, mu_p, logvar_p, run)
+    else:
+        z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), run)
         x_hat, decoded_scale = decode(x_hat, z, call.num_samples)
         if decoded_scale is not None:
             likelihood = likelihood.with_log_scale(decoded_scale)
-    log_scale = None
-    if type(likelihood) is Gaussian:
-        scale = likelihood.get_log_scale()
-        if isinstance(scale, Tensor):
-            # autograd saves it; a decoded one held by the call besides, which Sample holds, would never be freed
-            log_scale, likelihood = scale, Gaussian(link=likelihood.link)
-        else:
-            call.log_scale = scale
-    call.likelihood = likelihood
-    if neg_kl is not None and (
-        reason := unserved_likelihood(x, x_hat, likelihood)
-    ):  # the decoder's dtype has no kernel
-        if strict:
-            raise _backend.BackendError(f"backend={backend!r} cannot serve elbo: {reason}")
-        log_lik = call.log_likelihood_formula(x, x_hat, log_scale)
-        return ElboTerms(log_lik + neg_kl, log_lik, kl)  # type: ignore[arg-type]
-    call.one_pass = (
-        x_hat.requires_grad
-        and call.reduction != "none"
-        and torch.is_grad_enabled()
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-    )
-    if neg_kl is not None:
-        mu = logvar = mu_p = logvar_p = None  # type: ignore[assignment]
-    out = Bound.apply(x, x_hat, log_scale, neg_kl, mu, logvar, mu_p, logvar_p, call)
-    if not call.terms:
-        return ElboTerms(out, None, None)  # type: ignore[arg-type]
-    return ElboTerms(out[0], out[1], out[2] if kl is None else kl)
+        if reason := unserved_likelihood(x, x_hat, likelihood):  # the decoder's dtype has no kernel
+            if call.strict:
+                raise _backend.BackendError(f"backend={call.backend!r} cannot serve elbo: {reason}")
+            log_lik = call.log_likelihood_formula(x, x_hat, likelihood.get_log_scale() if call.gaussian else 0.0)
+            return ElboTerms(log_lik + neg_kl, log_lik, kl) if call.terms else log_lik + neg_kl
+        key = layout(x_hat), None if decoded_scale is None else layout(decoded_scale)
+        log_scale = run.prepare(x, x_hat, likelihood, call.densities.get(key))
+        call.densities[key] = run.density
+        out = apply_bound(x, x_hat, log_scale, neg_kl, None, None, None, None, run)
+    return ElboTerms(out[0], out[1], out[2] if kl is None else kl) if call.terms else out
 
 
-def reparameterize(
-    backend: str, mu: Tensor, logvar: Tensor, *, num_samples: int | None, seed: Tensor | int | None
-) -> Tensor:
-    """`fastvae.reparameterize` on the kernels of a backend."""
-    call = Call(backend, num_samples=num_samples, want_kl=False)
-    return Sample.apply(mu, logvar, None, None, as_seed(seed, mu.device), call)[0]
+def reparameterize(call: Call, mu: Tensor, logvar: Tensor, seed: Tensor | int | None) -> Tensor:
+    """`fastvae.reparameterize` on kernels."""
+    return apply_sample(mu, logvar, None, None, as_seed(seed, mu.device), Run(call, want_kl=False))[0]
 
 
-def kl_divergence(backend: str, mu: Tensor, logvar: Tensor, prior: Prior | None, *, reduction: str) -> Tensor:
-    """`fastvae.kl_divergence` on the kernels of a backend."""
+def kl_divergence(call: Call, mu: Tensor, logvar: Tensor, prior: Prior | None) -> Tensor:
+    """`fastvae.kl_divergence` on kernels."""
     mu_p, logvar_p = prior or (None, None)
-    return Sample.apply(mu, logvar, mu_p, logvar_p, None, Call(backend, reduction=reduction))[2]
+    return apply_sample(mu, logvar, mu_p, logvar_p, None, Run(call))[2]

@@ -1,25 +1,35 @@
 """How kernels are compiled: the one place where Numba options live.
 
-    @jit                       a kernel called from Python: releases the GIL, cached on disk
-    @jit(fastmath=REDUCTION)   the same, where plain sums may be split over the lanes of a vector
-    @math_jit                  a scalar function for use inside kernels' loops: always inlined, no fastmath of its own
+    @kernel(FIELDS)    a C function of one block of numbers, called by `_threads.run`; compiled here and cached on disk
+    @math_jit          a scalar or vector function for use inside kernels, always inlined
+    @loop_jit          a function that holds loops, compiled once for all its callers
+
+A kernel opens with ``a, b, ... = unpack(block, FIELDS)``; FIELDS says what they are, in the letters of `struct`:
+"12q 3d" is twelve integers (addresses, sizes, strides), then three float64. Nothing of Python is left in it: it can run
+on a thread that Python does not know.
 
 fastmath is a set, never True: "nnan" and "ninf" fold away the tests for NaN and infinity (a log-sum-exp starts at
--inf). The flags sit on each instruction and survive inlining, so a `math_jit` function stays exact inside a loop
-compiled with REDUCTION. `inline="always"` would not do: it pastes Python, which then takes the caller's flags, and
-"reassoc" simplifies (x + magic) - magic to x.
+-inf), and "reassoc" simplifies (x + magic) - magic to x. `inline="always"` would not do for `math_jit`: it pastes
+Python, which then takes the caller's flags.
 """
 
+import ctypes
+import gc
 import hashlib
+import re
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
 
-VECTOR = frozenset({"contract", "nsz"})  # elementwise loops, compensated sums
-REDUCTION = VECTOR | {"reassoc", "arcp"}  # plain sums
+FASTMATH = frozenset({"contract", "nsz"})
+HEADER = "4q"  # of each block: `_threads` counts in it
 
 # Numba asks of a cached kernel only whether its own file changed, and would go on using the old `_math.py` inlined
 # in it. Here a kernel is fresh while no file of this folder has changed.
@@ -27,26 +37,80 @@ _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
 
 
-def jit(function: Callable | None = None, *, fastmath: frozenset[str] = VECTOR) -> Any:
-    """Compile a kernel at its first call; later processes load it from the cache, where a directory is writable.
+class Kernel:
+    """A compiled kernel: ``call(pack(*header, *fields))`` runs it, and so does whoever jumps to ``address``."""
 
-    The function must stand at module level: one whose closure holds a dispatcher or an intrinsic is never found again.
+    __slots__ = ("address", "cached", "call", "compiled", "pack")
+
+    def __init__(self, function: Callable, fields: str) -> None:
+        options = {"nopython": True, "error_model": "numpy", "fastmath": set(FASTMATH)}
+        compiled: Any = CFunc(function, ((types.intp,), types.void), locals={}, options=options)
+        self.cached = False
+        with suppress(RuntimeError):  # no directory is writable: "cannot cache function ...: no locator available"
+            compiled.enable_caching()
+            self.cached = True
+            with suppress(AttributeError):  # Numba's own stamp stays if it renames these
+                compiled._cache._cache_file._source_stamp = _STAMP
+        collecting = gc.isenabled()
+        gc.disable()  # a tenth of the time went into looking through the compiler's many objects
+        try:
+            compiled.compile()
+        finally:
+            if collecting:
+                gc.enable()
+        self.compiled = compiled  # keeps the code alive
+        self.address = compiled.address
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self.address)  # releases the GIL
+        self.pack = struct.Struct(f"={HEADER}{fields.replace(' ', '')}").pack
+
+
+def kernel(fields: str) -> Callable[[Callable], Kernel]:
+    """Compile a function of a block's address; later processes load it from the cache, where a directory is writable.
+
+    The function must stand in a factory at module level, one whose closure holds ints and strings only: one that holds
+    a compiled function or an intrinsic is never found again.
     """
-    if function is None:
-        return lambda function: jit(function, fastmath=fastmath)
-    dispatcher = njit(nogil=True, error_model="numpy", fastmath=set(fastmath))(function)
-    try:
-        dispatcher.enable_caching()
-    except RuntimeError:  # no directory is writable: "cannot cache function ...: no locator available"
-        return dispatcher
-    with suppress(AttributeError):  # Numba's own stamp stays if it renames these
-        dispatcher._cache._cache_file._source_stamp = _STAMP
-    return dispatcher
+    return lambda function: Kernel(function, fields)
 
 
 def math_jit(function: Callable) -> Any:
-    """Compile a scalar function into each caller; not cached, since the callers are.
+    """Compile a function into each caller; not cached, since the callers are.
 
     An option left out is taken from the caller compiled first, so each is spelled out.
     """
     return njit(forceinline=True, error_model="numpy", fastmath=False)(function)
+
+
+def loop_jit(function: Callable) -> Any:
+    """Compile a function that holds loops for all its callers: pasted into five places of a kernel, it would take
+    many seconds to compile. It opens with ``outlined()``.
+    """
+    return njit(error_model="numpy", fastmath=set(FASTMATH))(function)
+
+
+@intrinsic(prefer_literal=True)
+def unpack(typingctx, block, fields):
+    """The numbers behind the header of the block at an address, as a tuple."""
+    letters = "".join(letter * int(count or 1) for count, letter in re.findall(r"(\d*)([qd])", fields.literal_value))
+    members = types.Tuple([types.float64 if letter == "d" else types.intp for letter in letters])
+    first = int(HEADER[:-1])
+
+    def codegen(context, builder, signature, args):
+        values = []
+        for i, t in enumerate(members, first):
+            pointer = builder.inttoptr(args[0], context.get_value_type(t).as_pointer())
+            values.append(builder.load(builder.gep(pointer, [ir.IntType(64)(i)])))
+        return context.make_tuple(builder, members, values)
+
+    return members(block, fields), codegen
+
+
+@intrinsic
+def outlined(typingctx):
+    """Keep the function that this is called in from being inlined: Numba has no option for it."""
+
+    def codegen(context, builder, signature, args):
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen

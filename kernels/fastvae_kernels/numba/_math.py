@@ -22,7 +22,6 @@ The ends: e^x has gradual underflow and overflows to infinity; log is right for 
 Specification: fastvae/reference/noise.py, fastvae/reference/elbo.py (phi)
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ._jit import math_jit
+from ._vector import Vector, call, element, llvm_type, splat, with_element
 
 # A pair is (for float32, for float64); polynomials from the highest power down.
 LOG2_E = 1.4426950408889634
@@ -80,6 +80,7 @@ PHI = (  # those of fastvae.reference.elbo
 )
 # x + ROUND has round(x) + 2 bias in its low bits; (x + ROUND) - ROUND is round(x), in strict arithmetic
 ROUND = (1.5 * 2**23 + 2 * 127, 1.5 * 2**52 + 2 * 1023)
+QUARTERS = (1.5 * 2**23, 1.5 * 2**52)  # x + QUARTERS has round(x) in its low bits
 EXP_MIN, EXP_MAX = (-104.0, -746.0), (89.0, 710.0)  # e^x is 0, infinite
 EXPM1_MIN = (-18.0, -38.0)  # e^x - 1 is -1
 TINY = (2.0**-126, 2.0**-1022)  # the smallest normal number
@@ -89,19 +90,18 @@ RESCALE, RESCALE_LOG2 = (2.0**24, 2.0**54), (24.0, 54.0)
 @intrinsic
 def like(typingctx, x, constant):
     """A constant, or its half that belongs to x, in the type of x (a bare 0.5 would make float32 float64)."""
-    pair, i = isinstance(constant, types.BaseTuple), int(x.bitwidth == 64)
+    pair, i, t = isinstance(constant, types.BaseTuple), int(x.bitwidth == 64), element(x)
 
     def codegen(context, builder, signature, args):
         value = builder.extract_value(args[1], i) if pair else args[1]
-        return context.cast(builder, value, constant[i] if pair else constant, x)
+        return splat(builder, context.cast(builder, value, constant[i] if pair else constant, t), x)
 
     return x(x, constant), codegen
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     # fmuladd, not fma: where the processor has none it is a product and a sum, not a call of libm
-    function = builder.module.declare_intrinsic("llvm.fmuladd", [a.type], ir.FunctionType(a.type, [a.type] * 3))
-    return builder.call(function, (a, b, c))
+    return call(builder, "llvm.fmuladd", a.type, a, b, c)
 
 
 @intrinsic
@@ -117,9 +117,11 @@ def polynomial(typingctx, x, pair):
 
     def codegen(context, builder, signature, args):
         tuple_ = builder.extract_value(args[1], i)
-        c = [context.cast(builder, builder.extract_value(tuple_, j), t, x) for j, t in enumerate(pair[i])]
-        value = c[0]
-        for c_j in c[1:]:
+        numbers = [
+            context.cast(builder, builder.extract_value(tuple_, j), t, element(x)) for j, t in enumerate(pair[i])
+        ]
+        value, *c = [splat(builder, number, x) for number in numbers]
+        for c_j in c:
             value = _fma(builder, value, args[0], c_j)
         return value
 
@@ -128,37 +130,106 @@ def polynomial(typingctx, x, pair):
 
 @intrinsic
 def select(typingctx, condition, a, b):
-    """``a if condition else b`` without a branch; a and b are of one type."""
-    return a(types.boolean, a, a), lambda context, builder, signature, args: builder.select(*args)
+    """``a if condition else b`` without a branch, lane by lane; a and b are of one type."""
+    return a(with_element(a, types.boolean), a, a), lambda context, builder, signature, args: builder.select(*args)
+
+
+@intrinsic
+def sqrt(typingctx, x):
+    """The square root, correctly rounded."""
+    return x(x), lambda context, builder, signature, args: call(builder, "llvm.sqrt", args[0].type, *args)
 
 
 @intrinsic
 def bits(typingctx, x):
     """The bit pattern of a float32, a uint32."""
-    return types.uint32(types.float32), lambda _, builder, signature, args: builder.bitcast(args[0], ir.IntType(32))
+    result = with_element(x, types.uint32)
+    return result(x), lambda context, builder, signature, args: builder.bitcast(args[0], llvm_type(result))
 
 
 @intrinsic
 def from_bits(typingctx, x):
     """The float32 of a bit pattern."""
-    return types.float32(types.uint32), lambda _, builder, signature, args: builder.bitcast(args[0], ir.FloatType())
+    result = with_element(x, types.float32)
+    return result(x), lambda context, builder, signature, args: builder.bitcast(args[0], llvm_type(result))
 
 
-def _layout(x: Any) -> tuple[Any, int, int]:
-    # the integer type, the width of the mantissa, the bits of 1.0
+@intrinsic
+def from_unsigned(typingctx, x):
+    """The float32 nearest to a uint32."""
+    result = with_element(x, types.float32)
+    return result(x), lambda context, builder, signature, args: builder.uitofp(args[0], llvm_type(result))
+
+
+@intrinsic
+def from_signed(typingctx, x):
+    """The float32 nearest to the int32 with the bits of a uint32."""
+    result = with_element(x, types.float32)
+    return result(x), lambda context, builder, signature, args: builder.sitofp(args[0], llvm_type(result))
+
+
+@intrinsic
+def widen(typingctx, x, like):
+    """A float32 in the type of ``like``, float32 or float64."""
+
+    def codegen(context, builder, signature, args):
+        return args[0] if element(like) == types.float32 else builder.fpext(args[0], llvm_type(like))
+
+    return like(x, like), codegen
+
+
+@intrinsic
+def multiply_wide(typingctx, x, factor):
+    """The high and the low word of a uint32 times a uint32 constant."""
+    wide = Vector(types.uint64, x.lanes // 2) if isinstance(x, Vector) else types.uint64
+
+    def codegen(context, builder, signature, args):
+        def constant(value):
+            return splat(builder, ir.IntType(64)(value), wide)
+
+        factor_ = splat(builder, context.cast(builder, args[1], factor, types.uint64), wide)
+        low, word = constant(0xFFFFFFFF), constant(32)
+        if not isinstance(x, Vector):
+            product = builder.mul(builder.zext(args[0], llvm_type(wide)), factor_)
+            words = [builder.trunc(p, llvm_type(x)) for p in (builder.lshr(product, word), product)]
+            return context.make_tuple(builder, signature.return_type, words)
+        # Lanes 0, 2, ... and 1, 3, ... apart, in place: a widened vector would have to be shuffled there and back.
+        pairs = builder.bitcast(args[0], llvm_type(wide))
+        even = builder.mul(builder.and_(pairs, low), factor_)
+        odd = builder.mul(builder.lshr(pairs, word), factor_)
+        high = builder.or_(builder.lshr(even, word), builder.and_(odd, builder.not_(low)))
+        rest = builder.or_(builder.and_(even, low), builder.shl(odd, word))
+        words = [builder.bitcast(p, llvm_type(x)) for p in (high, rest)]
+        return context.make_tuple(builder, signature.return_type, words)
+
+    return types.UniTuple(x, 2)(x, factor), codegen
+
+
+@intrinsic
+def xor3(typingctx, a, b, c):
+    """A xor b xor c; of numbers, Numba's own operator would widen them."""
+    return a(a, a, a), lambda _, builder, signature, args: builder.xor(builder.xor(args[0], args[1]), args[2])
+
+
+def _layout(x: Any) -> tuple[Any, Any, int, int]:
+    # a constant of the integer type, that type, the width of the mantissa, the bits of 1.0
     width, mantissa, bias = (64, 52, 1023) if x.bitwidth == 64 else (32, 23, 127)
-    return ir.IntType(width), mantissa, bias << mantissa
+    integer = ir.IntType(width)
+    if not isinstance(x, Vector):
+        return integer, integer, mantissa, bias << mantissa
+    lanes = ir.VectorType(integer, x.lanes)
+    return (lambda value: ir.Constant(lanes, [value] * x.lanes)), lanes, mantissa, bias << mantissa
 
 
 @intrinsic
 def _half_power(typingctx, t):
     """2^n / 2 for t = n + ROUND."""
-    integer, mantissa, one = _layout(t)
+    constant, integer, mantissa, one = _layout(t)
     offset = -one - (1 << mantissa)
 
     def codegen(context, builder, signature, args):
-        exponent = builder.shl(builder.bitcast(args[0], integer), integer(mantissa))
-        return builder.bitcast(builder.add(exponent, integer(offset)), args[0].type)
+        exponent = builder.shl(builder.bitcast(args[0], integer), constant(mantissa))
+        return builder.bitcast(builder.add(exponent, constant(offset)), args[0].type)
 
     return t(t), codegen
 
@@ -166,13 +237,13 @@ def _half_power(typingctx, t):
 @intrinsic
 def _scale(typingctx, y, t):
     """Y 2^n for t = n + ROUND, in two steps: 2^n need not be a number where y 2^n is."""
-    integer, mantissa, _ = _layout(t)
+    constant, integer, mantissa, _ = _layout(t)
 
     def codegen(context, builder, signature, args):
         n = builder.bitcast(args[1], integer)  # its low bits hold n + 2 bias
-        first = builder.lshr(n, integer(1))
+        first = builder.lshr(n, constant(1))
         for part in (first, builder.sub(n, first)):
-            power = builder.bitcast(builder.shl(part, integer(mantissa)), args[0].type)
+            power = builder.bitcast(builder.shl(part, constant(mantissa)), args[0].type)
             args = (builder.fmul(args[0], power),)
         return args[0]
 
@@ -182,19 +253,18 @@ def _scale(typingctx, y, t):
 @intrinsic
 def _split(typingctx, x):
     """(e, 1 + f) for a positive normal x = 2^e (1 + f), 1 + f in [sqrt 1/2, sqrt 2)."""
-    integer, mantissa, one = _layout(x)
+    constant, integer, mantissa, one = _layout(x)
     sqrt_half = 0x3FE6A09E667F3BCD if x.bitwidth == 64 else 0x3F3504F3
     # AVX2 neither converts 64-bit integers nor shifts them with sign: e + bias becomes the low bits of 2^mantissa
     magic, offset = one + (mantissa << mantissa), float(2**mantissa + (one >> mantissa))
 
     def codegen(context, builder, signature, args):
         pattern, float_ = builder.bitcast(args[0], integer), args[0].type
-        e = builder.lshr(builder.add(pattern, integer(one - sqrt_half)), integer(mantissa))  # e + bias
-        f = builder.sub(builder.add(pattern, integer(one)), builder.shl(e, integer(mantissa)))
-        e = builder.bitcast(builder.or_(e, integer(magic)), float_)
-        return context.make_tuple(
-            builder, signature.return_type, (builder.fsub(e, float_(offset)), builder.bitcast(f, float_))
-        )
+        e = builder.lshr(builder.add(pattern, constant(one - sqrt_half)), constant(mantissa))  # e + bias
+        f = builder.sub(builder.add(pattern, constant(one)), builder.shl(e, constant(mantissa)))
+        e = builder.bitcast(builder.or_(e, constant(magic)), float_)
+        shift = splat(builder, llvm_type(element(x))(offset), x)
+        return context.make_tuple(builder, signature.return_type, (builder.fsub(e, shift), builder.bitcast(f, float_)))
 
     return types.UniTuple(x, 2)(x), codegen
 
@@ -258,7 +328,7 @@ def log(x):
     """Natural logarithm; -inf at 0, NaN below."""
     small = x < like(x, TINY)
     e, m = _split(select(small, x * like(x, RESCALE), x))
-    e -= select(small, like(x, RESCALE_LOG2), like(x, 0.0))
+    e = e - select(small, like(x, RESCALE_LOG2), like(x, 0.0))
     y = _log_of_parts(e, m - like(x, 1.0))
     y = select(x < like(x, np.inf), y, x)  # inf and NaN
     y = select(x == like(x, 0.0), like(x, -np.inf), y)
@@ -288,33 +358,45 @@ def tanh(x):
     return select(x < like(x, 0.0), y, -y)
 
 
+@intrinsic
+def _turn(typingctx, sin, cos, q):
+    """(sin, cos) of an angle k quarter turns on, for q = k + 1.5 2^mantissa: the low bits of q say what to do."""
+    constant, integer, mantissa, _ = _layout(sin)
+    sign = 31 if mantissa == 23 else 63
+
+    def codegen(context, builder, signature, args):
+        s, c = args[:2]
+        k, float_ = builder.bitcast(args[2], integer), args[0].type
+        odd = builder.icmp_signed("<", builder.shl(k, constant(sign)), constant(0))
+        turned = []
+        for value, count in ((builder.select(odd, c, s), k), (builder.select(odd, s, c), builder.add(k, constant(1)))):
+            bit = builder.shl(builder.and_(count, constant(2)), constant(sign - 1))
+            turned.append(builder.bitcast(builder.xor(builder.bitcast(value, integer), bit), float_))
+        return context.make_tuple(builder, signature.return_type, turned)
+
+    return types.UniTuple(sin, 2)(sin, cos, q), codegen
+
+
 @math_jit
 def sincos_2pi(t):
     """(sin 2 pi t, cos 2 pi t) for t in [-0.5, 0.5]."""
-    q = fma(t, like(t, 4.0), like(t, ROUND)) - like(t, ROUND)
-    r = fma(q, like(t, -0.25), t)  # exact
+    shifted = fma(t, like(t, 4.0), like(t, QUARTERS))
+    r = fma(shifted - like(t, QUARTERS), like(t, -0.25), t)  # exact
     z = r * r
-    s, c = r * polynomial(z, S), polynomial(z, C)
-    odd = abs(q) == like(t, 1.0)
-    sin, cos = select(odd, c, s), select(odd, s, c)
-    # q = -2 .. 2: the sine changes sign at -1 and +-2, the cosine at 1 and +-2
-    half_turn = abs(q) == like(t, 2.0)
-    sin = select(half_turn | (q == like(t, -1.0)), -sin, sin)
-    return sin, select(half_turn | (q == like(t, 1.0)), -cos, cos)
+    return _turn(r * polynomial(z, S), polynomial(z, C), shifted)
 
 
-M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+M0, M1 = np.uint32(0xD2511F53), np.uint32(0xCD9E8D57)
 W0, W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
-HIGH = np.uint64(32)
 
 
 @math_jit
 def philox(c0, c1, c2, c3, k0, k1):
-    """Philox-4x32-10: four uint32 words of a counter and a key, all uint32."""
+    """Philox-4x32-10: four words of a counter, uint32 or vectors of it, and a key of two uint32."""
     for _ in range(10):
-        p0, p1 = M0 * np.uint64(c0), M1 * np.uint64(c2)
-        c0, c1 = np.uint32(p1 >> HIGH) ^ c1 ^ k0, np.uint32(p1)
-        c2, c3 = np.uint32(p0 >> HIGH) ^ c3 ^ k1, np.uint32(p0)
+        high_0, low_0 = multiply_wide(c0, M0)
+        high_1, low_1 = multiply_wide(c2, M1)
+        c0, c1, c2, c3 = xor3(high_1, c1, like(c0, k0)), low_1, xor3(high_0, c3, like(c0, k1)), low_0
         k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
     return c0, c1, c2, c3
 
@@ -325,10 +407,10 @@ def box_muller(w, w_signed, type_of):
 
     The uniforms u in (0, 1] and t in [-0.5, 0.5] are float32 numbers in either type.
     """
-    u = fma(np.float32(w), np.float32(2.0**-32), np.float32(2.0**-33))
-    t = np.float32(np.int32(w_signed)) * np.float32(2.0**-32)
-    u, t = like(type_of, u), like(type_of, t)
-    radius = math.sqrt(like(u, -2.0) * _log_normal(u))
+    u, t = from_unsigned(w), from_signed(w_signed)
+    u = widen(fma(u, like(u, 2.0**-32), like(u, 2.0**-33)), type_of)
+    t = widen(t * like(t, 2.0**-32), type_of)
+    radius = sqrt(like(u, -2.0) * _log_normal(u))
     sin, cos = sincos_2pi(t)
     return radius * cos, radius * sin
 

@@ -3,153 +3,200 @@
 A kernel is compiled for dtype codes that it holds as constants, and makes its 1-D arrays itself:
 
     x = array_at(x_address, length, X)      # float32, float64, uint16 (the bits of bfloat16) or uint8 elements
-    value = as_float(x[i])                  # float32 or float64
-    store(x, i, value)                      # rounded to the element's dtype
+    one, v = number(T), vector(T)           # zeros of the dtype to compute in
+    a = read(x, i, v)                       # elements i, i + 1, ..., one for each lane; a number for ``one``
+    write(x, i, a)                          # rounded to the elements' dtype, to nearest even
+    room = on_stack(1024, T)                # an array of the kernel's own
 """
 
 import ctypes
+import math
 import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from numba import carray, types
-from numba.extending import intrinsic, overload
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 from torch import Tensor
 
-from ._jit import math_jit
-from ._math import bf16_to_f32, f32_to_bf16, like
+from ._jit import loop_jit, math_jit, outlined
+from ._math import like
+from ._vector import LANES_F32, LANES_F64, Vector, element, lanes, llvm_type, pointer_to, splat, total, with_element
 
-F32, F64, BF16, U8 = range(4)
+F32, F64, BF16, U8, U32 = range(5)
 CODES = {torch.float32: F32, torch.float64: F64, torch.bfloat16: BF16, torch.uint8: U8, torch.bool: U8}
-ITEM_SIZES = {F32: 4, F64: 8, BF16: 2, U8: 1}
+ITEM_SIZES = {F32: 4, F64: 8, BF16: 2, U8: 1, U32: 4}
+ELEMENTS = {F32: types.float32, F64: types.float64, BF16: types.uint16, U8: types.uint8, U32: types.uint32}
 
 
-@intrinsic
-def _f32_pointer(context: Any, address: Any) -> Any:
-    return _pointer(types.float32, address)
+@intrinsic(prefer_literal=True)
+def number(typingctx, code):
+    """0 in the dtype of a code."""
+    t = ELEMENTS[code.literal_value]
+    return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), 0.0)
 
 
-@intrinsic
-def _f64_pointer(context: Any, address: Any) -> Any:
-    return _pointer(types.float64, address)
+@intrinsic(prefer_literal=True)
+def vector(typingctx, code):
+    """A vector of zeros in the dtype of a code."""
+    t = ELEMENTS[code.literal_value]
+    t = Vector(t, LANES_F64 if t == types.float64 else LANES_F32)
+    return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
 
 
-@intrinsic
-def _u16_pointer(context: Any, address: Any) -> Any:
-    return _pointer(types.uint16, address)
+@intrinsic(prefer_literal=True)
+def item_size(typingctx, code):
+    """Bytes of an element of a code."""
+    size = ITEM_SIZES[code.literal_value]
+    return types.intp(code), lambda context, builder, signature, args: ir.IntType(64)(size)
 
 
-@intrinsic
-def _u8_pointer(context: Any, address: Any) -> Any:
-    return _pointer(types.uint8, address)
+def _array(context: Any, builder: Any, result: Any, data: Any, length: Any) -> Any:
+    array = context.make_array(result)(context, builder)
+    size = context.get_constant(types.intp, result.dtype.bitwidth // 8)
+    data = builder.bitcast(data, context.get_data_type(result.dtype).as_pointer())
+    shape, strides = (cgutils.pack_array(builder, [n]) for n in (length, size))
+    populate_array(array, data=data, shape=shape, strides=strides, itemsize=size, meminfo=None)
+    return array._getvalue()
 
 
-def _pointer(dtype: Any, address: Any) -> Any:
-    signature = types.CPointer(dtype)(address)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return signature, generate
-
-
-def array_at(address: int, length: int, code: int) -> Any:
+@intrinsic(prefer_literal=True)
+def array_at(typingctx, address, length, code):
     """The 1-D array of ``length`` elements at ``address``, of the dtype ``code``, a constant of the kernel."""
-    raise NotImplementedError("for compiled code")
+    result = types.Array(ELEMENTS[code.literal_value], 1, "C")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _array(context, builder, result, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), args[1])
+
+    return result(types.intp, types.intp, code), codegen
 
 
-@overload(array_at, prefer_literal=True)
-def _array_at(address, length, code):
-    if not isinstance(code, types.IntegerLiteral):
-        return None
-    return {
-        F32: lambda address, length, code: carray(_f32_pointer(address), length),
-        F64: lambda address, length, code: carray(_f64_pointer(address), length),
-        BF16: lambda address, length, code: carray(_u16_pointer(address), length),
-        U8: lambda address, length, code: carray(_u8_pointer(address), length),
-    }[code.literal_value]
+@intrinsic(prefer_literal=True)
+def on_stack(typingctx, length, code):
+    """A 1-D array of ``length`` elements that lives as long as the kernel that calls this; both are constants."""
+    result = types.Array(ELEMENTS[code.literal_value], 1, "C")
+    size = length.literal_value * ITEM_SIZES[code.literal_value]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        with builder.goto_entry_block():  # not cgutils.alloca_once: it fills the array, element by element
+            room = builder.alloca(ir.ArrayType(ir.IntType(8), size))
+            room.align = 64
+        n = context.get_constant(types.intp, length.literal_value)
+        return _array(context, builder, result, room, n)
+
+    return result(length, code), codegen
 
 
-def as_float(value: Any) -> Any:
-    """An element as a number to compute with: float64 stays, everything else becomes float32."""
-    raise NotImplementedError("for compiled code")
+@intrinsic
+def read(typingctx, array, i, like):
+    """The elements i, i + 1, ... of a 1-D array, as many as ``like`` has lanes, as numbers of its type."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        stored = with_element(like, array.dtype)
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], stored)
+        value = builder.load(pointer, align=array.dtype.bitwidth // 8)
+        if array.dtype == types.uint8:
+            return builder.uitofp(value, llvm_type(like))
+        if array.dtype == types.uint16:  # bfloat16 is the upper half of a float32
+            word = with_element(like, types.uint32)
+            value = builder.shl(builder.zext(value, llvm_type(word)), splat(builder, ir.IntType(32)(16), word))
+            value = builder.bitcast(value, llvm_type(with_element(like, types.float32)))
+        return value if value.type == llvm_type(like) else builder.fpext(value, llvm_type(like))
+
+    return like(array, types.intp, like), codegen
 
 
-@overload(as_float)
-def _as_float(value):
-    if value == types.uint16:
-        return lambda value: bf16_to_f32(value)
-    if value == types.uint8:
-        return lambda value: types.float32(value)
-    return lambda value: value
+@intrinsic
+def write(typingctx, array, i, value):
+    """Write a number, or a vector's lanes, to the elements i, i + 1, ... of a 1-D array, rounded to nearest even."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        stored, given = with_element(value, array.dtype), args[2]
+        if array.dtype != types.float64 and element(value) == types.float64:
+            given = builder.fptrunc(given, llvm_type(with_element(value, types.float32)))
+        if array.dtype == types.uint16:
+            given = to_bfloat16(builder, given, with_element(value, types.uint32), llvm_type(stored))
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], stored)
+        builder.store(given, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
 
 
-def store(array: Any, i: int, value: Any) -> None:
-    """array[i] = value, rounded to nearest even where the elements are bfloat16."""
-    raise NotImplementedError("for compiled code")
+def to_bfloat16(builder: Any, given: Any, word: Any, result: Any) -> Any:
+    """The upper half of a float32, or of a vector of it, rounded to nearest even."""
+
+    def constant(value: int) -> Any:
+        return splat(builder, ir.IntType(32)(value), word)
+
+    bits = builder.bitcast(given, llvm_type(word))
+    odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    rounded = builder.lshr(builder.add(builder.add(bits, constant(0x7FFF)), odd), constant(16))
+    return builder.trunc(builder.select(builder.fcmp_ordered("ord", given, given), rounded, constant(0x7FC0)), result)
 
 
-@overload(store)
-def _store(array, i, value):
-    if array.dtype == types.uint16:
+@loop_jit
+def gather(scratch, width, address, first_row, rows, stride, first, length, code, v):
+    """Copy ``rows`` pieces of ``length`` elements into a scratch of ``width`` a row, zeros behind them.
 
-        def store_bf16(array, i, value):
-            array[i] = f32_to_bf16(types.float32(value))
-
-        return store_bf16
-
-    def store_float(array, i, value):
-        array[i] = value
-
-    return store_float
-
-
-@math_jit
-def gather(scratch, width, address, first_row, rows, stride, first, length, item_bytes, code):
-    """Copy ``rows`` pieces of ``length`` elements into a scratch of ``width`` a row, zeros behind them."""
-    zero = like(scratch[0], 0)
-    base = address + (first_row * stride + first) * item_bytes
+    ``v`` is a vector of the scratch's dtype.
+    """
+    outlined()
+    zero, size = like(scratch[0], 0), item_size(code)
+    base = address + (first_row * stride + first) * size
     if stride == width and length == width:  # rows side by side, here and there: one long loop
-        rows, length = 1, rows * length
+        rows, length, width = 1, rows * length, rows * width
     for i in range(rows):
-        source = array_at(base + i * stride * item_bytes, length, code)
-        target = scratch[i * width : i * width + length]
-        for j in range(length):
-            target[j] = as_float(source[j])
-        for j in range(i * width + length, (i + 1) * width):
-            scratch[j] = zero
+        source, at = array_at(base + i * stride * size, length, code), i * width
+        whole = length - length % lanes(v)
+        for j in range(0, whole, lanes(v)):
+            write(scratch, at + j, read(source, j, v))
+        for j in range(whole, length):
+            scratch[at + j] = read(source, j, zero)
+        for j in range(length, width):
+            scratch[at + j] = zero
 
 
-@math_jit
-def put(scratch, width, address, first_row, rows, stride, first, length, item_bytes, code):
+@loop_jit
+def put(scratch, width, address, first_row, rows, stride, first, length, code, v):
     """Copy a scratch back: the reverse of `gather`."""
-    base = address + (first_row * stride + first) * item_bytes
+    outlined()
+    zero, size = like(scratch[0], 0), item_size(code)
+    base = address + (first_row * stride + first) * size
     if stride == width and length == width:
         rows, length = 1, rows * length
     for i in range(rows):
-        target = array_at(base + i * stride * item_bytes, length, code)
-        source = scratch[i * width : i * width + length]
-        for j in range(length):
-            store(target, j, source[j])
+        target, at = array_at(base + i * stride * size, length, code), i * width
+        whole = length - length % lanes(v)
+        for j in range(0, whole, lanes(v)):
+            write(target, j, read(scratch, at + j, v))
+        for j in range(whole, length):
+            write(target, j, read(scratch, at + j, zero))
 
 
-def weight_at(address: int, i: int, factor: float, code: int) -> Any:
-    """``factor`` times element i of the upstream gradient at ``address``; at address 0 stands a 1."""
-    raise NotImplementedError("for compiled code")
+@loop_jit
+def sum_of(scratch, first, length, v):
+    """The sum of ``length`` elements from ``first`` on, in a fixed order; ``v`` is a vector of their dtype."""
+    outlined()
+    acc, whole = like(v, 0), length - length % lanes(v)
+    for j in range(first, first + whole, lanes(v)):
+        acc = acc + read(scratch, j, v)
+    result = total(acc)
+    for j in range(first + whole, first + length):
+        result += scratch[j]
+    return result
 
 
-@overload(weight_at, prefer_literal=True)
-def _weight_at(address, i, factor, code):
-    if not isinstance(code, types.IntegerLiteral):
-        return None
-    dtype, item_bytes = (types.float64, 8) if code.literal_value == F64 else (types.float32, 4)
-
-    def load(address, i, factor, code):
-        return dtype(factor) * array_at(address + i * item_bytes, 1, code)[0] if address else dtype(factor)
-
-    return load
+@math_jit
+def weight_at(address, i, factor, code):
+    """``factor`` times element i of the upstream gradient at ``address``, in its dtype; at address 0 stands a 1."""
+    weight = like(number(code), factor)
+    return weight * array_at(address + i * item_size(code), 1, code)[0] if address else weight
 
 
 LARGE = 4 << 20  # bytes, two huge pages and more
@@ -157,37 +204,53 @@ PAGE = mmap.PAGESIZE
 _madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """``torch.empty`` on the CPU, on huge pages where it is large and the system has them.
+def _on_huge_pages(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """``torch.empty_strided`` on the CPU, on huge pages where the system has them.
 
     Fresh memory is mapped at its first touch, page by page: that takes longer than to fill it, three times longer than
     the whole of a kernel that streams from memory.
     """
-    t = torch.empty(shape, dtype=dtype)
-    size = t.numel() * t.element_size()
-    if size >= LARGE and _madvise is not None:
-        start = -(-t.data_ptr() // PAGE) * PAGE
-        _madvise(
-            ctypes.c_void_p(start), ctypes.c_size_t(t.data_ptr() + size - start), mmap.MADV_HUGEPAGE
-        )  # advice only
+    t = torch.empty_strided(shape, stride, dtype=dtype)
+    start = -(-t.data_ptr() // PAGE) * PAGE
+    size = t.data_ptr() + t.nbytes - start
+    if _madvise is not None and size > 0:
+        _madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)  # advice only
     return t
 
 
+def allocator(
+    like: Tensor, dtype: torch.dtype, order: tuple[int, ...] | None = None, draws: int | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A function that makes for each tensor of that layout one of its shape, dense, with nothing in it.
+
+    ``order`` is the `memory_order` of its event dims, in which it is laid out; ``draws`` are K leading blocks of rows.
+    """
+    shape = in_order(like, order).shape if draws is None else (draws, *like.shape)
+    dense = in_order(torch.empty(shape, dtype=dtype, device="meta"), order, back=True)
+    if dense.nbytes >= LARGE:
+        return lambda t: _on_huge_pages(dense.shape, dense.stride(), dtype)
+    if like.dtype == dtype and like.stride() == dense.stride() and draws is None:
+        return torch.empty_like  # by far the fastest
+    return lambda t: torch.empty_strided(dense.shape, dense.stride(), dtype=dtype)
+
+
 class _Scratch(threading.local):
-    """Room for the partial sums of one call at a time in each thread, kept from call to call."""
+    """Room for the partial sums of one launch at a time in each thread, kept from call to call."""
 
     def __init__(self) -> None:
         self.room = torch.empty(4096, dtype=torch.float64)
+        self.address = self.room.data_ptr()
 
 
 _scratch = _Scratch()
 
 
 def scratch(length: int) -> int:
-    """The address of ``length`` float64 numbers that the next call in this thread may overwrite."""
+    """The address of ``length`` float64 numbers that the next launch in this thread may overwrite."""
     if _scratch.room.numel() < length:
         _scratch.room = torch.empty(length, dtype=torch.float64)
-    return _scratch.room.data_ptr()
+        _scratch.address = _scratch.room.data_ptr()
+    return _scratch.address
 
 
 def compute_dtype(*values: Any) -> torch.dtype:
@@ -198,14 +261,32 @@ def compute_dtype(*values: Any) -> torch.dtype:
     return torch.float32
 
 
-def dense_rows(t: Tensor, rows: int) -> tuple[Tensor, int]:
-    """T with the elements of each row side by side in memory, copied only if need be, and the stride between rows."""
-    if t.is_contiguous():
-        return t, t.numel() // rows if rows else 0
-    if t.dim() > 1 and rows and t[0].is_contiguous():
-        return t, t.stride(0)
-    t = t.contiguous()
-    return t, t.numel() // rows if rows else 0
+class Rows:
+    """How a kernel finds the rows of all tensors of one layout: each dense in memory, a fixed stride from the next.
+
+    ``order`` are the event dims from the slowest in memory to the fastest, where they do not stand so: channels_last
+    needs no copy. ``draws`` says that there are K leading blocks of rows.
+    """
+
+    __slots__ = ("as_it_is", "dense", "dtype", "order", "stride")
+
+    def __init__(self, t: Tensor, dtype: torch.dtype, order: tuple[int, ...] | None = None, draws: bool = False):
+        self.dtype, self.order = dtype, order
+        rows = in_order(t, order)
+        if draws and rows.shape[0] > 1 and rows.stride(0) != rows.shape[1] * rows.stride(1):
+            self.dense = False
+        else:
+            one = rows[(0,) * (1 + draws)] if rows.numel() else rows
+            self.dense = one.is_contiguous()
+        self.as_it_is = self.dense and t.dtype in (dtype, torch.bool)
+        width = math.prod(rows.shape[1 + draws :])
+        self.stride = rows.stride(int(draws)) if self.dense and t.dim() > draws else width
+
+    def of(self, t: Tensor) -> Tensor:
+        """The tensor itself, or a copy whose rows are dense; its address is what the kernel takes."""
+        if self.as_it_is:
+            return t
+        return in_order(t.to(self.dtype), self.order).contiguous()
 
 
 def memory_order(t: Tensor, event_dims: int) -> tuple[int, ...] | None:
@@ -218,7 +299,7 @@ def memory_order(t: Tensor, event_dims: int) -> tuple[int, ...] | None:
 
 
 def in_order(t: Tensor, order: tuple[int, ...] | None, *, back: bool = False) -> Tensor:
-    """A view of t with its event dims in that order, or back from it, so that channels_last needs no copy."""
+    """A view of t with its event dims in that order, or back from it."""
     if order is None:
         return t
     if back:

@@ -1,106 +1,140 @@
-"""How kernels use threads: a range of work units, handed out chunk by chunk to the caller and a few sleeping helpers.
+"""How kernels use threads: units of work, handed out chunk by chunk to the caller and the other threads of its team.
 
-Not numba's own threads: its workqueue layer aborts the process when two Python threads call at once, and a forked child
-dies at its first OpenMP launch. A ``nogil`` kernel over ranges in Python threads is as fast and has neither fault.
+The team is torch's own OpenMP one, through the library that torch has loaded: its threads are awake from the matrix
+products before and after, so that a call shared among them costs 3 us (50 where they sleep) and no second set of
+threads competes with them for the cores. Where torch has no such library, and in a forked child, where the first launch
+on a team of the parent's would hang, sleeping Python threads stand in, at 70 us a call.
+
+    start, stop = take(block)        # in a kernel: the next chunk of units, an empty one when all are given out
+    if finished(block, stop - start): ...     # true once: for whoever did the last, when all results are written
+
+Which thread does a unit varies from call to call, so a kernel writes each unit's results to a place of the unit's own,
+and the last to finish adds them up in index order.
 """
 
-import contextlib
+import ctypes
 import os
 import queue
 import threading
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-# Nanoseconds on one thread, as the launcher estimates them. Measured on two cores: a sleeping helper begins 20 us after
-# it is called, and the call ends 40 to 70 us later than half the work would, so two threads beat one from 80 (a stream
-# through memory) or 120 us on (arithmetic). While others use the second core, nothing is gained at any size.
-SERIAL_BELOW = 120_000
-LEAST_CHUNK = 25_000  # 10 lost 10 us a call; more leaves one thread waiting longer for the other's last
-MOST_CHUNKS = 64
+from ._jit import Kernel, math_jit
+
+# Nanoseconds on one thread, as the launcher estimates them.
+SERIAL_BELOW = 30_000
+LEAST_CHUNK = 5_000
+CHUNKS_A_THREAD = 8  # more leave a shorter wait for the last; each costs two atomic additions
 
 
-def run(kernel: Callable[..., object], args: tuple[Any, ...], units: int, work: float) -> None:
-    """Call ``kernel(*args, start, stop)`` on ranges that make up ``range(units)``, and return when all are done.
+def run(kernel: Kernel, args: tuple[Any, ...], units: int, work: float) -> None:
+    """Call ``kernel`` on the fields ``args`` for all its units, and return when all are done.
 
-    Little work is one call in the calling thread, and so is no unit at all. More is shared with
-    ``torch.get_num_threads() - 1`` helpers; how it is cut then varies from call to call, so a kernel writes each unit's
-    results to a place of the unit's own. Any thread may call, several at once, after a fork too.
+    Little work is done by the calling thread alone, more by ``torch.get_num_threads()`` threads. Any thread may call,
+    several at once, after a fork too.
 
     Parameters
     ----------
     kernel
-        A Numba function compiled with ``nogil=True`` whose last two arguments are a range of units. What it raises, the
-        caller gets; chunks not yet begun are then left undone.
+        A function that takes its units by `take` and `finished`.
     args
-        The arguments before these two.
+        The numbers that it unpacks; what they are addresses of must live until this returns.
     units
-        How many units there are.
+        How many units there are, at least one.
     work
         Nanoseconds that all units take on one thread, estimated: a factor of two off does no harm.
     """
-    if work < SERIAL_BELOW or units < 2 or (threads := torch.get_num_threads()) < 2:
-        kernel(*args, 0, units)
+    # The block is a new bytes object that nobody else has seen: the kernel may count in it.
+    if work < SERIAL_BELOW or units < 2 or (threads := min(torch.get_num_threads(), units)) < 2:
+        kernel.call(kernel.pack(0, 0, units, units, *args))
         return
-    least = max(1, -(-units // MOST_CHUNKS), int(units * LEAST_CHUNK / work))
-    job = _Job(kernel, args, units, least, min(threads, -(-units // least)))
-    job.work()
-    job.done.acquire()
-    # Helpers that come late find no chunk left, but the job may lie in the queue until they do: without the arrays.
-    job.args = ()
-    if job.error is not None:
-        try:
-            raise job.error
-        finally:
-            job.error = None  # its traceback leads back to the job: the arrays would wait for the garbage collector
+    chunk = max(1, units // (threads * CHUNKS_A_THREAD), int(units * LEAST_CHUNK / work))
+    block = kernel.pack(0, 0, units, chunk, *args)
+    if _team is not None:
+        _team(kernel.address, block, threads, 0)
+    else:
+        _pool.run(kernel, block, threads)
+
+
+@intrinsic
+def _count(typingctx, block, i, n):
+    """Add n to word i of a block, in one step for all threads, and give what was there."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.gep(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), [args[1]])
+        return builder.atomic_rmw("add", pointer, args[2], "acq_rel")
+
+    return types.intp(types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def _word(typingctx, block, i):
+    """Word i of a block."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.gep(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), [args[1]]))
+
+    return types.intp(types.intp, types.intp), codegen
+
+
+@math_jit
+def take(block):
+    """The next chunk of units, ``(start, stop)``; an empty one when all are given out."""
+    units, chunk = _word(block, 2), _word(block, 3)
+    start = min(_count(block, 0, chunk), units)
+    return start, min(start + chunk, units)
+
+
+@math_jit
+def finished(block, n):
+    """Whether these n units were the last of all to be done; what the others wrote is then there to read."""
+    return _count(block, 1, n) + n == _word(block, 2)
+
+
+def _openmp() -> Any:
+    """``GOMP_parallel(function, data, threads, flags)`` of the library that torch runs on, or None."""
+    with suppress(OSError, AttributeError):
+        parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # looks through all that torch has loaded
+        parallel.argtypes, parallel.restype = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint), None
+        return parallel
+    return None
 
 
 class _Job:
-    """One call of `run`. Whoever works at it, the caller or a helper, takes chunk after chunk until none is left."""
+    """One call on the pool. The caller waits for the helpers that have begun, not for those that still sleep."""
 
-    def __init__(self, kernel: Callable[..., object], args: tuple[Any, ...], units: int, least: int, threads: int):
-        self.kernel, self.args, self.units, self.least, self.threads = kernel, args, units, least, threads
-        self.pool = _pool
-        self.asleep = self.pool.grow(threads - 1)  # helpers that may yet be woken
-        self.next = 0  # the first unit not handed out
-        self.working = 0
-        self.error: BaseException | None = None
+    def __init__(self, kernel: Kernel, block: bytes) -> None:
+        self.kernel, self.block = kernel, block
+        self.working, self.over = 0, False
         self.lock = threading.Lock()
-        self.done = threading.Lock()  # released by the last to stop working: nobody waits for those that never began
+        self.done = threading.Lock()
         self.done.acquire()
 
-    def take(self) -> tuple[int, int]:
-        """Hand out a chunk: ever smaller ones, so that there are few and still all workers end together."""
+    def help(self) -> None:
+        """Work at it, if it is not over."""
         with self.lock:
-            start = self.next
-            self.next = min(self.units, start + max(self.least, (self.units - start) // (2 * self.threads)))
-            return start, self.next
-
-    def work(self) -> None:
-        """Take chunks until none is left."""
-        with self.lock:
-            if self.next >= self.units:
+            if self.over:
                 return
             self.working += 1
-            wake = min(2, self.asleep)  # each that wakes up wakes two more: waking costs the caller no more than that
-            self.asleep -= wake
-        for _ in range(wake):
-            self.pool.jobs.put(self)
-        try:
-            while True:
-                start, stop = self.take()
-                if start == stop:
-                    break
-                self.kernel(*self.args, start, stop)
-        except BaseException as error:
-            with self.lock:
-                self.next = self.units
-                self.error = self.error or error
+        self.kernel.call(self.block)
         with self.lock:
             self.working -= 1
-            if self.working == 0:  # the caller works until nothing is left to take, so nobody starts anew
+            if self.over and self.working == 0:
                 self.done.release()
+
+    def finish(self) -> None:
+        """Work at it to the end."""
+        self.kernel.call(self.block)
+        with self.lock:
+            self.over = True
+            if self.working == 0:
+                return
+        self.done.acquire()
 
 
 class _Pool:
@@ -111,10 +145,17 @@ class _Pool:
         self.size = 0
         self.lock = threading.Lock()
 
+    def run(self, kernel: Kernel, block: bytes, threads: int) -> None:
+        """Share a call with as many helpers as there are, up to ``threads - 1``."""
+        job = _Job(kernel, block)
+        for _ in range(self.grow(threads - 1)):
+            self.jobs.put(job)
+        job.finish()
+
     def grow(self, helpers: int) -> int:
         """Have that many helpers, or as many as the system grants; say how many."""
         if self.size < helpers:
-            with self.lock, contextlib.suppress(RuntimeError):  # at the limit of threads, or Python is about to exit
+            with self.lock, suppress(RuntimeError):  # at the limit of threads, or Python is about to exit
                 while self.size < helpers:
                     threading.Thread(target=_help, args=(self.jobs,), name="fastvae-helper", daemon=True).start()
                     self.size += 1
@@ -123,14 +164,16 @@ class _Pool:
 
 def _help(jobs: "queue.SimpleQueue[_Job]") -> None:
     while True:
-        jobs.get().work()  # no name for the job: a sleeping helper must not hold its arrays
+        jobs.get().help()
 
 
 def _forked() -> None:
-    global _pool
+    global _pool, _team
+    _team = None  # its threads are the parent's
     _pool = _Pool()  # a child has none of its parent's threads, and perhaps a lock that nobody will release
 
 
+_team = _openmp()
 _pool = _Pool()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)

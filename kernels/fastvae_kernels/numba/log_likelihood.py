@@ -6,8 +6,8 @@
 Traffic, elements: reads x and x_hat once, writes dx_hat if it is wanted: 3 N D with the gradient, 2 N D without; x is
 read once for all K draws. Floor: the time of ``torch.add(x, x_hat, out=dx_hat)``.
 Layout: rows dense in memory, any stride between them. Work unit: a fixed chunk of one row, or of a block of rows where
-the gradient of a per-feature scale is summed over them. A chunk is summed in the compute dtype, chunks in float64 in
-index order, so that a row's value depends on neither its batch nor the number of threads.
+rows are short or the gradient of a per-feature scale is summed over them. A chunk is summed in the compute dtype,
+chunks in float64 in index order, so that a row's value depends on neither its batch nor the number of threads.
 Specification: fastvae/reference/elbo.py (log_likelihood), fastvae/reference/likelihoods.py
 """
 
@@ -18,25 +18,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._jit import REDUCTION, jit, math_jit
-from ._math import exp, like, log1p, sigmoid, tanh
+from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
+from ._math import exp, like, log1p, select, sigmoid, tanh
 from ._memory import (
     CODES,
     F64,
-    ITEM_SIZES,
-    U8,
+    Rows,
+    allocator,
     array_at,
-    as_float,
     compute_dtype,
-    dense_rows,
-    empty,
     in_order,
+    item_size,
     memory_order,
+    number,
+    read,
     scratch,
-    store,
+    vector,
     weight_at,
+    write,
 )
-from ._threads import run
+from ._threads import finished, run, take
+from ._vector import lanes, total
 
 LIKELIHOODS = {"gaussian": 0, "bernoulli": 1}
 LINKS = {"identity": 0, "sigmoid": 1, "tanh": 2}
@@ -48,6 +50,8 @@ CHUNK = 2048  # elements of a row summed in the compute dtype
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 ROW_BLOCKS = 16  # partial sums over rows of a per-feature gradient
 NS_PER_ELEMENT = {("gaussian", "identity", ONE): 0.25}  # on one thread; everything with an exponential is about 1
+
+FIELDS = "19q 5d"
 
 
 @math_jit
@@ -73,108 +77,118 @@ def gaussian(x: Any, m: Any, inverse_scale: Any, log_scale: Any) -> Any:
 def bernoulli(x: Any, a: Any) -> Any:
     """x log s(a) + (1 - x) log s(-a), and its derivative; log s(a) = min(a, 0) - log1p(e^-|a|)."""
     zero = like(a, 0)
-    value = x * min(a, zero) + (like(a, 1) - x) * min(-a, zero) - log1p(exp(-abs(a)))
+    low, high = select(a < zero, a, zero), select(a > zero, -a, zero)
+    value = x * low + (like(a, 1) - x) * high - log1p(exp(-abs(a)))
     return value, x - sigmoid(a)
 
 
-@cache
-def make_rows(X: int, H: int, S: int, T: int, likelihood: int, link: int, scale: int, gradient: bool) -> Any:
-    """The kernel for the dtype codes of x, x_hat, log_scale and arithmetic, a likelihood, a link, a form of scale."""
-    x_bytes, h_bytes, s_bytes = (ITEM_SIZES[code] for code in (X, H, S))
+@math_jit
+def step(x, h, s, dh, ds, d, weight, inverse, x_factor, likelihood, link, scale, gradient, v):
+    """Elements d, d + 1, ..., as many as v has lanes: their log densities; what is to be written is."""
+    value_x, a = read(x, d, v) * like(v, x_factor), read(h, d, v)
+    if likelihood == GAUSSIAN:
+        m, dm = link_at(link, a)
+        if scale == ONE:
+            value, slope, scale_slope = gaussian(value_x, m, like(v, inverse), like(v, 0))
+        else:
+            log_scale = read(s, d, v)
+            value, slope, scale_slope = gaussian(value_x, m, exp(-log_scale), log_scale)
+            if scale == WRITTEN:
+                write(ds, d, like(v, weight) * scale_slope)
+            elif scale == SUMMED:
+                write(ds, d, read(ds, d, v) + like(v, weight) * scale_slope)
+        slope = slope * dm
+    else:
+        value, slope = bernoulli(value_x, a)
+    if gradient:
+        write(dh, d, like(v, weight) * slope)
+    return value
 
-    @jit(fastmath=REDUCTION)
-    def log_likelihood_rows(
-        x, h, s, dh, ds, partial, w, w_row, w_factor, x_scale, one_log_scale,
-        N, K, D, block, x_row, h_row, s_row, start, stop,
-    ):  # fmt: skip
+
+@loop_jit
+def finish(partial, neg_kl, elbo, log_lik, dlog_scale, w, w_row, w_factor, N, chunks, K, D, constant, mean, T, E):
+    """Add up the chunks of each row in index order, and the rows; E is the dtype code of the ELBO.
+
+    The gradient of a single log_scale, sum_d (r^2 - 1), is had from the same sums, of -r^2 / 2.
+    """
+    outlined()
+    sums = array_at(partial, N * chunks, F64)
+    values, gradient = 0.0, 0.0
+    for n in range(N):
+        row = 0.0
+        for c in range(chunks):
+            row += sums[n * chunks + c]
+        if dlog_scale:
+            gradient += (-2 * row - K * D) * weight_at(w, n * w_row, w_factor, T)
+        row = row / K + constant
+        values += row
+        if elbo and mean == 0:
+            if log_lik:
+                array_at(log_lik + n * item_size(T), 1, T)[0] = row
+            array_at(elbo + n * item_size(E), 1, E)[0] = row + array_at(neg_kl + n * item_size(E), 1, E)[0]
+    if elbo and mean != 0:
+        if log_lik:
+            array_at(log_lik, 1, T)[0] = values * mean
+        array_at(elbo, 1, E)[0] = values * mean + array_at(neg_kl, 1, E)[0]
+    if dlog_scale:
+        array_at(dlog_scale, 1, F64)[0] = gradient
+
+
+@cache
+def make_rows(X: int, H: int, S: int, T: int, E: int, likelihood: int, link: int, scale: int, gradient: bool) -> Kernel:
+    """The kernel for the dtype codes of x, x_hat, log_scale, arithmetic and the ELBO, and these options."""
+
+    @kernel(FIELDS)
+    def log_likelihood_rows(block):
         # x, ..., w are addresses, *_row strides in elements; row k N + n of x_hat is draw k of x's row n
-        chunks = -(-D // CHUNK)
+        (
+            N, K, D, rows, x_row, h_row, s_row, x, h, s, dh, ds, w, w_row, partial, neg_kl, elbo, log_lik, dlog_scale,
+            w_factor, x_scale, one_log_scale, constant, mean,
+        ) = unpack(block, FIELDS)  # fmt: skip
+        chunks = max(1, -(-D // CHUNK))
         sums = array_at(partial, N * chunks, F64)
-        for unit in range(start, stop):
-            c, b = unit % chunks, unit // chunks
-            first = c * CHUNK
-            length = min(CHUNK, D - first)
-            for n in range(b * block, min(b * block + block, N)):
-                weight = weight_at(w, n * w_row, w_factor, T)
-                x_n = array_at(x + (n * x_row + first) * x_bytes, length, X)
-                one, inverse = like(weight, 1), like(weight, math.exp(-one_log_scale))
-                x_factor = like(weight, x_scale) if X == U8 else one
-                total = 0.0
-                for k in range(K):
-                    row = k * N + n
-                    h_kn = array_at(h + (row * h_row + first) * h_bytes, length, H)
-                    s_kn = array_at(s + (row * s_row + first) * s_bytes, length, S)
-                    dh_kn = array_at(dh + (row * D + first) * h_bytes, length, H)
-                    ds_kn = array_at(ds + ((b if scale == SUMMED else row) * D + first) * s_bytes, length, S)
-                    acc = like(weight, 0)
-                    for d in range(length):
-                        value_x, a = as_float(x_n[d]) * x_factor, as_float(h_kn[d]) * one  # in the compute dtype
-                        if likelihood == GAUSSIAN:
-                            m, dm = link_at(link, a)
-                            if scale == ONE:
-                                value, slope, scale_slope = gaussian(value_x, m, inverse, like(weight, 0))
-                            else:
-                                log_scale = s_kn[d] * one
-                                value, slope, scale_slope = gaussian(value_x, m, exp(-log_scale), log_scale)
-                                if scale == WRITTEN:
-                                    store(ds_kn, d, weight * scale_slope)
-                                elif scale == SUMMED:
-                                    ds_kn[d] += weight * scale_slope
-                            slope = slope * dm
-                        else:
-                            value, slope = bernoulli(value_x, a)
-                        acc += value
-                        if gradient:
-                            store(dh_kn, d, weight * slope)
-                    total += acc
-                sums[n * chunks + c] = total
+        v, one = vector(T), number(T)
+        inverse = like(one, math.exp(-one_log_scale))
+        x_factor = like(one, x_scale)
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                c, b = unit % chunks, unit // chunks
+                first = c * CHUNK
+                length = min(CHUNK, D - first)
+                whole = length - length % lanes(v)
+                for n in range(b * rows, min(b * rows + rows, N)):
+                    weight = weight_at(w, n * w_row, w_factor, T)
+                    x_n = array_at(x + (n * x_row + first) * item_size(X), length, X)
+                    sum_ = 0.0
+                    for k in range(K):
+                        row = k * N + n
+                        h_kn = array_at(h + (row * h_row + first) * item_size(H), length, H)
+                        s_kn = array_at(s + (row * s_row + first) * item_size(S), length, S)
+                        dh_kn = array_at(dh + (row * D + first) * item_size(H), length, H)
+                        ds_row = b if scale == SUMMED else row
+                        ds_kn = array_at(ds + (ds_row * D + first) * item_size(S), length, S)
+                        acc, rest = like(v, 0), like(one, 0)
+                        for d in range(0, whole, lanes(v)):
+                            acc = acc + step(
+                                x_n, h_kn, s_kn, dh_kn, ds_kn, d, weight, inverse, x_factor,
+                                likelihood, link, scale, gradient, v,
+                            )  # fmt: skip
+                        for d in range(whole, length):
+                            rest += step(
+                                x_n, h_kn, s_kn, dh_kn, ds_kn, d, weight, inverse, x_factor,
+                                likelihood, link, scale, gradient, one,
+                            )  # fmt: skip
+                        sum_ += total(acc) + rest
+                    sums[n * chunks + c] = sum_
+            if finished(block, stop - start):
+                finish(
+                    partial, neg_kl, elbo, log_lik, dlog_scale, w, w_row, w_factor,
+                    N, chunks, K, D, constant, mean, T, E,
+                )  # fmt: skip
+            start, stop = take(block)
 
     return log_likelihood_rows
-
-
-@cache
-def make_finish(T: int, E: int, per_row: bool) -> Any:
-    """The kernel that adds up the chunks of each row in index order, and the rows; E is the dtype code of the ELBO."""
-    t_bytes, e_bytes = ITEM_SIZES[T], ITEM_SIZES[E]
-
-    @jit
-    def log_likelihood_finish(partial, neg_kl, elbo, log_lik, N, chunks, K, constant, mean):
-        sums = array_at(partial, N * chunks, F64)
-        total = 0.0
-        for n in range(N):
-            row = 0.0
-            for c in range(chunks):
-                row += sums[n * chunks + c]
-            row = row / K + constant
-            if per_row:
-                if log_lik:
-                    array_at(log_lik + n * t_bytes, 1, T)[0] = row
-                array_at(elbo + n * e_bytes, 1, E)[0] = row + array_at(neg_kl + n * e_bytes, 1, E)[0]
-            total += row
-        if not per_row:
-            if log_lik:
-                array_at(log_lik, 1, T)[0] = total * mean
-            array_at(elbo, 1, E)[0] = total * mean + array_at(neg_kl, 1, E)[0]
-
-    return log_likelihood_finish
-
-
-@cache
-def make_dlog_scale(T: int) -> Any:
-    """The kernel of the gradient of a single log_scale: sum_d (r^2 - 1) of each row, from its sums of -r^2 / 2."""
-
-    @jit
-    def log_scale_gradient(partial, w, w_row, w_factor, out, N, chunks, count):
-        sums = array_at(partial, N * chunks, F64)
-        total = 0.0
-        for n in range(N):
-            row = 0.0
-            for c in range(chunks):
-                row += sums[n * chunks + c]
-            total += (-2 * row - count) * weight_at(w, n * w_row, w_factor, T)
-        array_at(out, 1, F64)[0] = total
-
-    return log_scale_gradient
 
 
 class Result(NamedTuple):
@@ -186,122 +200,129 @@ class Result(NamedTuple):
     dlog_scale: Tensor | None
 
 
-class Scale(NamedTuple):
-    """How the kernel finds log_scale: one number; or rows of elements, kept alive here, with their stride."""
+class Density:
+    """The log-likelihood for all x, x_hat and log_scale of one layout: what is known before any number is.
 
-    form: int
-    number: float
-    rows: Tensor
-    stride: int
-    gradient: Tensor  # where the kernel writes, or the rows again
-
-
-def log_likelihood(
-    x: Tensor,
-    x_hat: Tensor,
-    log_scale: Tensor | float,
-    x_scale: float | None,
-    neg_kl: Tensor | None,
-    weight: Tensor | float | None,
-    *,
-    likelihood: str,
-    link: str,
-    num_samples: int | None,
-    reduction: str,
-    need_dlog_scale: bool = False,
-    want_log_lik: bool = True,
-) -> Result:
-    """Values if ``neg_kl`` is given, the KL term in final units that is added to them; gradients if ``weight`` is.
-
-    ``weight`` is the upstream gradient of the log-likelihood as it is reduced: a number, 0-d, or ``[N]`` for "none".
+    The tensors given are looked at for shape, strides and dtype only; each launch takes tensors that agree in these.
+    ``log_scale`` is None where it is a number.
     """
-    N, K = x.shape[0], num_samples or 1
-    D = x.numel() // N if N else 0
-    dtype = compute_dtype(x, x_hat, log_scale)
-    T = CODES[dtype]
-    gradient = weight is not None
-    order = memory_order(x_hat, x.dim() - 1)
-    x_rows, x_stride = dense_rows(in_order(x, order), N)
-    h = in_order(x_hat, order)
-    h_rows, h_stride = dense_rows(h if num_samples is None else h.flatten(0, 1), K * N)
-    block = -(-N // ROW_BLOCKS) or 1
-    scale = scale_form(log_scale, h, order, x.dim() - 1, block, need_dlog_scale and gradient)
-    if scale.form != SUMMED:
-        block = 1
-    factor = 1 / (N * K) if reduction == "mean" else 1 / K
-    if isinstance(weight, Tensor):
-        weight = weight.to(dtype).contiguous()  # kept alive here
-        w, w_row = weight.data_ptr(), weight.dim()
-    else:
-        w, w_row, factor = 0, 0, factor * (weight or 0.0)
-    chunks = -(-D // CHUNK)
-    partial = scratch(N * chunks)
-    dx_hat = empty(h.shape, h.dtype) if gradient else h
 
-    rows = make_rows(
-        CODES[x.dtype], CODES[h.dtype], CODES[scale.rows.dtype], T,
-        LIKELIHOODS[likelihood], LINKS[link], scale.form, gradient,
-    )  # fmt: skip
-    run(
-        rows,
-        (
-            x_rows.data_ptr(), h_rows.data_ptr(), scale.rows.data_ptr(), dx_hat.data_ptr(), scale.gradient.data_ptr(),
-            partial, w, w_row, factor, 1.0 if x_scale is None else float(x_scale), scale.number,
-            N, K, D, block, x_stride, h_stride, scale.stride,
-        ),
-        -(-N // block) * chunks,
-        h.numel() * NS_PER_ELEMENT.get((likelihood, link, scale.form), 1.0),
-    )  # fmt: skip
+    def __init__(
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        log_scale: Tensor | None,
+        *,
+        likelihood: str,
+        link: str,
+        num_samples: int | None,
+        reduction: str,
+        x_scale: float | None,
+        elbo_dtype: torch.dtype,
+    ) -> None:
+        N, K = x.shape[0], num_samples or 1
+        D = x.numel() // N if N else 0
+        self.N, self.K, self.D, self.num_samples = N, K, D, num_samples
+        self.compute = compute_dtype(x, x_hat, log_scale)
+        event = x.dim() - 1
+        self.order = memory_order(x_hat, event)
+        self.x, self.x_hat = Rows(x, x.dtype, self.order), Rows(x_hat, x_hat.dtype, self.order, num_samples is not None)
+        self.form, self.s_row, self.scale_shape = ONE, 0, tuple(x_hat.shape)
+        if log_scale is not None and log_scale.numel() != 1:
+            self.form, self.s_row = ELEMENTS, D
+            lead = x_hat.dim() - event
+            aligned = (1,) * (x_hat.dim() - log_scale.dim()) + tuple(log_scale.shape)
+            if all(size == 1 for size in aligned[:lead]):  # the same for all rows: one row of it
+                self.s_row, self.scale_shape = 0, (*aligned[:lead], *x_hat.shape[lead:])
+        self.chunks = max(1, -(-D // CHUNK))
+        self.block = max(1, CHUNK // D if D else 1)
+        self.summed_block = max(1, -(-N // ROW_BLOCKS))
+        self.elbo_dtype = torch.promote_types(self.compute, elbo_dtype)
+        of_scale = log_scale.dtype if self.form == ELEMENTS and log_scale is not None else x_hat.dtype
+        dtypes = x.dtype, x_hat.dtype, of_scale, self.compute, self.elbo_dtype
+        self.codes = tuple(CODES[dtype] for dtype in dtypes)
+        self.variant = LIKELIHOODS[likelihood], LINKS[link]
+        self.mean = {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]  # 0: each row has its own value
+        self.weight_factor = (self.mean or 1.0) / K
+        self.x_scale = 1.0 if x_scale is None else float(x_scale)
+        self.constant = -D * HALF_LOG_2PI if likelihood == "gaussian" else 0.0
+        self.work = x_hat.numel() * NS_PER_ELEMENT.get((likelihood, link, self.form), 1.0)
+        self.empty_gradient = allocator(x_hat, x_hat.dtype, self.order)
+        self.log_lik = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute)
+        self.elbo = self.log_lik.to(self.elbo_dtype)
 
-    dlog_scale = None
-    if gradient and need_dlog_scale and isinstance(log_scale, Tensor):
-        if scale.form == ONE:
-            dlog_scale = torch.empty((), dtype=torch.float64)
-            make_dlog_scale(T)(partial, w, w_row, factor, dlog_scale.data_ptr(), N, chunks, K * D)
-        else:
-            summed = scale.gradient.sum(0) if scale.form == SUMMED else scale.gradient
-            dlog_scale = in_order(summed, order, back=True)
-        dlog_scale = (
-            dlog_scale.expand(log_scale.shape) if scale.form == ONE else dlog_scale.sum_to_size(log_scale.shape)
+    def evaluate(
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        log_scale: Tensor | float,
+        neg_kl: Tensor | None,
+        weight: Tensor | float | None,
+        elbo: Tensor | None = None,
+        need_dlog_scale: bool = False,
+        want_log_lik: bool = True,
+    ) -> Result:
+        """Launch: values if ``neg_kl`` is given, the KL term in final units that is added to them; gradients if
+        ``weight`` is, the upstream of the log-likelihood as it is reduced: a number, 0-d, or ``[N]`` for "none".
+
+        ``elbo`` is where to write the ELBO; it may be ``neg_kl`` itself.
+        """
+        x, h = self.x.of(x), self.x_hat.of(x_hat)
+        gradient, need_dlog_scale = weight is not None, need_dlog_scale and weight is not None
+        form, block, s, s_row, one_log_scale = self.form, self.block, h, 0, 0.0
+        ds = dlog_scale = dx_hat = log_lik = None
+        w_, w_row, factor = 0, 0, self.weight_factor
+        dx_hat_ = neg_kl_ = elbo_ = log_lik_ = dlog_scale_ = 0  # addresses; 0 where there is none
+        if form == ONE:
+            one_log_scale = float(log_scale)
+            if need_dlog_scale:
+                dlog_scale = torch.empty((), dtype=torch.float64)
+                dlog_scale_ = dlog_scale.data_ptr()
+        elif isinstance(log_scale, Tensor):
+            s, s_row = in_order(log_scale.expand(self.scale_shape), self.order).contiguous(), self.s_row
+            if need_dlog_scale and s_row == 0:
+                form, block = SUMMED, self.summed_block
+                ds = s.new_zeros((-(-self.N // block), *s.shape))
+            elif need_dlog_scale:
+                form, ds = WRITTEN, torch.empty_like(s)
+        if isinstance(weight, Tensor):
+            weight = weight.to(self.compute).contiguous()  # kept alive here
+            w_, w_row = weight.data_ptr(), weight.dim()
+        elif weight is not None:
+            factor *= weight
+        if gradient:
+            dx_hat = self.empty_gradient(x_hat)
+            dx_hat_ = dx_hat.data_ptr()
+        if neg_kl is not None:
+            if elbo is None:
+                elbo = torch.empty_like(self.elbo)
+            if want_log_lik:
+                log_lik = torch.empty_like(self.log_lik)
+                log_lik_ = log_lik.data_ptr()
+            if neg_kl.dtype != elbo.dtype or not neg_kl.is_contiguous():
+                neg_kl = neg_kl.to(elbo.dtype).contiguous()
+            neg_kl_, elbo_ = neg_kl.data_ptr(), elbo.data_ptr()
+        run(
+            make_rows(*self.codes, *self.variant, form, gradient),
+            (
+                *(self.N, self.K, self.D, block, self.x.stride, self.x_hat.stride, s_row),
+                *(x.data_ptr(), h.data_ptr(), s.data_ptr(), dx_hat_, 0 if ds is None else ds.data_ptr(), w_, w_row),
+                *(scratch(self.N * self.chunks), neg_kl_, elbo_, log_lik_, dlog_scale_),
+                *(factor, self.x_scale, one_log_scale, self.constant - self.D * one_log_scale, self.mean),
+            ),
+            max(1, -(-self.N // block)) * self.chunks,
+            self.work,
         )
-        dlog_scale = dlog_scale.to(log_scale.dtype)
-    elbo = log_lik = None
-    if neg_kl is not None:
-        constant = -D * (scale.number + HALF_LOG_2PI) if likelihood == "gaussian" else 0.0
-        shape = (N,) if reduction == "none" else ()
-        log_lik = torch.empty(shape, dtype=dtype) if want_log_lik else None
-        elbo = torch.empty(shape, dtype=torch.promote_types(dtype, neg_kl.dtype))
-        neg_kl = neg_kl.to(elbo.dtype).contiguous()
-        finish = make_finish(T, CODES[elbo.dtype], reduction == "none")
-        mean = 1 / N if reduction == "mean" else 1.0
-        addresses = neg_kl.data_ptr(), elbo.data_ptr(), 0 if log_lik is None else log_lik.data_ptr()
-        finish(partial, *addresses, N, chunks, K, constant, mean)
-    return Result(elbo, log_lik, in_order(dx_hat, order, back=True) if gradient else None, dlog_scale)
+        if need_dlog_scale and isinstance(log_scale, Tensor):
+            dlog_scale = self.reduce_dlog_scale(dlog_scale if ds is None else ds, form, log_scale)
+        return Result(elbo if neg_kl is not None else None, log_lik, dx_hat, dlog_scale)
 
-
-def scale_form(
-    log_scale: Tensor | float, h: Tensor, order: tuple[int, ...] | None, event_dims: int, block: int, gradient: bool
-) -> Scale:
-    """The form of log_scale for x_hat ``h``, whose event dims stand in memory order."""
-    if not isinstance(log_scale, Tensor) or log_scale.numel() == 1:
-        return Scale(ONE, float(log_scale), h, 0, h)
-    event, lead = h.shape[h.dim() - event_dims :], h.dim() - event_dims
-    aligned = log_scale.view((1,) * (h.dim() - log_scale.dim()) + log_scale.shape)
-    shared = all(size == 1 for size in aligned.shape[:lead])
-    full = in_order(aligned.expand(*aligned.shape[:lead], *in_order(h, order, back=True).shape[lead:]), order)
-    if shared:
-        rows = full.contiguous()
-        summed = rows.new_zeros((-(-h.shape[lead - 1] // block), *(1,) * lead, *event)) if gradient else rows
-        return Scale(SUMMED if gradient else ELEMENTS, 0.0, rows, 0, summed)
-    full = full.expand(h.shape)
-    rows, stride = dense_rows(full if lead == 1 else full.flatten(0, 1), math.prod(h.shape[:lead]))
-    return Scale(
-        WRITTEN if gradient else ELEMENTS,
-        0.0,
-        rows,
-        stride,
-        empty(h.shape, rows.dtype) if gradient else rows,
-    )
+    def reduce_dlog_scale(self, gradient: Any, form: int, log_scale: Tensor) -> Tensor:
+        """The gradient as the kernel left it, in the shape, memory order and dtype of log_scale."""
+        if form == ONE:
+            return gradient.to(log_scale.dtype).expand(log_scale.shape)
+        gradient = in_order(gradient.sum(0) if form == SUMMED else gradient, self.order, back=True)
+        return gradient.sum_to_size(log_scale.shape).to(log_scale.dtype)
 
 
 def scale_(gradients: tuple[Tensor | None, ...], upstream: Tensor, unit: float) -> tuple[Tensor | None, ...]:

@@ -7,7 +7,7 @@
 Traffic, elements: forward reads mu and logvar and writes z, (2 + K) N L; backward reads mu, logvar and dz and writes
 two gradients, (4 + K) N L. The noise eps is never stored: both passes make it from (seed, row, draw, latent element).
 Layout: rows dense in memory, any stride between them. Work unit: a group of short rows, or a fixed piece of a long one;
-it is copied into a scratch in the compute dtype, so that every loop runs over one dense array.
+it is copied into a scratch in the compute dtype, so that every loop runs over whole vectors of one dense array.
 Specification: fastvae/reference/elbo.py (reparameterize, kl_elements), fastvae/reference/noise.py
 """
 
@@ -18,46 +18,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._jit import REDUCTION, jit, math_jit
-from ._math import exp, expm1, like, normal4, phi, select
+from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
+from ._math import exp, expm1, fma, like, normal4, phi, select
 from ._memory import (
     CODES,
     F64,
-    ITEM_SIZES,
     U8,
+    U32,
+    Rows,
+    allocator,
     array_at,
-    as_float,
     compute_dtype,
-    dense_rows,
-    empty,
     gather,
+    item_size,
+    number,
+    on_stack,
     put,
+    read,
     scratch,
+    sum_of,
+    vector,
     weight_at,
+    write,
 )
-from ._threads import run
+from ._threads import finished, run, take
+from ._vector import LANES_F32, lanes, store_interleaved, words
 
 PIECE = 1024  # latent elements in a unit; a multiple of 4, the words of a Philox block
-NS_SAMPLE, NS_KL = 3.0, 1.0  # of one element on one thread
+ROOM = PIECE + LANES_F32  # the last vector may stand out
+COLUMNS = 64  # latent elements in a unit of the kernel that sums over rows
+NS_SAMPLE, NS_KL = 2.0, 1.0  # of one element on one thread
 LOW_WORD, HIGH_SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
-
-@math_jit
-def fill_noise(eps, width, n, rows, k, first, seed):
-    """Noise of draw k of the rows n, n + 1, ... for the latent elements first, first + 1, ..., ``width`` of each."""
-    key = np.uint64(seed)
-    k0, k1 = np.uint32(key & LOW_WORD), np.uint32(key >> HIGH_SHIFT)
-    blocks = width // 4
-    for i in range(rows):
-        row = np.uint64(n + i)
-        c2, c3 = np.uint32(row & LOW_WORD), np.uint32(row >> HIGH_SHIFT)
-        target = eps[i * width : (i + 1) * width]
-        for block in range(blocks):
-            e0, e1, e2, e3 = normal4(np.uint32(first // 4 + block), np.uint32(k), c2, c3, k0, k1, eps[0])
-            target[4 * block] = e0
-            target[4 * block + 1] = e1
-            target[4 * block + 2] = e2
-            target[4 * block + 3] = e3
+LATENT = "13q"  # four addresses, four strides between rows, N, L, K, rows of a unit, elements of a piece
+FORWARD = f"{LATENT} 9q 3d"
+BACKWARD = f"{LATENT} 13q 2d"
+COLUMN_SUMS = f"{LATENT} 1q"
 
 
 @math_jit
@@ -68,200 +64,263 @@ def kl_element(mu, logvar, mu_p, logvar_p):
 
 
 @math_jit
-def kl_slopes(mu, logvar, g):
-    """Gradient of g KL of one latent element to N(0, 1). Reassociated, as the caller may, an infinite one is finite."""
-    return g * mu, like(g, 0.5) * g * expm1(logvar)
+def kl_element_to_unit(mu, logvar):
+    """KL of one latent element to N(0, 1)."""
+    return like(mu, 0.5) * (mu * mu + phi(logvar))
+
+
+@loop_jit
+def count(c0, c2, c3, n, rows, first, blocks):
+    """The words of the noise's counter that differ: of ``blocks`` Philox blocks from ``first`` on, of rows n, ..."""
+    outlined()
+    for i in range(rows):
+        row = np.uint64(n + i)
+        low, high = np.uint32(row & LOW_WORD), np.uint32(row >> HIGH_SHIFT)
+        for b in range(blocks):
+            c0[i * blocks + b] = np.uint32(first + b)
+            c2[i * blocks + b] = low
+            c3[i * blocks + b] = high
+
+
+@loop_jit
+def fill_noise(eps, c0, c2, c3, blocks, k, seed, v):
+    """Standard normals of draw k, four for each of the counted blocks."""
+    outlined()
+    key = np.uint64(seed)
+    k0, k1 = np.uint32(key & LOW_WORD), np.uint32(key >> HIGH_SHIFT)
+    u = words(v)
+    c1 = like(u, np.uint32(k))
+    for b in range(0, blocks, lanes(v)):
+        e0, e1, e2, e3 = normal4(read(c0, b, u), c1, read(c2, b, u), read(c3, b, u), k0, k1, v)
+        store_interleaved(eps, 4 * b, e0, e1, e2, e3)
+
+
+@loop_jit
+def fill_upstream(g, mask_s, width, n, rows, mask, kept, kept_row, kept_factor, raw, raw_row, raw_factor, T):
+    """The upstream of each latent element's KL: that of the raw KL, and, where kept, that of the bound's term."""
+    outlined()
+    for i in range(rows):
+        weight_kept = weight_at(kept, (n + i) * kept_row, kept_factor, T)
+        weight_raw = weight_at(raw, (n + i) * raw_row, raw_factor, T)
+        for j in range(i * width, (i + 1) * width):
+            g[j] = weight_raw + (weight_kept if not mask or mask_s[j] != 0 else number(T))
+
+
+@loop_jit
+def finish(sums, kept_sums, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T):
+    """Add up the pieces of each row in index order, and the rows; ``floor`` is what free bits hold constant, or -1."""
+    outlined()
+    raw, kept, size = array_at(sums, N * pieces, F64), array_at(kept_sums, N * pieces, F64), item_size(T)
+    total, weighed = 0.0, 0.0
+    for n in range(N):
+        row, row_kept = 0.0, floor
+        for piece in range(pieces):
+            row += raw[n * pieces + piece]
+            if floor >= 0:
+                row_kept += kept[n * pieces + piece]
+        if floor < 0:
+            row_kept = row
+        total += row
+        weighed += row_kept
+        if per_row:
+            if kl:
+                array_at(kl + n * size, 1, T)[0] = row
+            array_at(neg_kl + n * size, 1, T)[0] = -beta * row_kept if beta != 0 else 0.0  # not 0 * inf
+    if not per_row:
+        if kl:
+            array_at(kl, 1, T)[0] = total * mean
+        array_at(neg_kl, 1, T)[0] = -beta * weighed * mean if beta != 0 else 0.0
 
 
 @cache
-def make_forward(M: int, T: int, sample: bool, prior: bool, masked: bool, gradient: bool) -> Any:
-    """The kernel for the dtype codes of mu, logvar and z, and of arithmetic and the prior.
+def make_forward(M: int, T: int, sample: bool) -> Kernel:
+    """The kernel for the dtype codes of mu, logvar and z, and of arithmetic and the prior; it draws z or does not.
 
-    With ``gradient`` it writes that of the KL too, times a factor; for N(0, I) and no free bits, as is usual. There is
-    no variant without the KL: it is a third of the work of sampling, and LLVM vectorises the whole but not that part.
+    It takes the KL where there is a neg_kl, and writes the gradient of minus the KL term
+    where there is a dmu, which must be to N(0, I) and without free bits.
     """
-    m_bytes, t_bytes = ITEM_SIZES[M], ITEM_SIZES[T]
 
-    @jit(fastmath=REDUCTION)
-    def sample_and_kl(
-        mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row,
-        mask, z, kl, kl_kept, dmu, dlogvar, factor, seed, first_row, N, K, L, group, piece, start, stop,
-    ):  # fmt: skip
-        width, pieces = -(-piece // 4) * 4, -(-L // piece)
-        kls, kls_kept = array_at(kl, N * pieces, F64), array_at(kl_kept, N * pieces, F64)
-        room = np.empty((6, group * width), dtype=np.float64 if T == F64 else np.float32)
-        mu_s, logvar_s, mu_p_s, logvar_p_s, work, eps = room
-        for unit in range(start, stop):
-            first, n = unit % pieces * piece, unit // pieces * group
-            length, rows = min(piece, L - first), min(group, N - n)
-            gather(mu_s, width, mu, n, rows, mu_row, first, length, m_bytes, M)
-            gather(logvar_s, width, logvar, n, rows, logvar_row, first, length, m_bytes, M)
-            size = rows * width
-            if sample:
-                for i in range(size):
-                    work[i] = exp(like(work[i], 0.5) * logvar_s[i])
-                for k in range(K):
-                    fill_noise(eps, width, first_row + n, rows, k, first, seed)
-                    for i in range(size):
-                        eps[i] = mu_s[i] + work[i] * eps[i]
-                    put(eps, width, z, k * N + n, rows, L, first, length, m_bytes, M)
-            if prior:
-                gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, t_bytes, T)
-                gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, t_bytes, T)
-            for i in range(size):
-                if prior:
-                    work[i] = kl_element(mu_s[i], logvar_s[i], mu_p_s[i], logvar_p_s[i])
+    @kernel(FORWARD)
+    def sample_and_kl(block):
+        (
+            mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row, N, L, K, group, piece,
+            seed, first_row, mask, z, dmu, dlogvar, neg_kl, kl, partial, beta, floor, mean,
+        ) = unpack(block, FORWARD)  # fmt: skip
+        width, pieces, per_row = -(-piece // 4) * 4, max(1, -(-L // piece)), mean == 0
+        sums, kept_sums = array_at(partial, N * pieces, F64), array_at(partial + 8 * N * pieces, N * pieces, F64)
+        v = vector(T)
+        half, g = like(v, 0.5), like(v, beta * (1.0 if per_row else mean))
+        mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
+        work, eps, mask_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
+        c0, c2, c3 = on_stack(ROOM, U32), on_stack(ROOM, U32), on_stack(ROOM, U32)
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                first, n = unit % pieces * piece, unit // pieces * group
+                length, rows = min(piece, L - first), min(group, N - n)
+                size = rows * width
+                gather(mu_s, width, mu, n, rows, mu_row, first, length, M, v)
+                gather(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, v)
+                if sample:
+                    for i in range(0, size, lanes(v)):
+                        write(work, i, exp(half * read(logvar_s, i, v)))
+                    count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
+                    for k in range(K):
+                        fill_noise(eps, c0, c2, c3, size // 4, k, seed, v)
+                        for i in range(0, size, lanes(v)):
+                            write(eps, i, fma(read(work, i, v), read(eps, i, v), read(mu_s, i, v)))
+                        put(eps, width, z, k * N + n, rows, L, first, length, M, v)
+                if neg_kl == 0:
+                    continue
+                if mu_p:
+                    gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, v)
+                    gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, v)
+                    for i in range(0, size, lanes(v)):
+                        m, s = read(mu_s, i, v), read(logvar_s, i, v)
+                        write(work, i, kl_element(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
+                elif dmu:
+                    for i in range(0, size, lanes(v)):
+                        m, s = read(mu_s, i, v), read(logvar_s, i, v)
+                        write(work, i, kl_element_to_unit(m, s))
+                        write(mu_s, i, g * m)
+                        write(logvar_s, i, half * g * expm1(s))
+                    put(mu_s, width, dmu, n, rows, L, first, length, M, v)
+                    put(logvar_s, width, dlogvar, n, rows, L, first, length, M, v)
                 else:
-                    work[i] = like(work[i], 0.5) * (mu_s[i] * mu_s[i] + phi(logvar_s[i]))
-            if gradient:
-                g = like(work[0], factor)
-                for i in range(size):
-                    mu_s[i], logvar_s[i] = kl_slopes(mu_s[i], logvar_s[i], g)
-                put(mu_s, width, dmu, n, rows, L, first, length, m_bytes, M)
-                put(logvar_s, width, dlogvar, n, rows, L, first, length, m_bytes, M)
-            for i in range(rows):
-                kl_i, at = work[i * width : i * width + length], (n + i) * pieces + unit % pieces
-                total = like(work[0], 0)
-                for j in range(length):
-                    total += kl_i[j]
-                kls[at] = total
-                if masked:
-                    kept, mask_i = like(work[0], 0), array_at(mask + first, length, U8)
-                    for j in range(length):
-                        kept += kl_i[j] if mask_i[j] else like(work[0], 0)
-                    kls_kept[at] = kept
+                    for i in range(0, size, lanes(v)):
+                        write(work, i, kl_element_to_unit(read(mu_s, i, v), read(logvar_s, i, v)))
+                for i in range(rows):
+                    sums[(n + i) * pieces + unit % pieces] = sum_of(work, i * width, length, v)
+                if floor >= 0:
+                    gather(mask_s, width, mask, 0, rows, 0, first, length, U8, v)
+                    for i in range(0, size, lanes(v)):
+                        write(work, i, select(read(mask_s, i, v) != like(v, 0), read(work, i, v), like(v, 0)))
+                    for i in range(rows):
+                        kept_sums[(n + i) * pieces + unit % pieces] = sum_of(work, i * width, length, v)
+            if finished(block, stop - start) and neg_kl:
+                finish(partial, partial + 8 * N * pieces, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T)
+            start, stop = take(block)
 
     return sample_and_kl
 
 
 @cache
-def make_backward(M: int, T: int, sample: bool, prior: bool, masked: bool) -> Any:
+def make_backward(M: int, T: int, sample: bool) -> Kernel:
     """The kernel of all gradients, of the prior's too where there is one, for the codes of `make_forward`."""
-    m_bytes, t_bytes = ITEM_SIZES[M], ITEM_SIZES[T]
 
-    @jit
-    def sample_and_kl_backward(
-        mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row,
-        mask, dz, dmu, dlogvar, dmu_p, dlogvar_p,
-        kept, kept_row, kept_factor, raw, raw_row, raw_factor, seed, first_row, N, K, L, group, piece, start, stop,
-    ):  # fmt: skip
-        width, pieces = -(-piece // 4) * 4, -(-L // piece)
-        room = np.empty((8, group * width), dtype=np.float64 if T == F64 else np.float32)
-        mu_s, logvar_s, mu_p_s, logvar_p_s, dz_s, eps, sum_dz, sum_dz_eps = room
-        half = like(mu_s[0], 0.5)
-        for unit in range(start, stop):
-            first, n = unit % pieces * piece, unit // pieces * group
-            length, rows = min(piece, L - first), min(group, N - n)
-            size = rows * width
-            gather(mu_s, width, mu, n, rows, mu_row, first, length, m_bytes, M)
-            gather(logvar_s, width, logvar, n, rows, logvar_row, first, length, m_bytes, M)
-            if prior:
-                gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, t_bytes, T)
-                gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, t_bytes, T)
-            sum_dz[:size] = 0
-            sum_dz_eps[:size] = 0
-            if sample:
-                for k in range(K):
-                    gather(dz_s, width, dz, k * N + n, rows, L, first, length, m_bytes, M)
-                    fill_noise(eps, width, first_row + n, rows, k, first, seed)
-                    for i in range(size):
-                        sum_dz[i] += dz_s[i]
-                        sum_dz_eps[i] += dz_s[i] * eps[i]
-                for i in range(size):
-                    sum_dz_eps[i] *= half * exp(half * logvar_s[i])
-            for i in range(rows):
-                weight_kept = weight_at(kept, (n + i) * kept_row, kept_factor, T)
-                weight_raw = weight_at(raw, (n + i) * raw_row, raw_factor, T)
-                mask_i = array_at(mask + first, length, U8)
-                a, b = i * width, i * width + length
-                mu_i, logvar_i, dmu_i, dlogvar_i = mu_s[a:b], logvar_s[a:b], sum_dz[a:b], sum_dz_eps[a:b]
-                mu_p_i, logvar_p_i, zero = mu_p_s[a:b], logvar_p_s[a:b], like(half, 0)
-                for j in range(length):
-                    g = weight_raw + (select(mask_i[j] != 0, weight_kept, zero) if masked else weight_kept)
-                    d, v, slope = mu_i[j], logvar_i[j], mu_i[j]
-                    if prior:
-                        d, v = d - mu_p_i[j], v - logvar_p_i[j]
-                        slope = d * exp(-logvar_p_i[j])
-                    through_mu = select(g != 0, g * slope, zero)  # not 0 * inf
-                    through_logvar = select(g != 0, half * g * expm1(v), zero)
-                    dmu_i[j] += through_mu
-                    dlogvar_i[j] += through_logvar
-                    if prior:
-                        mu_p_i[j] = -through_mu
-                        logvar_p_i[j] = -(half * d * through_mu + through_logvar)
-            put(sum_dz, width, dmu, n, rows, L, first, length, m_bytes, M)
-            put(sum_dz_eps, width, dlogvar, n, rows, L, first, length, m_bytes, M)
-            if prior:
-                put(mu_p_s, width, dmu_p, n, rows, L, first, length, t_bytes, T)
-                put(logvar_p_s, width, dlogvar_p, n, rows, L, first, length, t_bytes, T)
+    @kernel(BACKWARD)
+    def sample_and_kl_backward(block):
+        (
+            mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row, N, L, K, group, piece,
+            seed, first_row, mask, dz, dmu, dlogvar, dmu_p, dlogvar_p, through_kl, kept, kept_row, raw, raw_row,
+            kept_factor, raw_factor,
+        ) = unpack(block, BACKWARD)  # fmt: skip
+        width, pieces = -(-piece // 4) * 4, max(1, -(-L // piece))
+        v = vector(T)
+        half, none = like(v, 0.5), like(v, 0)
+        mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
+        dz_s, eps, dmu_s, dlogvar_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
+        g_s, mask_s = on_stack(ROOM, T), on_stack(ROOM, T)
+        c0, c2, c3 = on_stack(ROOM, U32), on_stack(ROOM, U32), on_stack(ROOM, U32)
+        if through_kl and not (mask or kept_row or raw_row):  # one number
+            fill_upstream(g_s, mask_s, PIECE, 0, 1, 0, kept, 0, kept_factor, raw, 0, raw_factor, T)
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                first, n = unit % pieces * piece, unit // pieces * group
+                length, rows = min(piece, L - first), min(group, N - n)
+                size = rows * width
+                gather(mu_s, width, mu, n, rows, mu_row, first, length, M, v)
+                gather(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, v)
+                for i in range(0, size, lanes(v)):
+                    write(dmu_s, i, none)
+                    write(dlogvar_s, i, none)
+                if sample:
+                    count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
+                    for k in range(K):
+                        gather(dz_s, width, dz, k * N + n, rows, L, first, length, M, v)
+                        fill_noise(eps, c0, c2, c3, size // 4, k, seed, v)
+                        for i in range(0, size, lanes(v)):
+                            d = read(dz_s, i, v)
+                            write(dmu_s, i, read(dmu_s, i, v) + d)
+                            write(dlogvar_s, i, fma(d, read(eps, i, v), read(dlogvar_s, i, v)))
+                    for i in range(0, size, lanes(v)):
+                        scale = half * exp(half * read(logvar_s, i, v))
+                        write(dlogvar_s, i, scale * read(dlogvar_s, i, v))
+                if through_kl:
+                    if mask:
+                        gather(mask_s, width, mask, 0, rows, 0, first, length, U8, v)
+                    if mask or kept_row or raw_row:
+                        fill_upstream(
+                            g_s, mask_s, width, n, rows, mask, kept, kept_row, kept_factor, raw, raw_row, raw_factor, T
+                        )
+                    if mu_p:
+                        gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, v)
+                        gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, v)
+                    for i in range(0, size, lanes(v)):
+                        g, d, s = read(g_s, i, v), read(mu_s, i, v), read(logvar_s, i, v)
+                        slope = d
+                        if mu_p:
+                            s_p = read(logvar_p_s, i, v)
+                            d, s = d - read(mu_p_s, i, v), s - s_p
+                            slope = d * exp(-s_p)
+                        through_mu = select(g != none, g * slope, none)  # not 0 * inf
+                        through_logvar = select(g != none, half * g * expm1(s), none)
+                        write(dmu_s, i, read(dmu_s, i, v) + through_mu)
+                        write(dlogvar_s, i, read(dlogvar_s, i, v) + through_logvar)
+                        if mu_p:
+                            write(mu_p_s, i, -through_mu)
+                            write(logvar_p_s, i, -(half * d * through_mu + through_logvar))
+                elif dmu_p:
+                    for i in range(0, size, lanes(v)):
+                        write(mu_p_s, i, none)
+                        write(logvar_p_s, i, none)
+                put(dmu_s, width, dmu, n, rows, L, first, length, M, v)
+                put(dlogvar_s, width, dlogvar, n, rows, L, first, length, M, v)
+                if dmu_p:
+                    put(mu_p_s, width, dmu_p, n, rows, L, first, length, T, v)
+                    put(logvar_p_s, width, dlogvar_p, n, rows, L, first, length, T, v)
+            start, stop = take(block)
 
     return sample_and_kl_backward
 
 
 @cache
-def make_columns(M: int, T: int, prior: bool) -> Any:
-    """The kernel that sums kl_nl over the rows, in order, for free bits: ``[L]`` in float64."""
-    m_bytes, t_bytes = ITEM_SIZES[M], ITEM_SIZES[T]
+def make_columns(M: int, T: int) -> Kernel:
+    """The kernel that sums kl_nl over the rows, in order, for free bits: ``[L]`` in float64. Unit: some columns."""
 
-    @jit
-    def kl_columns(mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row, sums, N, L):
-        total = array_at(sums, L, F64)
-        for n in range(N):
-            mu_n = array_at(mu + n * mu_row * m_bytes, L, M)
-            logvar_n = array_at(logvar + n * logvar_row * m_bytes, L, M)
-            mu_p_n = array_at(mu_p + n * mu_p_row * t_bytes, L, T)
-            logvar_p_n = array_at(logvar_p + n * logvar_p_row * t_bytes, L, T)
-            for j in range(L):
-                m, v = as_float(mu_n[j]), as_float(logvar_n[j])
-                if prior:
-                    one = like(mu_p_n[j], 1)
-                    total[j] += kl_element(m * one, v * one, mu_p_n[j], logvar_p_n[j])
-                else:
-                    total[j] += like(m, 0.5) * (m * m + phi(v))
+    @kernel(COLUMN_SUMS)
+    def kl_columns(block):
+        (
+            mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row, N, L, _k, _group, _piece, sums,
+        ) = unpack(block, COLUMN_SUMS)  # fmt: skip
+        v = vector(T)
+        mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                first = unit * COLUMNS
+                length = min(COLUMNS, L - first)
+                total = array_at(sums + 8 * first, length, F64)
+                for j in range(length):
+                    total[j] = 0
+                for n in range(N):
+                    gather(mu_s, COLUMNS, mu, n, 1, mu_row, first, length, M, v)
+                    gather(logvar_s, COLUMNS, logvar, n, 1, logvar_row, first, length, M, v)
+                    if mu_p:
+                        gather(mu_p_s, COLUMNS, mu_p, n, 1, mu_p_row, first, length, T, v)
+                        gather(logvar_p_s, COLUMNS, logvar_p, n, 1, logvar_p_row, first, length, T, v)
+                    for i in range(0, length, lanes(v)):
+                        m, s = read(mu_s, i, v), read(logvar_s, i, v)
+                        if mu_p:
+                            write(mu_s, i, kl_element(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
+                        else:
+                            write(mu_s, i, kl_element_to_unit(m, s))
+                    for j in range(length):
+                        total[j] += mu_s[j]
+            start, stop = take(block)
 
     return kl_columns
-
-
-@cache
-def make_finish(T: int, per_row: bool, masked: bool) -> Any:
-    """The kernel that adds up the pieces of each row in index order, and the rows."""
-    t_bytes = ITEM_SIZES[T]
-
-    @jit
-    def kl_finish(sums, kept_sums, neg_kl, kl, N, pieces, beta, floor, mean):
-        raw_sums, kept = array_at(sums, N * pieces, F64), array_at(kept_sums, N * pieces, F64)
-        total, weighed = 0.0, 0.0
-        for n in range(N):
-            row, row_kept = 0.0, floor
-            for piece in range(pieces):
-                row += raw_sums[n * pieces + piece]
-                if masked:
-                    row_kept += kept[n * pieces + piece]
-            row_kept = row_kept if masked else row
-            if per_row:
-                if kl:
-                    array_at(kl + n * t_bytes, 1, T)[0] = row
-                array_at(neg_kl + n * t_bytes, 1, T)[0] = -beta * row_kept if beta != 0 else 0.0  # not 0 * inf
-            total += row
-            weighed += row_kept
-        if not per_row:
-            if kl:
-                array_at(kl, 1, T)[0] = total * mean
-            array_at(neg_kl, 1, T)[0] = -beta * weighed * mean if beta != 0 else 0.0
-
-    return kl_finish
-
-
-class Latent(NamedTuple):
-    """Mu, logvar and the prior as the kernels take them; the tensors are kept alive here."""
-
-    tensors: tuple[Tensor, ...]
-    operands: tuple[int, ...]  # four addresses and four strides between rows
-    sizes: tuple[int, int, int]  # L, rows of a unit, elements of a piece
-    units: int
-    pieces: int
-    codes: tuple[int, int]  # of the elements, and of arithmetic and the prior
-    dtype: torch.dtype  # of arithmetic
 
 
 class Forward(NamedTuple):
@@ -276,125 +335,145 @@ class Forward(NamedTuple):
     gradients: tuple[Tensor, Tensor] | None
 
 
-def latent_of(mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -> Latent:
-    """Bring the operands into the form of the kernels; copies only what is not dense in its rows."""
-    N = mu.shape[0]
-    L = mu.numel() // N if N else 0
-    if mu.dtype != logvar.dtype:
-        both = torch.promote_types(mu.dtype, logvar.dtype)
-        mu, logvar = mu.to(both), logvar.to(both)
-    (mu, mu_stride), (logvar, logvar_stride) = dense_rows(mu, N), dense_rows(logvar, N)
-    dtype = compute_dtype(mu, *(prior or ()))
-    priors: tuple[Tensor, ...] = ()
-    prior_operands: tuple[int, ...] = (0, 0, 0, 0)
-    if prior is not None:
-        shared = [p.dim() < mu.dim() or p.shape[0] == 1 for p in prior]
-        shapes = [(1 if one else N, *mu.shape[1:]) for one in shared]
-        priors = tuple(p.to(dtype).expand(shape).contiguous() for p, shape in zip(prior, shapes, strict=True))
-        prior_operands = (*[p.data_ptr() for p in priors], *[0 if one else L for one in shared])
-    operands = (mu.data_ptr(), logvar.data_ptr(), *prior_operands[:2], mu_stride, logvar_stride, *prior_operands[2:])
-    piece = min(L, PIECE) or 1
-    group, pieces = PIECE // piece, -(-L // piece)
-    codes = CODES[mu.dtype], CODES[dtype]
-    return Latent((mu, logvar, *priors), operands, (L, group, piece), -(-N // group) * pieces, pieces, codes, dtype)
+class Latent:
+    """Sampling and the KL for all posteriors of one layout: what is known before any number is.
 
+    The tensors given are looked at for shape, strides and dtype only; each launch takes tensors that agree in these.
+    """
 
-def forward(
-    mu: Tensor,
-    logvar: Tensor,
-    prior: tuple[Tensor, Tensor] | None,
-    seed: Tensor | None,
-    *,
-    num_samples: int | None,
-    beta: Tensor | float,
-    free_bits: Tensor | float,
-    reduction: str,
-    want_kl: bool = True,
-    want_raw: bool = True,
-    want_gradients: bool = False,
-    first_row: int = 0,
-) -> Forward:
-    """Launch: draws if there is a seed, and the KL if it is wanted, as it is besides in final units if wanted raw."""
-    latent = latent_of(mu, logvar, prior)
-    codes, N, L, pieces = latent.codes, mu.shape[0], latent.sizes[0], latent.pieces
-    z = None
-    if seed is not None:
-        z = empty(mu.shape if num_samples is None else (num_samples, *mu.shape), latent.tensors[0].dtype)
-    kept, floor = None, float(free_bits)
-    if want_kl and (floor or isinstance(free_bits, Tensor)):
-        columns = torch.zeros(L, dtype=torch.float64)
-        make_columns(*codes, prior is not None)(*latent.operands, columns.data_ptr(), N, L)
-        kept = ~(columns / N <= floor)  # this way round NaN stays visible
-    sums = scratch(2 * N * pieces)
-    mean, beta, gradients = 1 / N if reduction == "mean" else 1.0, float(beta), None
-    if want_gradients and prior is None and kept is None and beta != 0 and mu.dtype == logvar.dtype:
-        gradients = empty(mu.shape, mu.dtype), empty(mu.shape, mu.dtype)
-    addresses = [0 if t is None else t.data_ptr() for t in (kept, z)] + [sums, sums + 8 * N * pieces]
-    run(
-        make_forward(*codes, z is not None, prior is not None, kept is not None, gradients is not None),
-        (
-            *latent.operands,
-            *addresses,
-            *((0, 0) if gradients is None else [g.data_ptr() for g in gradients]),
-            beta * mean,
-            *(0 if seed is None else int(seed), first_row, N, num_samples or 1, *latent.sizes),
-        ),
-        latent.units,
-        N * L * (NS_KL + (0 if z is None else NS_SAMPLE * (num_samples or 1))),
-    )
-    if not want_kl:
-        return Forward(z, None, None, None, None)
-    shape = (N,) if reduction == "none" else ()
-    neg_kl = torch.empty(shape, dtype=latent.dtype)
-    kl = torch.empty(shape, dtype=latent.dtype) if want_raw else None
-    make_finish(codes[1], reduction == "none", kept is not None)(
-        *(*addresses[2:], neg_kl.data_ptr(), 0 if kl is None else kl.data_ptr(), N, pieces, beta),
-        *(0.0 if kept is None else floor * float(L - kept.sum()), mean),
-    )
-    return Forward(z, neg_kl, kl, kept, gradients)
+    def __init__(
+        self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None, num_samples: int | None, reduction: str
+    ) -> None:
+        N = mu.shape[0]
+        L = mu.numel() // N if N else 0
+        self.shape, self.num_samples, self.mixed = mu.shape, num_samples, mu.dtype != logvar.dtype
+        dtype = torch.promote_types(mu.dtype, logvar.dtype)
+        self.dtype, self.compute = dtype, compute_dtype(mu, logvar, *(prior or ()))  # of elements, of arithmetic
+        self.mu, self.logvar = Rows(mu, dtype), Rows(logvar, dtype)
+        shared = [p.dim() < mu.dim() or p.shape[0] == 1 for p in prior or ()]
+        self.prior_shapes = [(1 if one else N, *mu.shape[1:]) for one in shared]
+        piece = min(L, PIECE) or 1
+        group = max(1, PIECE // (-(-piece // 4) * 4))
+        self.pieces = max(1, -(-L // piece))
+        self.units, self.N, self.L = max(1, -(-N // group)) * self.pieces, N, L
+        strides = self.mu.stride, self.logvar.stride, *([0 if one else L for one in shared] or (0, 0))
+        self.sizes = *strides, N, L, num_samples or 1, group, piece
+        self.mean = {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]  # 0: each row has its own value
+        self.codes = CODES[dtype], CODES[self.compute]
+        self.ns_sample, self.ns_kl = N * L * NS_SAMPLE * (num_samples or 1), N * L * NS_KL
+        self.empty_gradient, self.empty_prior = allocator(mu, dtype), allocator(mu, self.compute)
+        self.empty_z = self.empty_gradient if num_samples is None else allocator(mu, dtype, draws=num_samples)
+        self.value = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute)
 
+    def operands(self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
+        """The tensors with dense rows, to be kept alive, and the fields of LATENT."""
+        mu, logvar = self.mu.of(mu), self.logvar.of(logvar)
+        if prior is None:
+            return (mu, logvar), (mu.data_ptr(), logvar.data_ptr(), 0, 0, *self.sizes)
+        pair = [p.to(self.compute).expand(s).contiguous() for p, s in zip(prior, self.prior_shapes, strict=True)]
+        tensors = mu, logvar, *pair
+        return tensors, (*[t.data_ptr() for t in tensors], *self.sizes)
 
-def backward(
-    mu: Tensor,
-    logvar: Tensor,
-    prior: tuple[Tensor, Tensor] | None,
-    seed: Tensor | None,
-    kept: Tensor | None,
-    dz: Tensor | None,
-    dneg_kl: Tensor | None,
-    dkl: Tensor | None,
-    *,
-    num_samples: int | None,
-    beta: Tensor | float,
-    reduction: str,
-    first_row: int = 0,
-) -> list[Tensor]:
-    """Launch: the gradients of mu and logvar, and of the prior's two tensors where there is one."""
-    latent = latent_of(mu, logvar, prior)
-    N, L, T = mu.shape[0], latent.sizes[0], latent.dtype
-    mean = 1 / N if reduction == "mean" else 1.0
-    weights, alive = [], []
-    for upstream, factor in ((dneg_kl, -float(beta) * mean), (dkl, mean)):
-        if upstream is None:
-            weights += [0, 0, 0.0]
-        else:
-            alive.append(upstream.to(T).contiguous())
-            weights += [alive[-1].data_ptr(), upstream.dim(), factor]
-    sample = seed is not None and dz is not None
-    if sample and dz is not None:
-        dz = dz.to(latent.tensors[0].dtype).contiguous()
-    targets = (mu, logvar) if prior is None else (mu, logvar, *prior)
-    dtypes = (latent.tensors[0].dtype, latent.tensors[0].dtype, T, T)
-    gradients = [empty(mu.shape, dtype) for _, dtype in zip(targets, dtypes, strict=False)]
-    addresses = [t.data_ptr() for t in gradients] + [0, 0] * (prior is None)
-    run(
-        make_backward(*latent.codes, sample, prior is not None, kept is not None),
-        (
-            *latent.operands,
-            *(0 if kept is None else kept.data_ptr(), 0 if dz is None else dz.data_ptr(), *addresses, *weights),
-            *(int(seed) if sample and seed is not None else 0, first_row, N, num_samples or 1, *latent.sizes),
-        ),
-        latent.units,
-        N * L * (NS_KL + (NS_SAMPLE * (num_samples or 1) if sample else 0)),
-    )
-    return [g.sum_to_size(t.shape).to(t.dtype) for g, t in zip(gradients, targets, strict=True)]
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        prior: tuple[Tensor, Tensor] | None,
+        seed: Tensor | None,
+        beta: Tensor | float = 1.0,
+        free_bits: Tensor | float = 0.0,
+        neg_kl: Tensor | None = None,
+        want_kl: bool = True,
+        want_raw: bool = True,
+        want_gradients: bool = False,
+        first_row: int = 0,
+    ) -> Forward:
+        """Launch: draws if there is a seed, and the KL if it is wanted, as it is besides in final units if wanted raw.
+
+        ``neg_kl`` is where to write it in final units.
+        """
+        _alive, latent = self.operands(mu, logvar, prior)
+        z = kl = kept = gradients = None
+        z_ = kl_ = kept_ = dmu_ = dlogvar_ = neg_kl_ = seed_ = 0  # addresses; 0 where there is none
+        floor, work = -1.0, 0.0
+        if want_kl:
+            work = self.ns_kl
+            if neg_kl is None:
+                neg_kl = torch.empty_like(self.value)
+            neg_kl_ = neg_kl.data_ptr()
+            if want_raw:
+                kl = torch.empty_like(self.value)
+                kl_ = kl.data_ptr()
+            if free_bits := float(free_bits):
+                kept = self.kept(latent, free_bits)
+                floor, kept_ = free_bits * float(self.L - kept.sum()), kept.data_ptr()
+            elif want_gradients and prior is None and beta != 0 and not self.mixed:
+                gradients = self.empty_gradient(mu), self.empty_gradient(mu)
+                dmu_, dlogvar_ = gradients[0].data_ptr(), gradients[1].data_ptr()
+        if seed is not None:
+            z, work, seed_ = self.empty_z(mu), work + self.ns_sample, int(seed)
+            z_ = z.data_ptr()
+        addresses = kept_, z_, dmu_, dlogvar_, neg_kl_, kl_, scratch(2 * self.N * self.pieces)
+        args = *latent, seed_, first_row, *addresses, float(beta), floor, self.mean
+        run(make_forward(*self.codes, z is not None), args, self.units, work)
+        return Forward(z, neg_kl, kl, kept, gradients)
+
+    def kept(self, latent: tuple[int, ...], free_bits: float) -> Tensor:
+        """Which latent elements have a batch mean above lambda, ``[L]`` of bool."""
+        columns = torch.empty(self.L, dtype=torch.float64)
+        if self.L:
+            run(make_columns(*self.codes), (*latent, columns.data_ptr()), -(-self.L // COLUMNS), self.ns_kl)
+        return ~(columns / self.N <= free_bits)  # this way round NaN stays visible
+
+    def backward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        prior: tuple[Tensor, Tensor] | None,
+        seed: Tensor | None,
+        beta: Tensor | float,
+        kept: Tensor | None,
+        dz: Tensor | None,
+        dneg_kl: Tensor | None,
+        dkl: Tensor | None,
+        *,
+        first_row: int = 0,
+    ) -> list[Tensor]:
+        """Launch: the gradients of mu and logvar, and of the prior's two tensors where there is one."""
+        alive, latent = self.operands(mu, logvar, prior)
+        mean = self.mean or 1.0
+        weights, factors = [], []
+        for upstream, factor in ((dneg_kl, -float(beta) * mean), (dkl, mean)):
+            if upstream is not None:
+                upstream = upstream.to(self.compute).contiguous()
+            alive += (upstream,)
+            weights += [0, 0] if upstream is None else [upstream.data_ptr(), upstream.dim()]
+            factors.append(0.0 if upstream is None else factor)
+        if dz is not None:
+            dz = dz.to(self.dtype).contiguous()
+        gradients = [self.empty_gradient(mu), self.empty_gradient(mu)]
+        if prior is not None:
+            gradients += [self.empty_prior(mu), self.empty_prior(mu)]
+        through_kl = dneg_kl is not None or dkl is not None
+        run(
+            make_backward(*self.codes, dz is not None),
+            (
+                *latent,
+                0 if dz is None or seed is None else int(seed),
+                first_row,
+                0 if kept is None else kept.data_ptr(),
+                0 if dz is None else dz.data_ptr(),
+                *[g.data_ptr() for g in gradients],
+                *([0, 0] if prior is None else []),
+                int(through_kl),
+                *weights,
+                *factors,
+            ),
+            self.units,
+            (self.ns_kl if through_kl else 0.0) + (0.0 if dz is None else self.ns_sample),
+        )
+        targets = (mu, logvar, *(prior or ()))
+        return [
+            g if g.shape == t.shape and g.dtype == t.dtype else g.sum_to_size(t.shape).to(t.dtype)
+            for g, t in zip(gradients, targets, strict=True)
+        ]
