@@ -1,20 +1,23 @@
 """Races: rivals timed in turn in one run, so that a ratio holds on a machine whose speed drifts.
 
-The first contender of a race is ours; pytest-benchmark keeps its rounds, and in ``extra_info`` every contender's median
-and quartiles in microseconds. A table of all races is printed at the end. ``make bench`` writes it all to a JSON file.
+The first contender of a race is ours; pytest-benchmark keeps its rounds, and in ``extra_info`` every contender's
+quartiles in microseconds and its peak memory: the most bytes that torch held at once beyond what was there. A table of
+all races is printed at the end. ``make bench`` writes it all to a JSON file.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
 
 import pytest
+from torch.profiler import ProfilerActivity, profile
 
 MIN_ROUND = 2e-3  # seconds of one timed round: calls are repeated up to it
 SECONDS = 1.5  # of one race, for each contender
 FEWEST_ROUNDS = 7
 
-RACES: list[tuple[str, dict[str, list[float]]]] = []
+RACES: list[tuple[str, dict[str, list[float]], dict]] = []
 
 
 @pytest.fixture
@@ -40,18 +43,29 @@ def race(benchmark, request):
         ours = next(iter(contenders))
         benchmark.pedantic(contenders[ours], rounds=FEWEST_ROUNDS, iterations=calls[ours])
         for name, values in times.items():
-            benchmark.extra_info[name] = [round(1e6 * q, 2) for q in statistics.quantiles(values, n=4)]
-        RACES.append((request.node.callspec.id if hasattr(request.node, "callspec") else request.node.name, times))
+            quartiles = [round(1e6 * q, 2) for q in statistics.quantiles(values, n=4)]
+            benchmark.extra_info[name] = {"quartiles": quartiles, "peak": peak(contenders[name])}
+        RACES.append((request.node.name.removeprefix("bench_"), times, benchmark.extra_info))
 
     return run
 
 
+def peak(function: Callable[[], object]) -> int:
+    """The most bytes that torch held at once during a call, beyond what was there."""
+    function()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # each an allocation
+    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return max(itertools.accumulate(sizes, initial=0))
+
+
 def pytest_terminal_summary(terminalreporter):
-    """Medians in microseconds, and how many times ours each rival takes."""
-    for title, times in RACES:
+    """Medians in microseconds, how many times ours each rival takes, and peak memory."""
+    for title, times, info in RACES:
         ours, *rivals = times
         medians = {name: 1e6 * statistics.median(values) for name, values in times.items()}
-        line = f"{title:<34} {ours} {medians[ours]:>9.1f} us"
+        line = f"{title:<40} {ours} {medians[ours]:>8.0f} us {info[ours]['peak'] / 1e6:>6.1f} MB"
         for name in rivals:
-            line += f"   {name} {medians[name]:>9.1f} ({medians[name] / medians[ours]:.2f}x)"
+            line += f"  {name} {medians[name]:>8.0f} ({medians[name] / medians[ours]:>5.2f}x)"
         terminalreporter.write_line(line)

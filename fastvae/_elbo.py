@@ -19,7 +19,7 @@ from ._checks import (
 )
 from .likelihoods import Gaussian
 from .ops import elbo as ops
-from .ops import elbo_library
+from .ops import elbo_call, elbo_library
 from .reference.elbo import Decoder, ElboTerms, Prior
 
 UNIT_GAUSSIAN = Gaussian()
@@ -189,7 +189,7 @@ def _evaluate(
     if backend != "reference":
         learned = isinstance(beta, Tensor) and beta.requires_grad
         options = num_samples, type(num_samples), x_scale, type(x_scale), reduction, backend, terms, learned
-        key, call = ops.Call.find(mu, logvar, x, x_hat, prior, likelihood, *options)
+        key, call = elbo_call.Call.find(mu, logvar, x, x_hat, prior, likelihood, *options)
     if call is None:
         check_posterior(mu, logvar, prior)
         check_num_samples(num_samples)
@@ -206,7 +206,9 @@ def _evaluate(
         check_x_hat(x_hat, x, num_samples)
     if call is None and backend != "reference":
         strict = backend != "auto"
-        unserved = ops.unserved_posterior(mu, logvar, prior) or ops.unserved_likelihood(x, x_hat, likelihood)
+        unserved = elbo_call.unserved_posterior(mu, logvar, prior) or elbo_call.unserved_likelihood(
+            x, x_hat, likelihood
+        )
         if isinstance(beta, Tensor) and beta.requires_grad:
             unserved = unserved or "beta requires grad"
         if (
@@ -217,10 +219,12 @@ def _evaluate(
             how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
             traced = elbo_library.elbo_terms(x, x_hat, mu, logvar, **weights, **how)
             return traced if terms else traced.elbo
-        backend = _backend.choose("elbo", backend, mu.device, unserved or ops.unserved_state())
+        backend = _backend.choose("elbo", backend, mu.device, unserved or elbo_call.unserved_state())
         if backend != "reference":
             how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
-            call = ops.remember(key, ops.Call(backend, mu, logvar, prior, strict=strict, terms=terms, **how))
+            call = elbo_call.remember(
+                key, elbo_call.Call(backend, mu, logvar, prior, strict=strict, terms=terms, **how)
+            )
     if call is not None:
         return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, beta, free_bits)
     if torch.compiler.is_compiling() and not isinstance(beta, Tensor):
@@ -289,17 +293,19 @@ def reparameterize(
     backend = _backend.requested(backend)
     key, call = None, None
     if backend != "reference":
-        key, call = ops.Call.find(mu, logvar, None, None, None, None, "sample", num_samples, type(num_samples), backend)
+        key, call = elbo_call.Call.find(
+            mu, logvar, None, None, None, None, "sample", num_samples, type(num_samples), backend
+        )
     if call is None:
         check_posterior(mu, logvar)
         check_num_samples(num_samples)
     check_seed(seed, mu.device)
     if call is None and backend != "reference":
         backend = _backend.choose(
-            "reparameterize", backend, mu.device, ops.unserved_posterior(mu, logvar) or ops.unserved_state()
+            "reparameterize", backend, mu.device, elbo_call.unserved_posterior(mu, logvar) or elbo_call.unserved_state()
         )
         if backend != "reference":
-            call = ops.remember(key, ops.Call(backend, mu, logvar, None, num_samples=num_samples))
+            call = elbo_call.remember(key, elbo_call.Call(backend, mu, logvar, None, num_samples=num_samples))
     if call is not None:
         return ops.reparameterize(call, mu, logvar, seed)
     return reference.reparameterize(mu, logvar, num_samples=num_samples, seed=seed)
@@ -349,15 +355,15 @@ def kl_divergence(
     backend = _backend.requested(backend)
     key, call = None, None
     if backend != "reference":
-        key, call = ops.Call.find(mu, logvar, None, None, prior, None, "kl", reduction, backend)
+        key, call = elbo_call.Call.find(mu, logvar, None, None, prior, None, "kl", reduction, backend)
     if call is None:
         check_posterior(mu, logvar, prior)
         check_reduction(reduction, mu.shape[0])
         if backend != "reference":
-            unserved = ops.unserved_posterior(mu, logvar, prior) or ops.unserved_state()
+            unserved = elbo_call.unserved_posterior(mu, logvar, prior) or elbo_call.unserved_state()
             backend = _backend.choose("kl_divergence", backend, mu.device, unserved)
             if backend != "reference":
-                call = ops.remember(key, ops.Call(backend, mu, logvar, prior, reduction=reduction))
+                call = elbo_call.remember(key, elbo_call.Call(backend, mu, logvar, prior, reduction=reduction))
     if call is not None:
         return ops.kl_divergence(call, mu, logvar, prior)
     return reference.kl_divergence(mu, logvar, prior, reduction=reduction)

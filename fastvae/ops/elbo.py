@@ -8,7 +8,7 @@ One pass: where the upstream gradient will most likely be that of a loss, -ELBO,
 x_hat at hand, and backward hands that buffer over, scaled if the upstream is another; a second backward finds it gone
 and recomputes. The noise is never stored: it is a function of the seed. Under ``create_graph``, and for batched
 gradients, the reference's formulas are differentiated instead.
-Launchers are functions of ``fastvae_kernels.<backend>.{reparameterize, log_likelihood}``, imported at the first call.
+What is known of a call before its numbers, the launch plans among it, stands in `ops/elbo_call.py`.
 """
 
 from typing import Any
@@ -22,117 +22,7 @@ from ..likelihoods import Bernoulli, Gaussian
 from ..reference.elbo import ElboTerms, Prior, as_seed, decode, kl_penalty, reduce_batch
 from ..reference.elbo import log_likelihood as log_likelihood_formula
 from ..reference.elbo import reparameterize as reparameterize_formula
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def layout(t: Tensor) -> tuple[Any, ...]:
-    """All that a launch plan is made from; AttributeError for what is no tensor."""
-    return type(t), t.shape, t.stride(), t.dtype, t.device
-
-
-def likelihood_layout(likelihood: Any) -> tuple[Any, ...]:
-    """The same of a likelihood; TypeError for one that has no kernels."""
-    if type(likelihood) is Gaussian:
-        scale = likelihood.scale if likelihood.log_scale is None else likelihood.log_scale
-        return Gaussian, likelihood.link, layout(scale) if isinstance(scale, Tensor) else None
-    if type(likelihood) is Bernoulli:
-        return (Bernoulli,)
-    raise TypeError
-
-
-KNOWN: dict[Any, Any] = {}  # launch plans and calls by their layouts
-MOST_KNOWN = 1000  # a guard against shapes that never come again
-
-
-def remember(key: Any, plan: Any) -> Any:
-    """Have it for the layouts of that key, if there is one."""
-    if key is not None:
-        if len(KNOWN) >= MOST_KNOWN:
-            KNOWN.clear()
-        KNOWN[key] = plan
-    return plan
-
-
-class Call:
-    """What is known of a call before any number is: its options, and the launch plans for tensors of its layouts.
-
-    Calls of one layout share one, so nothing of a single call is kept in it.
-    """
-
-    __slots__ = (
-        *("backend", "strict", "num_samples", "x_scale", "reduction", "terms"),
-        *("latent", "density_module", "densities", "density", "link", "gaussian"),
-    )
-
-    def __init__(
-        self,
-        backend: str,
-        mu: Tensor,
-        logvar: Tensor,
-        prior: Prior | None,
-        *,
-        strict: bool = False,
-        likelihood: Any = None,
-        num_samples: int | None = None,
-        x_scale: float | None = None,
-        reduction: str = "none",
-        terms: bool = True,
-    ) -> None:
-        self.backend, self.strict = backend, strict
-        self.num_samples, self.x_scale, self.reduction = num_samples, x_scale, reduction
-        self.terms = terms  # whether log-likelihood and raw KL are asked for
-        self.latent = _backend.launcher("reparameterize", backend).Latent(mu, logvar, prior, num_samples, reduction)
-        self.gaussian = type(likelihood) is Gaussian
-        self.link = likelihood.link if self.gaussian else "identity"
-        self.density_module: Any = None if likelihood is None else _backend.launcher("log_likelihood", backend)
-        self.densities: dict[tuple[Any, ...], Any] = {}  # for the decoder's outputs
-        self.density: Any = None  # for a tensor x_hat
-
-    @staticmethod
-    def find(
-        mu: Any, logvar: Any, x: Any, x_hat: Any, prior: Any, likelihood: Any, *options: Any
-    ) -> tuple[Any, "Call | None"]:
-        """The key of such calls, and the call if there was one; no key where none can be made, or kernels cannot run.
-
-        The errors left aside here are of arguments that are no tensors or no sensible options: checks speak of them.
-        """
-        if unserved_state():
-            return None, None
-        try:
-            key = (
-                *(type(mu), mu.shape, mu.stride(), mu.dtype, mu.device),
-                *(type(logvar), logvar.shape, logvar.stride(), logvar.dtype, logvar.device),
-                None if x is None else (type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad),
-                layout(x_hat) if isinstance(x_hat, Tensor) else None,
-                None if prior is None else tuple(map(layout, prior)),
-                None if likelihood is None else likelihood_layout(likelihood),
-                options,
-            )
-            return key, KNOWN.get(key)
-        except (AttributeError, TypeError):
-            return None, None
-
-    def plan_density(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | None) -> Any:
-        """The plan of the log-likelihood."""
-        return self.density_module.Density(
-            x,
-            x_hat,
-            log_scale,
-            likelihood="gaussian" if self.gaussian else "bernoulli",
-            link=self.link,
-            num_samples=self.num_samples,
-            reduction=self.reduction,
-            x_scale=self.x_scale,
-            elbo_dtype=self.latent.compute,
-        )
-
-    def log_likelihood_formula(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | float) -> Tensor:
-        """The reduced log-likelihood by the reference."""
-        return density_formula(
-            x, x_hat, log_scale, self.x_scale, self.gaussian, self.link, self.num_samples, self.reduction
-        )
+from .elbo_call import Call, layout, unserved_likelihood
 
 
 def density_formula(
@@ -272,7 +162,7 @@ class Bound(Function):
                 scale = run.log_scale if log_scale is None else log_scale
                 with torch.enable_grad():
                     x_hat, scale = aliases(x_hat, scale)
-                    log_lik = call.log_likelihood_formula(x, x_hat, scale)
+                    log_lik = density_formula(x, x_hat, scale, *call.density_options)
                 gradients = differentiate([log_lik], (upstream,), (x_hat, scale))
             elif buffers is not None:
                 gradients = call.density_module.scale_(buffers[:2], upstream, -1.0)
@@ -337,45 +227,6 @@ def differentiate(outputs: list[Tensor], upstreams: tuple[Tensor | None, ...], i
     return [by_id.get(id(t)) for t in inputs]
 
 
-TRACED = "the call is being traced"
-
-
-def unserved_state() -> str | None:
-    """Why kernels cannot take a call as things stand, in a few words; None if they can."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return TRACED
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "the call is under a torch.func transform"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "forward-mode AD is active"
-    return None
-
-
-def unserved_tensors(dtypes: tuple[torch.dtype, ...], *tensors: Any) -> str | None:
-    """Why not, for these tensors."""
-    for t in tensors:
-        if isinstance(t, Tensor):
-            if t.dtype not in dtypes:
-                return f"there is no kernel for {t.dtype}"
-            if type(t) not in PLAIN:
-                return f"{type(t).__name__} is no plain tensor"
-    return None
-
-
-def unserved_posterior(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> str | None:
-    """Why not, for sampling and the KL of these tensors."""
-    return unserved_tensors(DTYPES, mu, logvar, *(prior or ()))
-
-
-def unserved_likelihood(x: Tensor, x_hat: Any, likelihood: Any) -> str | None:
-    """Why not, for the log-likelihood of these."""
-    if type(likelihood) not in (Gaussian, Bernoulli):
-        return f"there is no kernel for the likelihood {type(likelihood).__name__}"
-    if x.requires_grad:
-        return "x requires grad"
-    return unserved_tensors((*DTYPES, torch.uint8, torch.bool), x, x_hat)
-
-
 def elbo_terms(
     call: Call,
     x: Tensor,
@@ -403,7 +254,8 @@ def elbo_terms(
         if reason := unserved_likelihood(x, x_hat, likelihood):  # the decoder's dtype has no kernel
             if call.strict:
                 raise _backend.BackendError(f"backend={call.backend!r} cannot serve elbo: {reason}")
-            log_lik = call.log_likelihood_formula(x, x_hat, likelihood.get_log_scale() if call.gaussian else 0.0)
+            scale = likelihood.get_log_scale() if call.gaussian else 0.0
+            log_lik = density_formula(x, x_hat, scale, *call.density_options)
             return ElboTerms(log_lik + neg_kl, log_lik, kl) if call.terms else log_lik + neg_kl
         key = layout(x_hat), None if decoded_scale is None else layout(decoded_scale)
         log_scale = run.prepare(x, x_hat, likelihood, call.densities.get(key))

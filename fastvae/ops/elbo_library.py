@@ -19,7 +19,8 @@ from torch import Tensor
 from .. import _backend
 from ..likelihoods import Gaussian
 from ..reference.elbo import ElboTerms, Prior, as_seed, compute_dtype, decode
-from .elbo import DTYPES, KNOWN, density_formula, differentiate, layout, remember, sample_formula
+from .elbo import density_formula, differentiate, sample_formula
+from .elbo_call import DTYPES, KNOWN, layout, remember
 
 BACKEND_OF = {"cpu": "numba", "cuda": "triton"}
 
