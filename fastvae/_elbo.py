@@ -19,7 +19,7 @@ from ._checks import (
 )
 from .likelihoods import Gaussian
 from .ops import elbo as ops
-from .ops import elbo_call, elbo_library
+from .ops import elbo_call
 from .reference.elbo import Decoder, ElboTerms, Prior
 
 UNIT_GAUSSIAN = Gaussian()
@@ -211,10 +211,11 @@ def _evaluate(
         )
         if isinstance(beta, Tensor) and beta.requires_grad:
             unserved = unserved or "beta requires grad"
-        if (
-            strict and torch.compiler.is_compiling()
-        ):  # of itself, `auto` leaves graphs to Inductor: see kernels/README.md
+        if strict and torch.compiler.is_compiling():
+            # `auto` leaves graphs to Inductor, which does better on a CPU: see kernels/README.md
             _backend.choose("elbo", backend, mu.device, unserved)
+            from .ops import elbo_library  # to register takes 10 ms, which `import fastvae` need not wait for
+
             weights = {"prior": prior, "seed": seed, "beta": beta, "free_bits": free_bits}
             how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
             traced = elbo_library.elbo_terms(x, x_hat, mu, logvar, **weights, **how)

@@ -16,7 +16,7 @@ from fastvae import BackendError, Bernoulli, Gaussian
 from fastvae.ops import elbo_library  # noqa: F401  registers the operations
 
 N, D, L, K = 3, 8, 5, 2
-OPS = torch.ops.fastvae
+OPS = torch.ops.fastvae  # the names that `elbo_library` registers
 
 
 def leaf(*shape, dtype=torch.float32):
