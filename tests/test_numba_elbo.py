@@ -374,3 +374,11 @@ def test_channels_last_is_read_and_written_as_it_lies(scale, num_samples):
     strides: list[Any] = []
     within_budget(call, x, x_hat.movedim(2, -1).contiguous(), torch.randn(N, 2), 0.5 * torch.randn(scale), fixed=[0])
     assert [a for a, _ in strides] == [b for _, b in strides] != []
+
+
+def test_slices_of_two_dtypes():
+    # one of them is copied to the other's dtype, and has rows of another stride then
+    mu, logvar = torch.randn(N, 8)[:, :4], torch.randn(N, 4, dtype=F64)
+    for a, b in ((mu, logvar), (logvar, mu)):
+        ours, theirs = (fastvae.kl_divergence(a, b, backend=backend) for backend in ("numba", "reference"))
+        torch.testing.assert_close(ours, theirs)

@@ -1,72 +1,145 @@
-"""The scalar mathematics of the Numba kernels, against mpmath, the reference noise and torch; how it is compiled."""
+"""The mathematics of the Numba kernels, on numbers and on vectors, against mpmath, the reference noise and torch."""
 
 import functools
+import itertools
 import math
 import re
+from unittest import mock
 
 import mpmath
 import numpy as np
 import pytest
 import torch
-from numba import njit
+from numba.core.ccallback import CFunc
 
 from fastvae.reference.elbo import PHI_COEFFICIENTS
 from fastvae.reference.noise import philox as reference_philox
 from fastvae.reference.noise import standard_normal
-from fastvae_kernels.numba import _jit
 from fastvae_kernels.numba import _math as m
+from fastvae_kernels.numba._jit import kernel, unpack
+from fastvae_kernels.numba._memory import BF16, F32, F64, U32, array_at, number, read, vector, write
+from fastvae_kernels.numba._vector import lanes, words
 
-FLOATS = (np.float32, np.float64)
+FLOATS = {np.float32: F32, np.float64: F64}
+each_float = pytest.mark.parametrize("dtype", FLOATS)
+each_form = pytest.mark.parametrize("vectors", [False, True], ids=["number", "vector"])
 
 
 @m.math_jit
-def sin_2pi(t):
-    return m.sincos_2pi(t)[0]
+def write_all(y, n, i, a):
+    sin, cos = m.sincos_2pi(a)
+    write(y, i, m.exp(a))
+    write(y, n + i, m.expm1(a))
+    write(y, 2 * n + i, m.phi(a))
+    write(y, 3 * n + i, m.log(a))
+    write(y, 4 * n + i, m.log1p(a))
+    write(y, 5 * n + i, m.tanh(a))
+    write(y, 6 * n + i, m.sigmoid(a))
+    write(y, 7 * n + i, sin)
+    write(y, 8 * n + i, cos)
 
 
-@m.math_jit
-def cos_2pi(t):
-    return m.sincos_2pi(t)[1]
+@functools.cache
+def make_functions(T, vectors):
+    """All functions at each x, one number at a time or a vector."""
+
+    @kernel("3q")
+    def functions(block):
+        x_address, y_address, n = unpack(block, "3q")
+        x, y = array_at(x_address, n, T), array_at(y_address, 9 * n, T)
+        v = vector(T) if vectors else number(T)
+        for i in range(0, n, lanes(v) if vectors else 1):
+            write_all(y, n, i, read(x, i, v))
+
+    return functions
+
+
+@functools.cache
+def make_noise(T, vectors):
+    """The words of each counter, their normals, and two normals of the counter's own first words."""
+
+    @kernel("6q")
+    def noise(block):
+        counters, key, out, z_address, pair_address, n = unpack(block, "6q")
+        c, key_words = array_at(counters, 4 * n, U32), array_at(key, 2, U32)
+        w, z, pair = array_at(out, 4 * n, U32), array_at(z_address, 4 * n, T), array_at(pair_address, 2 * n, T)
+        k0, k1 = key_words[0], key_words[1]
+        v = vector(T) if vectors else number(T)
+        u = words(v) if vectors else np.uint32(0)
+        for i in range(0, n, lanes(v) if vectors else 1):
+            c0, c1, c2, c3 = read(c, i, u), read(c, n + i, u), read(c, 2 * n + i, u), read(c, 3 * n + i, u)
+            w0, w1, w2, w3 = m.philox(c0, c1, c2, c3, k0, k1)
+            z0, z1, z2, z3 = m.normal4(c0, c1, c2, c3, k0, k1, v)
+            p0, p1 = m.box_muller(c0, c1, v)
+            write(w, i, w0)
+            write(w, n + i, w1)
+            write(w, 2 * n + i, w2)
+            write(w, 3 * n + i, w3)
+            write(z, i, z0)
+            write(z, n + i, z1)
+            write(z, 2 * n + i, z2)
+            write(z, 3 * n + i, z3)
+            write(pair, i, p0)
+            write(pair, n + i, p1)
+
+    return noise
+
+
+@functools.cache
+def make_copy(A, B, T, vectors):
+    """Numbers of the dtype A, read as T and written as B."""
+
+    @kernel("3q")
+    def copy(block):
+        x, y, n = unpack(block, "3q")
+        v = vector(T) if vectors else number(T)
+        for i in range(0, n, lanes(v) if vectors else 1):
+            write(array_at(y, n, B), i, read(array_at(x, n, A), i, v))
+
+    return copy
+
+
+def call(kernel, *fields):
+    """Call with the addresses of the arrays among the fields."""
+    kernel.call(kernel.pack(0, 0, 1, 1, *[f.ctypes.data if isinstance(f, np.ndarray) else f for f in fields]))
+
+
+def padded(x, n=16):
+    """The arrays in rows, with columns to a whole number of vectors, and how many there were."""
+    length = x.shape[-1]
+    return np.concatenate([x, np.ones((*x.shape[:-1], -length % n), x.dtype)], -1), length
 
 
 def exact_phi(t):
     return t * t / 2 * mpmath.hyp1f1(1, 3, t) if abs(t) < 1 else mpmath.expm1(t) - t
 
 
-# name: (function, exact, worst error in ulp, from, to: the arguments for float32 and float64, up to where it overflows)
+# name: (exact, worst error in ulp, from, to: the arguments for float32 and float64, up to where it overflows)
 ANY = (3.4e38, 1.79e308)
-FUNCTIONS = {
-    "exp": (m.exp, mpmath.exp, 1.1, (-105.0, -750.0), (88.7, 709.7)),
-    "expm1": (m.expm1, mpmath.expm1, 1.3, (-1e30, -1e300), (88.7, 709.7)),
-    "phi": (m.phi, exact_phi, 2.5, (-1e30, -1e300), (88.7, 709.7)),
-    "log": (m.log, mpmath.log, 1.0, (1e-45, 5e-324), ANY),
-    "log1p": (m.log1p, mpmath.log1p, 1.1, (0.0, 0.0), (1.0, 1.0)),
-    "tanh": (m.tanh, mpmath.tanh, 4.0, (-1e30, -1e300), ANY),
-    "sigmoid": (m.sigmoid, lambda x: 1 / (1 + mpmath.exp(-x)), 2.5, (-105.0, -750.0), (1e30, 1e300)),
-    "sin": (sin_2pi, lambda t: mpmath.sinpi(2 * t), 2.5, (-0.5, -0.5), (0.5, 0.5)),
-    "cos": (cos_2pi, lambda t: mpmath.cospi(2 * t), 2.5, (-0.5, -0.5), (0.5, 0.5)),
+FUNCTIONS = {  # in the order of `write_all`
+    "exp": (mpmath.exp, 1.1, (-105.0, -750.0), (88.7, 709.7)),
+    "expm1": (mpmath.expm1, 1.3, (-1e30, -1e300), (88.7, 709.7)),
+    "phi": (exact_phi, 2.5, (-1e30, -1e300), (88.7, 709.7)),
+    "log": (mpmath.log, 1.0, (1e-45, 5e-324), ANY),
+    "log1p": (mpmath.log1p, 1.1, (0.0, 0.0), (1.0, 1.0)),
+    "tanh": (mpmath.tanh, 4.0, (-1e30, -1e300), ANY),
+    "sigmoid": (lambda x: 1 / (1 + mpmath.exp(-x)), 2.5, (-105.0, -750.0), (1e30, 1e300)),
+    "sin": (lambda t: mpmath.sinpi(2 * t), 2.5, (-0.5, -0.5), (0.5, 0.5)),
+    "cos": (lambda t: mpmath.cospi(2 * t), 2.5, (-0.5, -0.5), (0.5, 0.5)),
 }
 
 
-@functools.cache
-def loop(function, fastmath):
-    @njit(fastmath=set(fastmath), error_model="numpy")
-    def kernel(x, y):
-        for i in range(x.shape[0]):
-            y[i] = function(x[i])
-
-    return kernel
-
-
-def evaluate(function, x, fastmath=_jit.REDUCTION):
-    y = np.empty_like(x)
-    loop(function, fastmath)(x, y)
-    return y
+def evaluate(name, x, vectors=True):
+    x, length = padded(x)
+    y = np.empty((len(FUNCTIONS), x.size), x.dtype)
+    call(make_functions(FLOATS[x.dtype.type], vectors), x, y, x.size)
+    return y[[*FUNCTIONS].index(name), :length]
 
 
 @functools.cache
-def points(low, high, dtype, n=2000):
-    """Dense, geometric and special points of [low, high], the subnormal ones among them."""
+def points(name, dtype, n=2000):
+    """Dense, geometric and special points of the function's domain, the subnormal ones among them."""
+    low, high = (float(end[dtype is np.float64]) for end in FUNCTIONS[name][2:])
     rng, info = np.random.default_rng(0), np.finfo(dtype)
     size = np.exp(rng.uniform(math.log(info.smallest_subnormal), math.log(info.max), n))
     near = [rng.uniform(max(low, -b), min(high, b), n) for b in (1.0, 4.0, 100.0, 750.0)]
@@ -77,26 +150,26 @@ def points(low, high, dtype, n=2000):
     return x[(x >= dtype(low)) & (x <= dtype(high))]
 
 
-def ulps(y, x, exact):
-    """The errors of y in units in the last place of the exact values, below the normal numbers in their spacing."""
-    with mpmath.workdps(40 if y.dtype == np.float64 else 25):
-        values = [exact(mpmath.mpf(float(v))) for v in x]
+@functools.cache
+def exact_values(name, dtype):
+    """At the points, in two parts: as float64, and what that leaves."""
+    exact = FUNCTIONS[name][0]
+    with mpmath.workdps(40 if dtype is np.float64 else 25):
+        values = [exact(mpmath.mpf(float(v))) for v in points(name, dtype)]
         head = np.array([float(v) for v in values])
-        tail = np.array([float(v - h) for v, h in zip(values, head.tolist(), strict=True)])
-    spacing = np.spacing(np.abs(head).astype(y.dtype)).astype(np.float64)
-    return np.abs((y.astype(np.float64) - head) / spacing - tail / spacing)
+        return head, np.array([float(v - h) for v, h in zip(values, head.tolist(), strict=True)])
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@each_form
+@each_float
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_error_in_ulp(name, dtype):
-    function, exact, bound, low, high = FUNCTIONS[name]
-    i = FLOATS.index(dtype)
-    x = points(low[i], high[i], dtype)
-    y = evaluate(function, x)
-    errors = ulps(y, x, exact)
+def test_error_in_ulp(name, dtype, vectors):
+    x, (head, tail) = points(name, dtype), exact_values(name, dtype)
+    y = evaluate(name, x, vectors)
+    spacing = np.spacing(np.abs(head).astype(dtype)).astype(np.float64)  # below the normal numbers, their spacing
+    errors = np.abs((y.astype(np.float64) - head) / spacing - tail / spacing)
     worst = int(np.argmax(errors))
-    assert errors[worst] <= bound, f"{errors[worst]:.3f} ulp at {x[worst]!r}"
+    assert errors[worst] <= FUNCTIONS[name][1], f"{errors[worst]:.3f} ulp at {x[worst]!r}"
     if name == "phi":
         assert (y >= 0).all()
 
@@ -104,7 +177,8 @@ def test_error_in_ulp(name, dtype):
 INF, NAN = math.inf, math.nan
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@each_form
+@each_float
 @pytest.mark.parametrize(
     ("name", "arguments", "values"),
     [
@@ -119,55 +193,43 @@ INF, NAN = math.inf, math.nan
         ("cos", [0, 0.25, -0.25, 0.5, -0.5, NAN], [1, 0, 0, -1, -1, NAN]),
     ],
 )
-def test_special_values(name, arguments, values, dtype):
-    np.testing.assert_array_equal(evaluate(FUNCTIONS[name][0], np.array(arguments, dtype)), np.array(values, dtype))
+def test_special_values(name, arguments, values, dtype, vectors):
+    np.testing.assert_array_equal(evaluate(name, np.array(arguments, dtype), vectors), np.array(values, dtype))
 
 
+@each_form
 @pytest.mark.parametrize(("dtype", "largest", "smallest"), [(np.float32, 88.72, -103.9), (np.float64, 709.78, -745.1)])
-def test_exp_up_to_its_ends(dtype, largest, smallest):
+def test_exp_up_to_its_ends(dtype, largest, smallest, vectors):
     x = np.array([largest, largest + 0.01, smallest, smallest - 0.3], dtype)
-    y = evaluate(m.exp, x)
+    y = evaluate("exp", x, vectors)
     assert np.isfinite(y[0])
     assert y[1] == INF
     assert y[2] == np.finfo(dtype).smallest_subnormal  # gradual underflow
     assert y[3] == 0
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@each_float
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_same_bits_under_any_fastmath_and_anywhere_in_a_loop(name, dtype):
-    function, _, _, low, high = FUNCTIONS[name]
-    i = FLOATS.index(dtype)
-    x = points(low[i], high[i], dtype)
-    y = evaluate(function, x)
-    np.testing.assert_array_equal(evaluate(function, x, _jit.VECTOR), y)
-    one_by_one = np.concatenate([evaluate(function, x[j : j + 1]) for j in range(0, x.size, 29)])  # in no vector
-    np.testing.assert_array_equal(one_by_one, y[::29])
+def test_same_bits_as_a_number_in_a_vector_and_alone(name, dtype):
+    x = points(name, dtype)
+    y = evaluate(name, x)
+    bits = f"u{y.itemsize}"
+    np.testing.assert_array_equal(evaluate(name, x, False).view(bits), y.view(bits))
+    call_one = make_functions(FLOATS[dtype], False)
+    for i in range(0, x.size, 29):  # where LLVM has no loop to make vectors of
+        one = np.empty(len(FUNCTIONS), dtype)
+        call(call_one, x[i:], one, 1)
+        assert one[[*FUNCTIONS].index(name)].view(bits) == y[i].view(bits)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_loops_are_vectors_without_libm(name, dtype):
-    kernel = loop(FUNCTIONS[name][0], _jit.REDUCTION)
-    evaluate(FUNCTIONS[name][0], np.full(4, 0.25, dtype))
-    code = {signature[0].dtype.name: text for signature, text in kernel.inspect_llvm().items()}[dtype.__name__]
-    kind = "f32" if dtype == np.float32 else "f64"
-    assert re.search(rf"call <\d+ x (float|double)> @llvm\.fmuladd\.v\d+{kind}", code)
-    called = set(re.findall(r"declare (?:float|double) @([\w.]+)", code))
+@each_form
+@each_float
+def test_no_function_of_libm_is_called(dtype, vectors):
+    with mock.patch.object(CFunc, "enable_caching", side_effect=RuntimeError):  # code from the cache cannot be read
+        code = make_functions.__wrapped__(FLOATS[dtype], vectors).compiled.inspect_llvm()
+    called = set(re.findall(r"declare [^@]*@([\w.]+)", code))
     assert all(name.startswith("llvm.f") for name in called), called  # fmuladd, fabs
-
-
-def test_reductions():
-    @njit(fastmath=set(_jit.REDUCTION), error_model="numpy")
-    def total(x):
-        sum_ = x[0] - x[0]
-        for i in range(x.shape[0]):
-            sum_ += m.exp(x[i])
-        return sum_
-
-    x = np.random.default_rng(0).uniform(-3, 3, 1001)
-    assert total(x) == pytest.approx(np.exp(x).sum(), rel=1e-14)
-    assert total(x.astype(np.float32)) == pytest.approx(np.exp(x).sum(), rel=1e-6)
+    assert f"llvm.fmuladd.{'v16f32' if dtype is np.float32 else 'v8f64'}" in called or not vectors
 
 
 # Salmon et al.'s own vectors for philox4x32-10 (kat_vectors of Random123): counter, key, words.
@@ -178,146 +240,122 @@ KNOWN_ANSWERS = [
 ]
 
 
-@njit
-def words(counters, key, out):
-    for i in range(counters.shape[1]):
-        c = counters[:, i]
-        out[0, i], out[1, i], out[2, i], out[3, i] = m.philox(c[0], c[1], c[2], c[3], key[0], key[1])
-
-
-@njit(fastmath=set(_jit.REDUCTION), error_model="numpy")
-def normals(key, k, n, out):  # the draws k of the rows n, a multiple of 4 in each
-    for b in range(out.shape[0] // 4):
-        z = m.normal4(np.uint32(b), np.uint32(k), np.uint32(n), np.uint32(n >> 32), key[0], key[1], out[0])
-        out[4 * b], out[4 * b + 1], out[4 * b + 2], out[4 * b + 3] = z
+def noise(counters, key, dtype=np.float32, vectors=True):
+    """The words [4, n] of the counters [4, n], their normals [4, n], and two normals [2, n] of the counters' words."""
+    counters, length = padded(np.ascontiguousarray(counters, np.uint32))
+    n = counters.shape[1]
+    out, z, pair = np.empty((4, n), np.uint32), np.empty((4, n), dtype), np.empty((2, n), dtype)
+    call(make_noise(FLOATS[dtype], vectors), counters, np.array(key, np.uint32), out, z, pair, n)
+    return out[:, :length], z[:, :length], pair[:, :length]
 
 
 def random_words(*shape):
     return np.random.default_rng(0).integers(0, 2**32, shape, dtype=np.uint32)
 
 
+@each_form
+@each_float
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
-def test_philox_known_answers(counter, key, expected):
-    counter, key, expected = (np.array([int(w, 16) for w in t.split()], np.uint32) for t in (counter, key, expected))
-    out = np.empty((4, 1), np.uint32)
-    words(counter[:, None], key, out)
-    np.testing.assert_array_equal(out[:, 0], expected)
+def test_philox_known_answers(counter, key, expected, dtype, vectors):
+    counter, key, expected = ([int(w, 16) for w in t.split()] for t in (counter, key, expected))
+    counters = random_words(4, 20)
+    counters[:, 13] = counter  # another in each lane: they keep apart
+    np.testing.assert_array_equal(noise(counters, key, dtype, vectors)[0][:, 13], expected)
 
 
-def test_philox_words_are_those_of_the_reference():
+@each_form
+@each_float
+def test_philox_words_are_those_of_the_reference(dtype, vectors):
     counters, key = random_words(4, 1000), random_words(2)
-    out = np.empty((4, 1000), np.uint32)
-    words(counters, key, out)
     expected = reference_philox(torch.from_numpy(counters.astype(np.int64)), torch.from_numpy(key.astype(np.int64)))
-    np.testing.assert_array_equal(out, expected.numpy())
+    np.testing.assert_array_equal(noise(counters, key, dtype, vectors)[0], expected.numpy())
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 2e-14)])
-def test_noise_is_that_of_the_reference(dtype, tolerance):
+@each_form
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 2e-14)])
+def test_noise_is_that_of_the_reference(dtype, tolerance, vectors):
     seed, first_row, N, K, L = 0x1234_5678_9ABC_DEF0, 2**32 - 2, 4, 2, 2000  # the row number crosses into its high word
-    expected = standard_normal((N, L), torch.tensor(seed), num_samples=K, first_row=first_row, dtype=dtype)
-    key = np.array([seed % 2**32, seed >> 32], np.uint32)
-    eps = torch.empty(K, N, L, dtype=dtype)
-    for k in range(K):
-        for n in range(N):
-            normals(key, k, first_row + n, eps[k, n].numpy())
-    torch.testing.assert_close(eps, expected, rtol=0, atol=tolerance)
+    torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+    expected = standard_normal(
+        (N, L), torch.tensor(seed), num_samples=K, first_row=first_row, dtype=torch_dtype
+    ).numpy()
+    for k, n in itertools.product(range(K), range(N)):
+        row = first_row + n
+        counters = np.stack([np.arange(L // 4), *[np.full(L // 4, c) for c in (k, row % 2**32, row >> 32)]])
+        _, eps, _ = noise(counters, [seed % 2**32, seed >> 32], dtype, vectors)
+        np.testing.assert_allclose(eps.T.ravel(), expected[k, n], rtol=0, atol=tolerance)
+
+
+@each_float
+def test_same_noise_as_numbers_and_in_vectors(dtype):
+    counters, key = random_words(4, 5000), random_words(2)
+    for a, b in zip(noise(counters, key, dtype), noise(counters, key, dtype, False), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_float32_noise_against_float64_noise():
-    key, n = random_words(2), 100_000
-    single, double = np.empty(n, np.float32), np.empty(n)
-    normals(key, 0, 0, single)
-    normals(key, 0, 0, double)
+    counters, key = random_words(4, 25_000), random_words(2)
+    single, double = (noise(counters, key, dtype)[1] for dtype in FLOATS)
     assert np.abs(single - double).max() <= 1e-6
     assert np.abs(double).max() <= 6.77
 
 
-@njit
-def extreme_normals(w, w_signed, out):
-    for i in range(w.shape[0]):
-        out[2 * i], out[2 * i + 1] = m.box_muller(w[i], w_signed[i], out[0])
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_extreme_words(dtype):
-    w = np.array([0, 0, 2**32 - 1, 2**32 - 1], np.uint32)
-    w_signed = np.array([0, 2**31, 2**31 - 1, 2**32 - 1], np.uint32)
-    out = np.empty(8, dtype)
-    extreme_normals(w, w_signed, out)
+@each_form
+@each_float
+def test_extreme_words(dtype, vectors):
+    w, w_signed = [0, 0, 2**32 - 1, 2**32 - 1], [0, 2**31, 2**31 - 1, 2**32 - 1]
+    out = noise(np.array([w, w_signed, w, w]), [0, 0], dtype, vectors)[2].T.ravel()
     radius = math.sqrt(2 * 33 * math.log(2))
     np.testing.assert_allclose(out, [radius, 0, -radius, 0, 0, 0, 0, 0], atol=1e-6)
 
 
-HALVES = {  # to float32, from float32, the dtype
-    "bfloat16": (m.bf16_to_f32, m.f32_to_bf16, torch.bfloat16),
-    "float16": (m.f16_to_f32, m.f32_to_f16, torch.float16),
-}
+def from_bfloat16(half, dtype, vectors):
+    y = np.empty(half.size, dtype)
+    call(make_copy(BF16, FLOATS[dtype], FLOATS[dtype], vectors), half, y, y.size)
+    return y
 
 
-@njit
-def convert(function, x, y):
-    for i in range(x.shape[0]):
-        y[i] = function(x[i])
+def to_bfloat16(x, vectors):
+    x, length = padded(x)
+    code, half = FLOATS[x.dtype.type], np.empty(x.size, np.uint16)
+    call(make_copy(code, BF16, code, vectors), x, half, x.size)
+    return half[:length]
 
 
-def halves_of(x, dtype):
-    return x.to(dtype).view(torch.int16).numpy().view(np.uint16)
-
-
-@pytest.mark.parametrize("name", HALVES)
-def test_half_precision_round_trip(name):
-    widen, narrow, dtype = HALVES[name]
+@each_form
+@each_float
+def test_every_bfloat16_number_there_and_back(dtype, vectors):
     x = np.arange(65536, dtype=np.uint16)
-    y, back = np.empty(65536, np.float32), np.empty(65536, np.uint16)
-    convert(widen, x, y)
-    expected = torch.from_numpy(x.view(np.int16)).view(dtype).float().numpy()
+    y = from_bfloat16(x, dtype, vectors)
+    expected = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(np.signbit(y), np.signbit(expected))
-    convert(narrow, y, back)
-    number = ~np.isnan(expected)
-    np.testing.assert_array_equal(back[number], x[number])
-    convert(widen, back, y)
-    assert np.isnan(y[~number]).all()
+    back = to_bfloat16(y, vectors)
+    is_number = ~np.isnan(expected)
+    np.testing.assert_array_equal(back[is_number], x[is_number])
+    assert np.isnan(from_bfloat16(back, dtype, vectors)[~is_number]).all()
 
 
-@pytest.mark.parametrize("name", HALVES)
-def test_half_precision_rounding(name):
-    _, narrow, dtype = HALVES[name]
-    bits = random_words(200_000)
-    bits[::2] = (bits[::2] & 0x8FFFFFFF) | 0x30000000  # half of them about 1e-9 .. 1e5, the range of float16
-    bits[::5] = (bits[::5] & ~np.uint32(0xFFFF)) | 0x8000  # ties of bfloat16
-    bits[::7] = (bits[::7] & ~np.uint32(0x1FFF)) | 0x1000  # ties of float16
-    x = bits.view(np.float32)
-    edges = [65504, 65519.99, 65520, 65536, 2**-14, 2**-24, 2**-25, 2**-26, 3.3895e38, 3.4e38, INF, -INF, 0.0, -0.0]
-    x = np.concatenate([x[~np.isnan(x)], np.array(edges, np.float32)])
-    y = np.empty(x.size, np.uint16)
-    convert(narrow, x, y)
-    np.testing.assert_array_equal(y, halves_of(torch.from_numpy(x), dtype))
+@each_form
+@each_float
+def test_bfloat16_is_rounded_to_nearest_even(dtype, vectors):
+    pattern = random_words(200_000)
+    pattern[::5] = (pattern[::5] & ~np.uint32(0xFFFF)) | 0x8000  # ties
+    edges = [3.3895e38, 3.3961775e38, 3.4e38, 1e-45, 2.0**-126, INF, -INF, 0.0, -0.0]
+    x = np.concatenate([pattern.view(np.float32), np.array(edges, np.float32)])
+    x = x[~np.isnan(x)].astype(dtype)
+    if dtype is np.float64:  # by way of float32, as torch rounds it
+        x = np.concatenate([x, np.random.default_rng(0).normal(size=10_000), [1e39, -1e300, 1e-300]])
+    expected = torch.from_numpy(x).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    np.testing.assert_array_equal(to_bfloat16(x, vectors), expected)
+
+
+@each_form
+def test_nan_stays_nan_in_bfloat16(vectors):
+    x = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F8F8000, 0x7FC00000], np.uint32).view(np.float32)
+    assert np.isnan(from_bfloat16(padded(to_bfloat16(x, vectors))[0], np.float32, vectors)[: x.size]).all()
 
 
 def test_the_polynomial_of_phi_is_the_references():
     assert (torch.float32, torch.float64) == tuple(PHI_COEFFICIENTS)
     assert tuple(PHI_COEFFICIENTS.values()) == m.PHI
-
-
-def test_scalar_functions_keep_their_own_flags():
-    @_jit.math_jit
-    def nearest(x):  # with the flags of the caller, the function that is compiled first, this would be x
-        return (x + 1.5 * 2**52) - 1.5 * 2**52
-
-    x = np.linspace(-10, 10, 97)
-    np.testing.assert_array_equal(evaluate(nearest, x), np.rint(x))
-
-
-def test_a_kernel_without_a_source_file_is_not_cached():
-    names: dict = {}
-    exec("def add_one(x):\n    return x + 1", names)
-    assert _jit.jit(names["add_one"])(1) == 2
-
-
-def test_a_cached_kernel_knows_the_sources_it_was_made_from():
-    kernel = _jit.jit(fastmath=_jit.REDUCTION)(lambda x: x)
-    assert kernel._cache._cache_file._source_stamp == _jit._STAMP
-    assert kernel.targetoptions["nogil"]
-    assert kernel.targetoptions["fastmath"] == _jit.REDUCTION

@@ -4,8 +4,9 @@ What forks or exits does so in a Python of its own: a deadlock is then a failure
 Python gives about forking with threads stays out of this process.
 """
 
-import gc
+import functools
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -13,22 +14,67 @@ import time
 import weakref
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 import torch
+from numba import types
 
 from fastvae_kernels.numba import _threads
-from fastvae_kernels.numba._threads import run
+from fastvae_kernels.numba._jit import HEADER, kernel, unpack
+from fastvae_kernels.numba._memory import F64, array_at
+from fastvae_kernels.numba._threads import _count, finished, run, take
 
 MUCH = 10 * _threads.SERIAL_BELOW
 LITTLE = _threads.SERIAL_BELOW - 1
 
+pthread_self = types.ExternalFunction("pthread_self", types.intp())
+usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
-@numba.njit(nogil=True)
-def kernel(x, out, start, stop):
-    for i in range(start, stop):
-        out[i] = np.sin(x[i]) * x[i] + i
+
+@functools.cache
+def make_squares():
+    """x^2, each in its unit's place, and their sum."""
+
+    @kernel("4q")
+    def squares(block):
+        x_address, out_address, sum_address, n = unpack(block, "4q")
+        x, out = array_at(x_address, n, F64), array_at(out_address, n, F64)
+        start, stop = take(block)
+        while start < stop:
+            for i in range(start, stop):
+                out[i] = x[i] * x[i]
+            if finished(block, stop - start):
+                sum_ = 0.0
+                for i in range(n):
+                    sum_ += out[i]
+                array_at(sum_address, 1, F64)[0] = sum_
+            start, stop = take(block)
+
+    return squares
+
+
+@functools.cache
+def make_record():
+    """How often each unit is done and by whom, and how often the end is seen; so many units wait for each other."""
+
+    @kernel("5q")
+    def record(block):
+        times, who, ends, here, meet = unpack(block, "5q")
+        start, stop = take(block)
+        while start < stop:
+            for i in range(start, stop):
+                _count(times, i, 1)
+                _count(who, i, pthread_self())
+                _count(here, 0, 1)
+                patience = 10_000
+                while _count(here, 0, 0) < meet and patience > 0:
+                    usleep(1000)
+                    patience -= 1
+            if finished(block, stop - start):
+                _count(ends, 0, 1)
+            start, stop = take(block)
+
+    return record
 
 
 @pytest.fixture(autouse=True)
@@ -38,27 +84,60 @@ def _threads_as_before():
     torch.set_num_threads(before)
 
 
-def ranges(units, work=MUCH, threads=2, meet=False):
-    """The ranges that a kernel is called with, and on how many threads; so many wait for each other if they `meet`."""
-    torch.set_num_threads(threads)
-    seen, idents, barrier = [], set(), threading.Barrier(threads)
-
-    def record(start, stop):
-        seen.append((start, stop))
-        if meet and threading.get_ident() not in idents:
-            idents.add(threading.get_ident())
-            barrier.wait(20)
-        idents.add(threading.get_ident())
-
-    run(record, (), units, work)
-    return sorted(seen), len(idents)
+@pytest.fixture
+def helpers(monkeypatch):
+    """Share with sleeping Python threads alone, none of which is there yet."""
+    monkeypatch.setattr(_threads, "_team", None)
+    monkeypatch.setattr(_threads, "_pool", _threads._Pool())
 
 
-def in_python(code, timeout=60):
-    """Run the code in a Python of its own, where ``kernel``, ``run`` and the rest of this file are known."""
+@pytest.fixture(params=["openmp", "helpers"])
+def each_way(request):
+    """Share with torch's OpenMP team, and with the sleeping threads."""
+    if request.param == "helpers":
+        request.getfixturevalue("helpers")
+    elif _threads._team is None:
+        pytest.skip("torch runs on no OpenMP library here")
+    return request.param
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """What is to be shared, as (threads, units, chunk); nothing is done."""
+    calls = []
+
+    def team(address, block, threads, flags):
+        counted, done, units, chunk = struct.unpack_from(HEADER, block)
+        assert counted == done == 0
+        calls.append((threads, units, chunk))
+
+    monkeypatch.setattr(_threads, "_team", team)
+    monkeypatch.setattr(_threads, "_pool", None)
+    return calls
+
+
+def check(units=5000, seed=0):
+    """One shared call against numpy; it is called in other threads and processes too."""
+    x = np.random.default_rng(seed).normal(size=units)
+    out, sum_ = np.full(units, np.nan), np.full(1, np.nan)
+    run(make_squares(), (x.ctypes.data, out.ctypes.data, sum_.ctypes.data, units), units, MUCH)
+    np.testing.assert_array_equal(out, x * x)
+    assert sum_[0] == np.cumsum(x * x)[-1], "not added up in index order"
+
+
+def record(units, work=MUCH, meet=0):
+    """How often each unit is done, how often the end is seen, and the threads that did any."""
+    times, who = np.zeros((2, units), np.int64)
+    ends, here = np.zeros((2, 1), np.int64)
+    run(make_record(), (*[a.ctypes.data for a in (times, who, ends, here)], meet), units, work)
+    return times, int(ends[0]), set(who.tolist())
+
+
+def in_python(code, way="openmp", timeout=60):
+    """Run the code in a Python of its own, where this file is known."""
     code = (
         "import os, threading, time\nfrom test_numba_threads import *\nfrom test_numba_threads import _threads\n"
-        f"torch.set_num_threads(2)\n{code}"
+        f"torch.set_num_threads(2)\n{'_threads._team = None' if way == 'helpers' else ''}\n{code}"
     )
     here = str(Path(__file__).parent)
     path = os.pathsep.join([here, str(Path(_threads.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
@@ -73,65 +152,76 @@ def in_python(code, timeout=60):
     return done.stdout
 
 
-def check(units=5000, seed=0):
-    """One shared call against the formula; it is called in other threads and processes too."""
-    x = np.random.default_rng(seed).normal(size=units)
-    out = np.full(units, np.nan)
-    run(kernel, (x, out), units, MUCH)
-    serial = np.empty(units)
-    kernel(x, serial, 0, units)
-    np.testing.assert_array_equal(out, serial)
-
-
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@pytest.mark.parametrize("most_chunks", [1, 2, 7, 64, 10**6])
-def test_same_bits_however_the_work_is_cut(threads, most_chunks, monkeypatch):
-    monkeypatch.setattr(_threads, "MOST_CHUNKS", most_chunks)
-    monkeypatch.setattr(_threads, "LEAST_CHUNK", 0)
+@pytest.mark.parametrize(
+    ("chunks", "least"), [(1, 0), (2, 0), (8, 5_000), (64, 0), (10**6, 0), (10**6, 1e5), (8, 1e12)]
+)
+def test_same_bits_however_the_work_is_cut(each_way, threads, chunks, least, monkeypatch):
+    monkeypatch.setattr(_threads, "CHUNKS_A_THREAD", chunks)
+    monkeypatch.setattr(_threads, "LEAST_CHUNK", least)
     torch.set_num_threads(threads)
     for units in (1, 2, 3, 63, 64, 65, 1000):
         check(units)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("work", [0, MUCH, 1e12])
+def test_each_unit_is_done_once_and_the_end_is_seen_once(each_way, threads, work):
+    torch.set_num_threads(threads)
+    for units in (1, 2, 3, 63, 64, 65, 127, 1000, 10_001):
+        times, ends, who = record(units, work)
+        assert (times == 1).all()
+        assert ends == 1
+        assert len(who) <= threads
+
+
 @pytest.mark.parametrize("units", [2, 3, 63, 64, 65, 127, 1000, 10**9])
 @pytest.mark.parametrize("threads", [2, 8])
 @pytest.mark.parametrize("work", [_threads.SERIAL_BELOW, MUCH, 1e12, float("inf")])
-def test_ranges_make_up_the_whole_in_at_most_64_chunks(units, threads, work):
-    seen, used = ranges(units, work, threads)
-    assert seen[0][0] == 0
-    assert seen[-1][1] == units
-    assert all(a < b for a, b in seen)
-    assert [b for _, b in seen[:-1]] == [a for a, _ in seen[1:]]
-    assert len(seen) <= _threads.MOST_CHUNKS
-    assert used <= threads
+def test_chunks_are_some_for_each_thread_and_worth_a_hand_over(units, threads, work, shared):
+    torch.set_num_threads(threads)
+    run(make_record(), (0, 0, 0, 0, 0), units, work)
+    ((used, handed_out, chunk),) = shared
+    assert used == min(threads, units)
+    assert handed_out == units
+    assert chunk >= 1
+    assert -(-units // chunk) < 2 * used * _threads.CHUNKS_A_THREAD
+    assert (chunk + 1) * work / units > _threads.LEAST_CHUNK
+    if work == float("inf"):
+        assert -(-units // chunk) >= min(units, used * _threads.CHUNKS_A_THREAD)
 
 
 @pytest.mark.parametrize(
-    ("units", "work", "threads"), [(0, MUCH, 2), (1, MUCH, 2), (100, LITTLE, 2), (100, 0, 2), (100, MUCH, 1)]
+    ("units", "work", "threads"), [(1, MUCH, 2), (100, LITTLE, 2), (100, 0, 2), (100, MUCH, 1), (1, 1e12, 8)]
 )
-def test_what_is_not_worth_sharing_is_one_call_in_the_calling_thread(units, work, threads):
-    calls = []
+def test_what_is_not_worth_sharing_is_done_by_the_calling_thread(units, work, threads, shared):
     torch.set_num_threads(threads)
-    run(lambda *given: calls.append((threading.get_ident(), *given)), ("argument",), units, work)
-    assert calls == [(threading.get_ident(), "argument", 0, units)]
+    times, ends, who = record(units, work)
+    assert shared == []
+    assert (times == 1).all()
+    assert (ends, who) == (1, {threading.get_ident()})
 
 
-def test_as_many_threads_as_torch_is_told_also_when_that_changes():
+def test_as_many_threads_as_torch_is_told_also_when_that_changes(each_way):
     for threads in (2, 4, 1, 3, 8, 2):
-        assert ranges(1000, 100 * MUCH, threads, meet=True)[1] == threads
+        torch.set_num_threads(threads)
+        times, ends, who = record(100, 100 * MUCH, meet=threads)
+        assert len(who) == threads
+        assert threading.get_ident() in who
+        assert (times == 1).all()
+        assert ends == 1
 
 
-def test_the_caller_begins_at_once_and_waits_for_no_helper_that_has_not_begun():
+def test_the_caller_begins_at_once_and_waits_for_no_helper_that_has_not_begun(helpers):
     torch.set_num_threads(2)
     check()
-    size, release = _threads._pool.size, threading.Event()
-    held = threading.Semaphore(0)
+    size, release, held = _threads._pool.size, threading.Event(), threading.Semaphore(0)
 
     class Busy(_threads._Job):
         def __init__(self):
             pass
 
-        def work(self):
+        def help(self):
             held.release()
             release.wait(20)
 
@@ -140,102 +230,28 @@ def test_the_caller_begins_at_once_and_waits_for_no_helper_that_has_not_begun():
     for _ in range(size):
         assert held.acquire(timeout=20)
     try:
-        assert not release.is_set()
-        _, used = ranges(1000)
+        assert record(1000)[2] == {threading.get_ident()}
         check()
-        assert used == 1
-        x, out = np.ones(5000), np.ones(5000)
-        held_array = weakref.ref(out)
-        run(kernel, (x, out), 5000, MUCH)
-        del out
-        assert held_array() is None, "the job in the queue holds the array"
+        assert not release.is_set()
+        assert _threads._pool.jobs.qsize() == 2 * size
     finally:
         release.set()
+    check()
 
 
-def test_the_pool_holds_no_array_after_the_call():
+def test_a_job_in_the_queue_holds_no_tensors(helpers, monkeypatch):
     torch.set_num_threads(4)
-    x, out = np.ones(5000), np.ones(5000)
-    held = weakref.ref(out)
-    run(kernel, (x, out), 5000, MUCH)
-    del out
-    deadline = time.monotonic() + 10  # a helper may be between its last chunk and sleep
-    while held() is not None and time.monotonic() < deadline:
-        time.sleep(0.001)
+    monkeypatch.setattr(_threads._pool, "grow", lambda wanted: wanted)  # nobody is there to take it out
+    x = torch.ones(5000, dtype=torch.float64)
+    held = weakref.ref(x)
+    run(make_squares(), (x.data_ptr(), x.data_ptr(), x.data_ptr(), 5000), 5000, MUCH)
+    del x
+    assert _threads._pool.jobs.qsize() == 3
     assert held() is None
 
 
-@pytest.mark.parametrize("where", ["caller", "helper"])
-def test_an_exception_reaches_the_caller_and_ends_the_call(where):
-    torch.set_num_threads(2)
-    caller, calls = threading.get_ident(), []
-
-    def fail(both, start, stop):
-        calls.append(start)
-        both.wait(20)
-        if (threading.get_ident() == caller) == (where == "caller"):
-            raise ZeroDivisionError(where)
-        time.sleep(0.05)
-
-    for _ in range(5):
-        calls.clear()
-        with pytest.raises(ZeroDivisionError, match=where):
-            run(fail, (threading.Barrier(2),), 1000, 100 * MUCH)
-        assert len(calls) == 2, "went on after the failure"
-        check()
-
-
-def test_an_exception_leaves_no_cycle_that_holds_the_arrays():
-    torch.set_num_threads(2)
-
-    def fail(array, start, stop):
-        raise ZeroDivisionError
-
-    array = np.ones(10)
-    held = weakref.ref(array)
-    gc.disable()
-    try:
-        with pytest.raises(ZeroDivisionError):
-            run(fail, (array,), 1000, MUCH)
-        del array
-        deadline = time.monotonic() + 10
-        while held() is not None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert held() is None
-    finally:
-        gc.enable()
-
-
-@numba.njit(nogil=True)
-def raising(x, start, stop):
-    for i in range(start, stop):
-        if x[i] > 0:
-            raise ValueError("positive")
-
-
-def test_an_exception_of_a_compiled_kernel():
-    torch.set_num_threads(2)
-    with pytest.raises(ValueError, match="positive"):
-        run(raising, (np.ones(1000),), 1000, MUCH)
-
-
-def test_a_kernel_may_call_run_itself():
-    torch.set_num_threads(3)
-    out = np.zeros((40, 500))
-    x = np.linspace(0, 1, 500)
-
-    def outer(start, stop):
-        for i in range(start, stop):
-            run(kernel, (x, out[i]), 500, MUCH)
-
-    run(outer, (), 40, MUCH)
-    expected = np.empty(500)
-    kernel(x, expected, 0, 500)
-    assert (out == expected).all()
-
-
 def hammer(callers=8, calls=100):
-    """Many Python threads at once, with pools of changing size; gives how many calls came out right."""
+    """Many Python threads at once, with teams of different size; gives how many calls came out right."""
     right, errors = [0] * callers, []
 
     def call(number):
@@ -257,37 +273,43 @@ def hammer(callers=8, calls=100):
     return sum(right)
 
 
-def test_eight_python_threads_at_once(monkeypatch):
-    monkeypatch.setattr(_threads, "_pool", _threads._Pool())
+def test_eight_python_threads_at_once(each_way):
     assert hammer() == 8 * 100
-    assert _threads._pool.size == 3, "they share the helpers of the one that wants most"
+    assert each_way == "openmp" or _threads._pool.size == 3, "they share the helpers of the one that wants most"
 
 
-def test_a_forked_child_makes_a_pool_of_its_own():
+@pytest.mark.parametrize("way", ["openmp", "helpers"])
+def test_a_forked_child_has_helpers_of_its_own(way):
     code = """
 check()
-assert _threads._pool.size == 1
+size = 0 if _threads._team else 1
+assert _threads._pool.size == size
 for _ in range(3):
     child = os.fork()
     if child == 0:
+        assert _threads._team is None
         assert _threads._pool.size == 0
         for seed in range(20):
             check(seed=seed)
+        assert len(record(100, meet=2)[2]) == 2
         assert _threads._pool.size == 1
         grandchild = os.fork()
         if grandchild == 0:
+            assert _threads._pool.size == 0
             check()
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) == 7
         os._exit(7)
     check()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert _threads._pool.size == size
 print("done")
 """
-    assert in_python(code) == "done\n"
+    assert in_python(code, way) == "done\n"
 
 
-def test_a_child_forked_while_other_threads_are_in_a_call():
+@pytest.mark.parametrize("way", ["openmp", "helpers"])
+def test_a_child_forked_while_other_threads_are_in_a_call(way):
     code = """
 check()  # compiled: a fork while a thread compiles leaves numba's own lock taken in the child
 stop = threading.Event()
@@ -299,16 +321,15 @@ workers = [threading.Thread(target=busy, daemon=True) for _ in range(3)]
 for _ in range(20):
     child = os.fork()
     if child == 0:
-        x, out = np.ones(500), np.zeros(500)
-        for _ in range(5):
-            run(kernel, (x, out), 500, MUCH)
-        os._exit(7 if (out[1:] > out[:-1]).all() else 1)
+        for seed in range(5):
+            check(500, seed)
+        os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 stop.set()
 [worker.join() for worker in workers]
 print("done")
 """
-    assert in_python(code) == "done\n"
+    assert in_python(code, way) == "done\n"
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -323,7 +344,8 @@ class Dataset(torch.utils.data.Dataset):
         return index, before, os.getpid()
 
 
-def test_in_the_workers_of_a_data_loader():
+@pytest.mark.parametrize("way", ["openmp", "helpers"])
+def test_in_the_workers_of_a_data_loader(way):
     code = """
 check()
 loader = torch.utils.data.DataLoader(Dataset(), num_workers=2, multiprocessing_context="fork", timeout=30)
@@ -336,32 +358,39 @@ for _ in range(2):
         seen.append(int(index))
 print(sorted(seen) == sorted([*range(8)] * 2))
 """
-    assert in_python(code) == "True\n"
+    assert in_python(code, way) == "True\n"
 
 
-def test_an_idle_pool_does_not_keep_python_from_exiting():
+@pytest.mark.parametrize("way", ["openmp", "helpers"])
+def test_idle_threads_do_not_keep_python_from_exiting(way):
     code = """
 import atexit
 torch.set_num_threads(4)
 check()
 atexit.register(lambda: (torch.set_num_threads(8), check(), print(time.time())))
 """
-    ended = float(in_python(code))
+    ended = float(in_python(code, way))
     assert time.time() - ended < 5
 
 
-def test_it_wants_no_more_threads_than_the_system_grants(monkeypatch):
-    monkeypatch.setattr(_threads, "_pool", _threads._Pool())
+def test_it_wants_no_more_helpers_than_the_system_grants(helpers, monkeypatch):
+    start, left = threading.Thread.start, [1]
 
     def refuse(self):
-        raise RuntimeError("can't start new thread")
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(self)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert ranges(1000)[1] == 1
+    torch.set_num_threads(8)
     check()
+    assert len(record(100, meet=2)[2]) == 2
+    monkeypatch.setattr(_threads, "_pool", _threads._Pool())  # and now not even one
+    assert record(100)[2] == {threading.get_ident()}
 
 
-def test_sleeping_helpers_use_no_time():
+def test_sleeping_helpers_use_no_time(helpers):
     torch.set_num_threads(4)
     check()
     time.sleep(0.05)

@@ -49,8 +49,9 @@ class Kernel:
         with suppress(RuntimeError):  # no directory is writable: "cannot cache function ...: no locator available"
             compiled.enable_caching()
             self.cached = True
-            with suppress(AttributeError):  # Numba's own stamp stays if it renames these
-                compiled._cache._cache_file._source_stamp = _STAMP
+            with suppress(AttributeError):  # Numba's own stamp stays alone if it renames these
+                file = compiled._cache._cache_file
+                file._source_stamp = f"{_STAMP} {file._source_stamp}"
         collecting = gc.isenabled()
         gc.disable()  # a tenth of the time went into looking through the compiler's many objects
         try:

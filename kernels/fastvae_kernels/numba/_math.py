@@ -1,4 +1,4 @@
-"""Scalar mathematics that vectorises: exp, log, sin, ... for float32 and float64, portable noise, half precision.
+"""Mathematics of numbers and vectors of them: exp, log, sin, ... for float32 and float64, portable noise.
 
 Numba has no vector library: `math.exp` in a loop is a call of libm for each element. These are straight-line code,
 selects in place of branches and fma written out, so that LLVM turns a plain loop over a 1-D slice into vectors, and an
@@ -420,40 +420,3 @@ def normal4(c0, c1, c2, c3, k0, k1, type_of):
     """The four standard normals of a counter and a key: latent elements 4 c0 .. 4 c0 + 3."""
     w0, w1, w2, w3 = philox(c0, c1, c2, c3, k0, k1)
     return (*box_muller(w0, w1, type_of), *box_muller(w2, w3, type_of))
-
-
-@math_jit
-def bf16_to_f32(x):
-    """Float32 of a bfloat16 held in a uint16."""
-    return from_bits(np.uint32(x) << 16)
-
-
-@math_jit
-def f32_to_bf16(x):
-    """A uint16 with the bfloat16 nearest to a float32, ties to even."""
-    b = bits(x)
-    rounded = (b + 0x7FFF + ((b >> 16) & 1)) >> 16
-    return np.uint16(select(x == x, np.uint32(rounded), np.uint32(0x7FC0)))
-
-
-@math_jit
-def f16_to_f32(x):
-    """Float32 of a float16 held in a uint16."""
-    b = np.uint32(np.uint32(x & 0x7FFF) << 13)
-    y = from_bits(np.uint32(b + (112 << 23)))
-    subnormal = from_bits(np.uint32(b + (113 << 23))) - np.float32(2.0**-14)
-    y = select(b < (1 << 23), subnormal, y)
-    y = select(b >= (31 << 23), from_bits(np.uint32(b + (224 << 23))), y)  # infinity and NaN
-    return select(x < 0x8000, y, -y)
-
-
-@math_jit
-def f32_to_f16(x):
-    """A uint16 with the float16 nearest to a float32, ties to even."""
-    b = bits(abs(x))
-    y = np.uint32((b - (112 << 23) + 0xFFF + ((b >> 13) & 1)) >> 13)
-    subnormal = np.uint32(bits(abs(x) + np.float32(0.5)) - (126 << 23))  # 0.5 has 2^-24 as its last place
-    y = select(b < (113 << 23), subnormal, y)
-    y = select(b >= 0x477FF000, np.uint32(0x7C00), y)  # 65520 and above
-    y = select(x == x, y, np.uint32(0x7E00))
-    return np.uint16(y | ((bits(x) >> 16) & 0x8000))

@@ -38,7 +38,7 @@ ELEMENTS = {F32: types.float32, F64: types.float64, BF16: types.uint16, U8: type
 def number(typingctx, code):
     """0 in the dtype of a code."""
     t = ELEMENTS[code.literal_value]
-    return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), 0.0)
+    return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
 
 
 @intrinsic(prefer_literal=True)
@@ -280,7 +280,7 @@ class Rows:
             self.dense = one.is_contiguous()
         self.as_it_is = self.dense and t.dtype in (dtype, torch.bool)
         width = math.prod(rows.shape[1 + draws :])
-        self.stride = rows.stride(int(draws)) if self.dense and t.dim() > draws else width
+        self.stride = rows.stride(int(draws)) if self.as_it_is and t.dim() > draws else width
 
     def of(self, t: Tensor) -> Tensor:
         """The tensor itself, or a copy whose rows are dense; its address is what the kernel takes."""

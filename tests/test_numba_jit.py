@@ -1,0 +1,148 @@
+"""How the Numba kernels are compiled and kept, and what they are called with."""
+
+import functools
+import gc
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numba
+import numpy as np
+import pytest
+from numba.core.ccallback import CFunc
+
+from fastvae_kernels.numba import _jit
+from fastvae_kernels.numba._jit import kernel, loop_jit, math_jit, outlined, unpack
+from fastvae_kernels.numba._memory import F64, array_at
+
+
+def test_functions_keep_their_own_flags():
+    @math_jit
+    def nearest(x):  # with the flags of the caller, the function that is compiled first, this would be x
+        return (x + 1.5 * 2**52) - 1.5 * 2**52
+
+    @numba.njit(fastmath={"reassoc", "nsz"})
+    def all_nearest(x, y):
+        for i in range(x.size):
+            y[i] = nearest(x[i])
+
+    x = np.linspace(-10, 10, 97)
+    y = np.empty_like(x)
+    all_nearest(x, y)
+    np.testing.assert_array_equal(y, np.rint(x))
+
+
+@loop_jit
+def sum_to(n):
+    outlined()
+    sum_ = 0
+    for i in range(n):
+        sum_ += i * i
+    return sum_
+
+
+@functools.cache
+def make_sums():
+    @kernel("q")
+    def sums(block):
+        (address,) = unpack(block, "q")
+        out = array_at(address, 2, F64)
+        out[0], out[1] = sum_to(10), sum_to(20)
+
+    return sums
+
+
+def test_a_loop_is_compiled_once_and_called():
+    out = np.zeros(2)
+    make_sums().call(make_sums().pack(0, 0, 1, 1, out.ctypes.data))
+    assert out.tolist() == [285, 2470]
+    with mock.patch.object(CFunc, "enable_caching", side_effect=RuntimeError):  # code from the cache cannot be read
+        code = make_sums.__wrapped__().compiled.inspect_llvm()
+    assert len(re.findall(r"= (?:tail )?call .*sum_to", code)) == 2
+
+
+@functools.cache
+def make_echo():
+    @kernel("2q d 3q2d")
+    def echo(block):
+        address, a, b, c, d, e, f, g = unpack(block, "2q d 3q2d")
+        out = array_at(address, 7, F64)
+        out[0], out[1], out[2], out[3], out[4], out[5], out[6] = a, b, c, d, e, f, g
+
+    return echo
+
+
+def test_a_kernel_unpacks_what_was_packed():
+    out, numbers = np.zeros(7), (-1, 2.5, 3, 4, 2**40, -6.25, math.inf)
+    make_echo().call(make_echo().pack(0, 0, 1, 1, out.ctypes.data, *numbers))
+    assert out.tolist() == [*numbers]
+
+
+def test_a_kernel_without_a_source_file_is_not_cached_and_works():
+    names = {"unpack": unpack, "array_at": array_at, "F64": F64}
+    exec("def three(block):\n    address, = unpack(block, 'q')\n    array_at(address, 1, F64)[0] = 3", names)
+    made, out = kernel("q")(names["three"]), np.zeros(1)
+    assert not made.cached
+    made.call(made.pack(0, 0, 1, 1, out.ctypes.data))
+    assert out[0] == 3
+
+
+@pytest.mark.parametrize("collecting", [False, True])
+def test_compiling_leaves_the_garbage_collector_as_it_was(collecting):
+    before = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        make_echo.__wrapped__()
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+EXPONENTIAL = """
+import ctypes
+from numba import types
+from fastvae_kernels.numba import _math
+from fastvae_kernels.numba._jit import kernel, unpack
+
+memset = types.ExternalFunction("memset", types.intp(types.intp, types.intc, types.uintp))
+
+def make():
+    @kernel("q d")
+    def exponential(block):
+        address, x = unpack(block, "q d")
+        memset(address, types.intc(_math.exp(x)), 1)
+    return exponential
+
+made, out = make(), ctypes.create_string_buffer(1)
+made.call(made.pack(0, 0, 1, 1, ctypes.addressof(out), 2.0))
+print(made.cached, made.compiled.cache_hits, out.raw[0])
+"""
+
+
+def test_a_kernel_is_kept_on_disk_until_a_file_of_the_folder_changes(tmp_path):
+    folder = tmp_path / "fastvae_kernels" / "numba"
+    shutil.copytree(Path(_jit.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    env = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | {"PYTHONPATH": str(tmp_path)}
+
+    def in_python(script):
+        done = subprocess.run([sys.executable, "-B", str(script)], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    scripts = [tmp_path / name / "exponential.py" for name in ("writable", "unwritable")]
+    for script in scripts:
+        script.parent.mkdir()
+        script.write_text(EXPONENTIAL)
+    assert in_python(scripts[0]) == "True 0 7\n"
+    assert in_python(scripts[0]) == "True 1 7\n"
+    with (folder / "_math.py").open("a") as file:
+        file.write("\n\n@math_jit\ndef exp(x):\n    return x\n")
+    assert in_python(scripts[0]) == "True 0 2\n"
+    (tmp_path / "unwritable" / "__pycache__").write_text("a file, where a folder would be")
+    env["XDG_CACHE_HOME"] = env["HOME"] = "/dev/null/nowhere"  # root may write in any folder, not in this one
+    assert in_python(scripts[1]) == "False 0 2\n"
