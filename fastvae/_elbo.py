@@ -202,7 +202,7 @@ def _evaluate(
         check_seed(seed, mu.device)
     if not isinstance(x_hat, Tensor) and callable(x_hat):
         x_hat = checked_decoder(x_hat, x, num_samples)
-    elif call is None:
+    elif call is None or not isinstance(x_hat, Tensor):
         check_x_hat(x_hat, x, num_samples)
     if call is None and backend != "reference":
         strict = backend != "auto"
