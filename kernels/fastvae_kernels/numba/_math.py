@@ -1,9 +1,9 @@
 """Mathematics of numbers and vectors of them: exp, log, sin, ... for float32 and float64, portable noise.
 
 Numba has no vector library: `math.exp` in a loop is a call of libm for each element. These are straight-line code,
-selects in place of branches and fma written out, so that LLVM turns a plain loop over a 1-D slice into vectors, and an
-element gets the same bits in a vector as in the remainder of the loop. Every function takes float32 or float64 and
-computes in that type throughout. NaN in gives NaN out.
+selects in place of branches and fma written out, for numbers and for the vectors of `_vector.py` alike: an element gets
+the same bits in a vector as alone. Every function takes float32 or float64 and computes in that type throughout. NaN in
+gives NaN out.
 
     e^x        x = n ln 2 + r, |r| <= ln 2 / 2        2^n (1 + r + r^2 q(r))
     e^x - 1                                           (2^n - 1 + 2^n r) + 2^n r^2 q(r)
