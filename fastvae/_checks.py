@@ -38,6 +38,12 @@ def check_device(name: str, t: Tensor, device: torch.device, of: str) -> None:
         raise ValueError(f"{name} must be on the device of {of}, {device}, got {t.device}")
 
 
+def check_operand_device(name: str, t: Tensor, device: torch.device, of: str) -> None:
+    """The same, but for a number in a 0-d tensor on the CPU, which goes with any device."""
+    if t.dim() or t.device.type != "cpu":
+        check_device(name, t, device, of)
+
+
 def check_posterior(mu: Any, logvar: Any, prior: Any = None) -> None:
     """Mu and logvar ``[N, *latent]``, floating-point; a prior is a pair that broadcasts against them."""
     check_floating("mu", mu)
@@ -56,8 +62,7 @@ def check_posterior(mu: Any, logvar: Any, prior: Any = None) -> None:
     for name, p in zip(("mu_p", "logvar_p"), prior, strict=True):
         check_floating(f"prior's {name}", p)
         check_broadcasts(f"prior's {name}", p, mu.shape, "mu")
-        if p.dim():
-            check_device(f"prior's {name}", p, mu.device, "mu")
+        check_operand_device(f"prior's {name}", p, mu.device, "mu")
 
 
 def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
@@ -107,15 +112,18 @@ def checked_decoder(decoder: Callable[[Tensor], Any], x: Tensor, num_samples: in
                 f"the decoder must return x_hat of shape {list(shape)} for z of shape {list(z.shape)},"
                 f" got {list(outputs[0].shape)}"
             )
+        check_device("the decoder's x_hat", outputs[0], x.device, "x")
         for log_scale in outputs[1:]:
             check_broadcasts("the decoder's log_scale", log_scale, shape, "x_hat")
+            check_operand_device("the decoder's log_scale", log_scale, x.device, "x")
         return out
 
     return decode
 
 
-def check_likelihood(likelihood: Any, shape: torch.Size) -> None:
-    """An object with an elementwise log_prob; a tensor scale broadcasts to x_hat's shape."""
+def check_likelihood(likelihood: Any, x: Tensor, num_samples: int | None) -> None:
+    """An object with an elementwise log_prob; a tensor scale broadcasts to x_hat's shape, and is on the device of x."""
+    shape = x.shape if num_samples is None else torch.Size((num_samples, *x.shape))
     if isinstance(likelihood, type) or not callable(getattr(likelihood, "log_prob", None)):
         got = f"the class {likelihood.__name__}: write the ()" if isinstance(likelihood, type) else describe(likelihood)
         raise TypeError(
@@ -125,6 +133,7 @@ def check_likelihood(likelihood: Any, shape: torch.Size) -> None:
     for name in ("scale", "log_scale"):
         if isinstance(value := getattr(likelihood, name, None), Tensor):
             check_broadcasts(f"likelihood's {name}", value, shape, "x_hat")
+            check_operand_device(f"likelihood's {name}", value, x.device, "x")
 
 
 def check_weight(name: str, value: Any) -> None:

@@ -195,54 +195,42 @@ def _evaluate(
         check_num_samples(num_samples)
         check_x(x, x_scale, mu)
         check_reduction(reduction, mu.shape[0])
-        check_likelihood(likelihood, x.shape if num_samples is None else torch.Size((num_samples, *x.shape)))
+        check_likelihood(likelihood, x, num_samples)
     check_weight("beta", beta)
     check_weight("free_bits", free_bits)
     if seed is not None:
         check_seed(seed, mu.device)
     if not isinstance(x_hat, Tensor) and callable(x_hat):
         x_hat = checked_decoder(x_hat, x, num_samples)
-    elif call is None or not isinstance(x_hat, Tensor):
+    elif call is None:
         check_x_hat(x_hat, x, num_samples)
-    if call is None and backend != "reference":
+    if call is not None:
+        return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, beta, free_bits)
+    how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
+    weights = {"prior": prior, "seed": seed, "beta": beta, "free_bits": free_bits}
+    if backend != "reference":
         strict = backend != "auto"
         unserved = elbo_call.unserved_posterior(mu, logvar, prior) or elbo_call.unserved_likelihood(
             x, x_hat, likelihood
         )
-        if isinstance(beta, Tensor) and beta.requires_grad:
-            unserved = unserved or "beta requires grad"
+        unserved = unserved or ("beta requires grad" if learned else None)
         if strict and torch.compiler.is_compiling():
             # `auto` leaves graphs to Inductor, which does better on a CPU: see kernels/README.md
             _backend.choose("elbo", backend, mu.device, unserved)
             from .ops import elbo_library  # to register takes 10 ms, which `import fastvae` need not wait for
 
-            weights = {"prior": prior, "seed": seed, "beta": beta, "free_bits": free_bits}
-            how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
             traced = elbo_library.elbo_terms(x, x_hat, mu, logvar, **weights, **how)
             return traced if terms else traced.elbo
         backend = _backend.choose("elbo", backend, mu.device, unserved or elbo_call.unserved_state())
         if backend != "reference":
-            how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
-            call = elbo_call.remember(
-                key, elbo_call.Call(backend, mu, logvar, prior, strict=strict, terms=terms, **how)
-            )
-    if call is not None:
-        return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, beta, free_bits)
+            call = elbo_call.Call(backend, mu, logvar, prior, strict=strict, terms=terms, **how)
+            elbo_call.remember(key, call)
+            return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, beta, free_bits)
     if torch.compiler.is_compiling() and not isinstance(beta, Tensor):
         # A float that changes, as in a warm-up, would recompile at every value; a 0-d float64 promotes no [N] tensor.
-        beta = torch.ones((), dtype=torch.float64, device=mu.device) * beta
+        weights["beta"] = torch.ones((), dtype=torch.float64, device=mu.device) * beta
     function = reference.elbo_terms if terms else reference.elbo
-    return function(
-        *(x, x_hat, mu, logvar),
-        likelihood=likelihood,
-        beta=beta,
-        free_bits=free_bits,
-        prior=prior,
-        num_samples=num_samples,
-        x_scale=x_scale,
-        reduction=reduction,
-        seed=seed,
-    )
+    return function(x, x_hat, mu, logvar, **how, **weights)
 
 
 def reparameterize(

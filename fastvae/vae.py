@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ._checks import check_num_samples, describe
 from ._elbo import elbo, elbo_terms, reparameterize
 from .likelihoods import Bernoulli, Gaussian
-from .reference.elbo import ElboTerms, compute_dtype, decode, sum_event
+from .reference.elbo import ElboTerms, compute_dtype, decode_with, sum_event
 from .reference.elbo import log_likelihood as mean_log_prob
 from .reference.likelihoods import gaussian_log_prob
 
@@ -148,8 +148,8 @@ class VAE(nn.Module):
         return self.encoder(x)
 
     def _decode(self, z: Tensor) -> tuple[Tensor, Any]:
-        x_hat, log_scale = decode(self.decoder, z)
-        return x_hat, self.likelihood if log_scale is None else self.likelihood.with_log_scale(log_scale)
+        x_hat, likelihood, _ = decode_with(self.decoder, z, self.likelihood)
+        return x_hat, likelihood
 
     @torch.no_grad()
     def sample(self, n: int, *, mean: bool = False, generator: torch.Generator | None = None) -> Tensor:

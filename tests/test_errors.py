@@ -88,6 +88,31 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "integer x_hat": ({"x_hat": zeros(N, D).int()}, TypeError, r"^x_hat must be a floating-point .*got a int32"),
     "x_hat a pair": ({"x_hat": (zeros(N, D), zeros())}, TypeError, r"^x_hat must be a floating-point .*got tuple"),
     "x_hat elsewhere": ({"x_hat": zeros(N, D, device="meta")}, ValueError, r"^x_hat must be on the device of x, cpu"),
+    "scale elsewhere": (
+        {"likelihood": Gaussian(torch.ones(D, device="meta"))},
+        ValueError,
+        r"^likelihood's scale must be on the device of x, cpu",
+    ),
+    "one log_scale elsewhere": (
+        {"likelihood": Gaussian(log_scale=torch.ones((), device="meta"))},
+        ValueError,
+        r"^likelihood's log_scale must be on the device of x, cpu",
+    ),
+    "a prior's number elsewhere": (
+        {"prior": (zeros(device="meta"), zeros())},
+        ValueError,
+        r"^prior's mu_p must be on the device of mu, cpu",
+    ),
+    "decoder elsewhere": (
+        {"x_hat": lambda z: zeros(N, D, device="meta")},
+        ValueError,
+        r"^the decoder's x_hat must be on the device of x, cpu",
+    ),
+    "decoder's log_scale elsewhere": (
+        {"x_hat": lambda z: (zeros(N, D), zeros(D, device="meta"))},
+        ValueError,
+        r"^the decoder's log_scale must be on the device of x, cpu",
+    ),
     # the decoder's output
     "decoder's shape": (
         {"x_hat": decoder(shape=(N, D + 1))},

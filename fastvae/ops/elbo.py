@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from .. import _backend
 from ..likelihoods import Bernoulli, Gaussian
-from ..reference.elbo import ElboTerms, Prior, as_seed, decode, kl_penalty, reduce_batch
+from ..reference.elbo import ElboTerms, Prior, as_seed, decode_with, kl_penalty, reduce_batch
 from ..reference.elbo import log_likelihood as log_likelihood_formula
 from ..reference.elbo import reparameterize as reparameterize_formula
 from .elbo_call import Call, layout, unserved_likelihood
@@ -157,8 +157,6 @@ class Bound(Function):
                 return None, dx_hat, dlog_scale, None if mu is not None else dneg_kl, dmu, dlogvar, None, None, None
         if upstream is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             if formula:
-                if buffers is not None:
-                    ctx.buffers = (*buffers[:2], None)  # it may yet be asked for
                 scale = run.log_scale if log_scale is None else log_scale
                 with torch.enable_grad():
                     x_hat, scale = aliases(x_hat, scale)
@@ -248,9 +246,7 @@ def elbo_terms(
         out = apply_bound(x, x_hat, log_scale, None, mu, logvar, mu_p, logvar_p, run)
     else:
         z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), run)
-        x_hat, decoded_scale = decode(x_hat, z, call.num_samples)
-        if decoded_scale is not None:
-            likelihood = likelihood.with_log_scale(decoded_scale)
+        x_hat, likelihood, decoded_scale = decode_with(x_hat, z, likelihood, call.num_samples)
         if reason := unserved_likelihood(x, x_hat, likelihood):  # the decoder's dtype has no kernel
             if call.strict:
                 raise _backend.BackendError(f"backend={call.backend!r} cannot serve elbo: {reason}")

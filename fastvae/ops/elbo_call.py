@@ -90,7 +90,7 @@ class Call:
 
     __slots__ = (
         *("backend", "strict", "num_samples", "x_scale", "reduction", "terms"),
-        *("latent", "density_module", "densities", "density", "link", "gaussian", "density_options"),
+        *("latent", "density_module", "densities", "density", "link", "gaussian"),
     )
 
     def __init__(
@@ -113,7 +113,6 @@ class Call:
         self.latent = _backend.launcher("reparameterize", backend).Latent(mu, logvar, prior, num_samples, reduction)
         self.gaussian = type(likelihood) is Gaussian
         self.link = likelihood.link if self.gaussian else "identity"
-        self.density_options = x_scale, self.gaussian, self.link, num_samples, reduction  # those of the formula
         self.density_module: Any = None if likelihood is None else _backend.launcher("log_likelihood", backend)
         self.densities: dict[tuple[Any, ...], Any] = {}  # for the decoder's outputs
         self.density: Any = None  # for a tensor x_hat
@@ -130,10 +129,9 @@ class Call:
             return None, None
         try:
             key = (
-                *(type(mu), mu.shape, mu.stride(), mu.dtype, mu.device),
-                *(type(logvar), logvar.shape, logvar.stride(), logvar.dtype, logvar.device),
-                None if x is None else (type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad),
-                layout(x_hat) if isinstance(x_hat, Tensor) else None,
+                *(layout(mu), layout(logvar)),
+                None if x is None else (*layout(x), x.requires_grad),
+                layout(x_hat) if isinstance(x_hat, Tensor) else callable(x_hat),
                 None if prior is None else tuple(map(layout, prior)),
                 None if likelihood is None else likelihood_layout(likelihood),
                 options,
@@ -141,6 +139,11 @@ class Call:
             return key, KNOWN.get(key)
         except (AttributeError, TypeError):
             return None, None
+
+    @property
+    def density_options(self) -> tuple[Any, ...]:
+        """Those of `density_formula`."""
+        return self.x_scale, self.gaussian, self.link, self.num_samples, self.reduction
 
     def plan_density(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | None) -> Any:
         """The plan of the log-likelihood."""

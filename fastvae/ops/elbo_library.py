@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import _backend
 from ..likelihoods import Gaussian
-from ..reference.elbo import ElboTerms, Prior, as_seed, compute_dtype, decode
+from ..reference.elbo import ElboTerms, Prior, as_seed, compute_dtype, decode_with
 from .elbo import density_formula, differentiate, sample_formula
 from .elbo_call import DTYPES, KNOWN, layout, remember
 
@@ -204,7 +204,7 @@ def _differentiate_log_likelihood(ctx: Any, delbo: Tensor, dlog_lik: Tensor, *_:
         log_lik = density_formula(x, x_hat, log_scale, x_scale, likelihood == "gaussian", *options)
         dx_hat, dlog_scale = differentiate([log_lik], (upstream,), (x_hat, log_scale))
     elif gradients:
-        dx_hat, dlog_scale = (g * -upstream.to(g.dtype) for g in gradients)
+        dx_hat, dlog_scale = ((g * -upstream).to(g.dtype) for g in gradients)  # an upstream rounded to bfloat16 is off
     else:
         dx_hat, dlog_scale = torch.ops.fastvae.log_likelihood_backward(
             x, x_hat, log_scale, x_scale, upstream, *ctx.options, ctx.needs_input_grad[2]
@@ -248,17 +248,14 @@ def elbo_terms(
         mu, logvar, mu_p, logvar_p, seed, *weights, num_samples, reduction, masked
     )
     if decoder:
-        x_hat, decoded_scale = decode(x_hat, z, num_samples)
-        if decoded_scale is not None:
-            likelihood = likelihood.with_log_scale(decoded_scale)
+        x_hat, likelihood, _ = decode_with(x_hat, z, likelihood, num_samples)
     log_scale = scalar(likelihood.get_log_scale() if gaussian else 0.0, device, compute_dtype(x, x_hat))
     options = "gaussian" if gaussian else "bernoulli", likelihood.link if gaussian else "identity"
+    x_scale_ = None if x_scale is None else scalar(x_scale, device)
     if x_hat.dtype not in DTYPES:
-        x_scale_ = None if x_scale is None else scalar(x_scale, device)
         log_lik = density_formula(x, x_hat, log_scale, x_scale_, gaussian, options[1], num_samples, reduction)
         return ElboTerms(log_lik + neg_kl, log_lik, kl)
     one_pass = x_hat.requires_grad and reduction != "none" and torch.is_grad_enabled()
-    x_scale_ = None if x_scale is None else scalar(x_scale, device)
     elbo, log_lik, _, _ = torch.ops.fastvae.log_likelihood(
         x, x_hat, log_scale, x_scale_, neg_kl, *options, num_samples, reduction, one_pass
     )

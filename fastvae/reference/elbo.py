@@ -184,6 +184,14 @@ def decode(decoder: Decoder, z: Tensor, num_samples: int | None = None) -> tuple
     return x_hat, log_scale
 
 
+def decode_with(
+    decoder: Decoder, z: Tensor, likelihood: Any, num_samples: int | None = None
+) -> tuple[Tensor, Any, Tensor | None]:
+    """x_hat, the likelihood with the log_scale that the decoder returned with it, if it did, and that log_scale."""
+    x_hat, log_scale = decode(decoder, z, num_samples)
+    return x_hat, likelihood if log_scale is None else likelihood.with_log_scale(log_scale), log_scale
+
+
 def as_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
     """A 0-d int64 tensor on the device; None draws one from torch's generator there, as `torch.manual_seed` set it."""
     if seed is None:
