@@ -18,6 +18,7 @@ from fastvae.reference.noise import standard_normal
 from fastvae_kernels.numba import _math as m
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import BF16, F32, F64, U32, array_at, number, read, vector, write
+from fastvae_kernels.numba._noise import box_muller, normal4, philox
 from fastvae_kernels.numba._vector import lanes, words
 
 FLOATS = {np.float32: F32, np.float64: F64}
@@ -68,9 +69,9 @@ def make_noise(T, vectors):
         u = words(v) if vectors else np.uint32(0)
         for i in range(0, n, lanes(v) if vectors else 1):
             c0, c1, c2, c3 = read(c, i, u), read(c, n + i, u), read(c, 2 * n + i, u), read(c, 3 * n + i, u)
-            w0, w1, w2, w3 = m.philox(c0, c1, c2, c3, k0, k1)
-            z0, z1, z2, z3 = m.normal4(c0, c1, c2, c3, k0, k1, v)
-            p0, p1 = m.box_muller(c0, c1, v)
+            w0, w1, w2, w3 = philox(c0, c1, c2, c3, k0, k1)
+            z0, z1, z2, z3 = normal4(c0, c1, c2, c3, k0, k1, v)
+            p0, p1 = box_muller(c0, c1, v)
             write(w, i, w0)
             write(w, n + i, w1)
             write(w, 2 * n + i, w2)

@@ -1,4 +1,4 @@
-"""Mathematics of numbers and vectors of them: exp, log, sin, ... for float32 and float64, portable noise.
+"""Mathematics of numbers and vectors of them: exp, log, sin, ... for float32 and float64.
 
 Numba has no vector library: `math.exp` in a loop is a call of libm for each element. These are straight-line code,
 selects in place of branches and fma written out, for numbers and for the vectors of `_vector.py` alike: an element gets
@@ -10,16 +10,16 @@ gives NaN out.
     log x      x = 2^e (1 + f), |log(1 + f)| <= 0.41  e ln 2 + f - h + s (h + z p(z)); s = f/(2 + f), z = s^2, h = f^2/2
     sin, cos   t = k / 4 + r, |r| <= 1 / 8            r S(r^2), C(r^2), exchanged and negated according to k mod 4
 
-q, p, S, C are minimax polynomials. Worst errors found, in ulp, and ns per element (one Zen 4 core, 16 or 8 lanes):
+q, p, S, C are minimax polynomials. Worst errors found, in ulp, and ns per element (one Zen 3 core, vectors):
 
-               exp   expm1  phi   log   log1p  tanh  sigmoid  sin   cos   normal
+               exp   expm1  phi   log   log1p  tanh  sigmoid  sin   cos
     float32    1.01  1.12   2.13  0.83  0.88   3.43  2.14     1.6   1.7
-               0.27  0.36   0.43  0.45  0.30   0.42  0.36     0.35, both  0.9
+               0.35  0.35   0.67  0.64  0.34   0.62  0.51     0.40, both
     float64    1.02  1.18   2.29  0.88  0.96   3.46  2.10     1.5   1.5
-               0.68  0.66   1.24  1.01  0.73   0.96  0.92     0.85, both  1.8
+               1.26  1.21   2.26  1.88  1.01   1.71  1.56     1.14, both
 
 The ends: e^x has gradual underflow and overflows to infinity; log is right for subnormal numbers.
-Specification: fastvae/reference/noise.py, fastvae/reference/elbo.py (phi)
+Specification: fastvae/reference/elbo.py (phi)
 """
 
 from typing import Any
@@ -154,63 +154,6 @@ def from_bits(typingctx, x):
     return result(x), lambda context, builder, signature, args: builder.bitcast(args[0], llvm_type(result))
 
 
-@intrinsic
-def from_unsigned(typingctx, x):
-    """The float32 nearest to a uint32."""
-    result = with_element(x, types.float32)
-    return result(x), lambda context, builder, signature, args: builder.uitofp(args[0], llvm_type(result))
-
-
-@intrinsic
-def from_signed(typingctx, x):
-    """The float32 nearest to the int32 with the bits of a uint32."""
-    result = with_element(x, types.float32)
-    return result(x), lambda context, builder, signature, args: builder.sitofp(args[0], llvm_type(result))
-
-
-@intrinsic
-def widen(typingctx, x, like):
-    """A float32 in the type of ``like``, float32 or float64."""
-
-    def codegen(context, builder, signature, args):
-        return args[0] if element(like) == types.float32 else builder.fpext(args[0], llvm_type(like))
-
-    return like(x, like), codegen
-
-
-@intrinsic
-def multiply_wide(typingctx, x, factor):
-    """The high and the low word of a uint32 times a uint32 constant."""
-    wide = Vector(types.uint64, x.lanes // 2) if isinstance(x, Vector) else types.uint64
-
-    def codegen(context, builder, signature, args):
-        def constant(value):
-            return splat(builder, ir.IntType(64)(value), wide)
-
-        factor_ = splat(builder, context.cast(builder, args[1], factor, types.uint64), wide)
-        low, word = constant(0xFFFFFFFF), constant(32)
-        if not isinstance(x, Vector):
-            product = builder.mul(builder.zext(args[0], llvm_type(wide)), factor_)
-            words = [builder.trunc(p, llvm_type(x)) for p in (builder.lshr(product, word), product)]
-            return context.make_tuple(builder, signature.return_type, words)
-        # Lanes 0, 2, ... and 1, 3, ... apart, in place: a widened vector would have to be shuffled there and back.
-        pairs = builder.bitcast(args[0], llvm_type(wide))
-        even = builder.mul(builder.and_(pairs, low), factor_)
-        odd = builder.mul(builder.lshr(pairs, word), factor_)
-        high = builder.or_(builder.lshr(even, word), builder.and_(odd, builder.not_(low)))
-        rest = builder.or_(builder.and_(even, low), builder.shl(odd, word))
-        words = [builder.bitcast(p, llvm_type(x)) for p in (high, rest)]
-        return context.make_tuple(builder, signature.return_type, words)
-
-    return types.UniTuple(x, 2)(x, factor), codegen
-
-
-@intrinsic
-def xor3(typingctx, a, b, c):
-    """A xor b xor c; of numbers, Numba's own operator would widen them."""
-    return a(a, a, a), lambda _, builder, signature, args: builder.xor(builder.xor(args[0], args[1]), args[2])
-
-
 def _layout(x: Any) -> tuple[Any, Any, int, int]:
     # a constant of the integer type, that type, the width of the mantissa, the bits of 1.0
     width, mantissa, bias = (64, 52, 1023) if x.bitwidth == 64 else (32, 23, 127)
@@ -317,7 +260,7 @@ def _log_of_parts(e, f):
 
 
 @math_jit
-def _log_normal(x):
+def log_normal(x):
     """Log of a positive normal number."""
     e, m = _split(x)
     return _log_of_parts(e, m - like(x, 1.0))
@@ -384,39 +327,3 @@ def sincos_2pi(t):
     r = fma(shifted - like(t, QUARTERS), like(t, -0.25), t)  # exact
     z = r * r
     return _turn(r * polynomial(z, S), polynomial(z, C), shifted)
-
-
-M0, M1 = np.uint32(0xD2511F53), np.uint32(0xCD9E8D57)
-W0, W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
-
-
-@math_jit
-def philox(c0, c1, c2, c3, k0, k1):
-    """Philox-4x32-10: four words of a counter, uint32 or vectors of it, and a key of two uint32."""
-    for _ in range(10):
-        high_0, low_0 = multiply_wide(c0, M0)
-        high_1, low_1 = multiply_wide(c2, M1)
-        c0, c1, c2, c3 = xor3(high_1, c1, like(c0, k0)), low_1, xor3(high_0, c3, like(c0, k1)), low_0
-        k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
-    return c0, c1, c2, c3
-
-
-@math_jit
-def box_muller(w, w_signed, type_of):
-    """Two standard normals from two uint32 words, in the type of ``type_of``, whose value does not matter.
-
-    The uniforms u in (0, 1] and t in [-0.5, 0.5] are float32 numbers in either type.
-    """
-    u, t = from_unsigned(w), from_signed(w_signed)
-    u = widen(fma(u, like(u, 2.0**-32), like(u, 2.0**-33)), type_of)
-    t = widen(t * like(t, 2.0**-32), type_of)
-    radius = sqrt(like(u, -2.0) * _log_normal(u))
-    sin, cos = sincos_2pi(t)
-    return radius * cos, radius * sin
-
-
-@math_jit
-def normal4(c0, c1, c2, c3, k0, k1, type_of):
-    """The four standard normals of a counter and a key: latent elements 4 c0 .. 4 c0 + 3."""
-    w0, w1, w2, w3 = philox(c0, c1, c2, c3, k0, k1)
-    return (*box_muller(w0, w1, type_of), *box_muller(w2, w3, type_of))

@@ -14,12 +14,12 @@ Specification: fastvae/reference/elbo.py (reparameterize, kl_elements), fastvae/
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
-from ._math import exp, expm1, fma, like, normal4, phi, select
+from ._jit import Kernel, kernel, loop_jit, outlined, unpack
+from ._kl import COLUMNS, LATENT, kl_element, kl_element_to_unit, make_columns
+from ._math import exp, expm1, fma, like, select
 from ._memory import (
     CODES,
     F64,
@@ -41,58 +41,16 @@ from ._memory import (
     weight_at,
     write,
 )
+from ._noise import count, fill_noise
 from ._threads import finished, run, take
-from ._vector import LANES_F32, lanes, store_interleaved, words
+from ._vector import LANES_F32, lanes
 
 PIECE = 1024  # latent elements in a unit; a multiple of 4, the words of a Philox block
 ROOM = PIECE + LANES_F32  # the last vector may stand out
-COLUMNS = 64  # latent elements in a unit of the kernel that sums over rows
 NS_SAMPLE, NS_KL = 2.0, 1.0  # of one element on one thread
-LOW_WORD, HIGH_SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
-LATENT = "13q"  # four addresses, four strides between rows, N, L, K, rows of a unit, elements of a piece
 FORWARD = f"{LATENT} 9q 3d"
 BACKWARD = f"{LATENT} 13q 2d"
-COLUMN_SUMS = f"{LATENT} 1q"
-
-
-@math_jit
-def kl_element(mu, logvar, mu_p, logvar_p):
-    """KL of one latent element to the prior's."""
-    r = (mu - mu_p) * exp(like(mu, -0.5) * logvar_p)
-    return like(mu, 0.5) * (r * r + phi(logvar - logvar_p))
-
-
-@math_jit
-def kl_element_to_unit(mu, logvar):
-    """KL of one latent element to N(0, 1)."""
-    return like(mu, 0.5) * (mu * mu + phi(logvar))
-
-
-@loop_jit
-def count(c0, c2, c3, n, rows, first, blocks):
-    """The words of the noise's counter that differ: of ``blocks`` Philox blocks from ``first`` on, of rows n, ..."""
-    outlined()
-    for i in range(rows):
-        row = np.uint64(n + i)
-        low, high = np.uint32(row & LOW_WORD), np.uint32(row >> HIGH_SHIFT)
-        for b in range(blocks):
-            c0[i * blocks + b] = np.uint32(first + b)
-            c2[i * blocks + b] = low
-            c3[i * blocks + b] = high
-
-
-@loop_jit
-def fill_noise(eps, c0, c2, c3, blocks, k, seed, v):
-    """Standard normals of draw k, four for each of the counted blocks."""
-    outlined()
-    key = np.uint64(seed)
-    k0, k1 = np.uint32(key & LOW_WORD), np.uint32(key >> HIGH_SHIFT)
-    u = words(v)
-    c1 = like(u, np.uint32(k))
-    for b in range(0, blocks, lanes(v)):
-        e0, e1, e2, e3 = normal4(read(c0, b, u), c1, read(c2, b, u), read(c3, b, u), k0, k1, v)
-        store_interleaved(eps, 4 * b, e0, e1, e2, e3)
 
 
 @loop_jit
@@ -283,44 +241,6 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
             start, stop = take(block)
 
     return sample_and_kl_backward
-
-
-@cache
-def make_columns(M: int, T: int) -> Kernel:
-    """The kernel that sums kl_nl over the rows, in order, for free bits: ``[L]`` in float64. Unit: some columns."""
-
-    @kernel(COLUMN_SUMS)
-    def kl_columns(block):
-        (
-            mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row, N, L, _k, _group, _piece, sums,
-        ) = unpack(block, COLUMN_SUMS)  # fmt: skip
-        v = vector(T)
-        mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
-        start, stop = take(block)
-        while start < stop:
-            for unit in range(start, stop):
-                first = unit * COLUMNS
-                length = min(COLUMNS, L - first)
-                total = array_at(sums + 8 * first, length, F64)
-                for j in range(length):
-                    total[j] = 0
-                for n in range(N):
-                    gather(mu_s, COLUMNS, mu, n, 1, mu_row, first, length, M, v)
-                    gather(logvar_s, COLUMNS, logvar, n, 1, logvar_row, first, length, M, v)
-                    if mu_p:
-                        gather(mu_p_s, COLUMNS, mu_p, n, 1, mu_p_row, first, length, T, v)
-                        gather(logvar_p_s, COLUMNS, logvar_p, n, 1, logvar_p_row, first, length, T, v)
-                    for i in range(0, length, lanes(v)):
-                        m, s = read(mu_s, i, v), read(logvar_s, i, v)
-                        if mu_p:
-                            write(mu_s, i, kl_element(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
-                        else:
-                            write(mu_s, i, kl_element_to_unit(m, s))
-                    for j in range(length):
-                        total[j] += mu_s[j]
-            start, stop = take(block)
-
-    return kl_columns
 
 
 class Forward(NamedTuple):

@@ -1,0 +1,76 @@
+"""The KL of one latent element to the prior, and its sums over the rows, which free bits want first.
+
+    kl_nl = 1/2 ((mu - mu_p)^2 e^-logvar_p + phi(logvar - logvar_p))            columns[l] = sum_n kl_nl
+
+Traffic of the sums, elements: mu and logvar are read once, 2 N L. Layout: as in `reparameterize.py`. Work unit: COLUMNS
+latent elements of all rows, added in order in float64.
+Specification: fastvae/reference/elbo.py (kl_elements, kl_penalty)
+"""
+
+from functools import cache
+
+from ._jit import Kernel, kernel, math_jit, unpack
+from ._math import exp, like, phi
+from ._memory import F64, array_at, gather, on_stack, read, vector, write
+from ._threads import take
+from ._vector import lanes
+
+COLUMNS = 64  # whole vectors
+LATENT = "13q"  # four addresses, four strides between rows, N, L, K, rows of a unit, elements of a piece
+COLUMN_SUMS = f"{LATENT} 1q"
+
+
+@math_jit
+def kl_element(mu, logvar, mu_p, logvar_p):
+    """KL of one latent element to the prior's."""
+    r = (mu - mu_p) * exp(like(mu, -0.5) * logvar_p)
+    return like(mu, 0.5) * (r * r + phi(logvar - logvar_p))
+
+
+@math_jit
+def kl_element_to_unit(mu, logvar):
+    """KL of one latent element to N(0, 1)."""
+    return like(mu, 0.5) * (mu * mu + phi(logvar))
+
+
+@cache
+def make_columns(M: int, T: int) -> Kernel:
+    """The kernel that sums kl_nl over the rows, in order, for free bits: ``[L]`` in float64. Unit: some columns."""
+
+    @kernel(COLUMN_SUMS)
+    def kl_columns(block):
+        (
+            mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row, N, L, _k, _group, _piece, sums,
+        ) = unpack(block, COLUMN_SUMS)  # fmt: skip
+        v = vector(T)
+        mu_s, logvar_s, mu_p_s, logvar_p_s = (
+            on_stack(COLUMNS, T),
+            on_stack(COLUMNS, T),
+            on_stack(COLUMNS, T),
+            on_stack(COLUMNS, T),
+        )
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                first = unit * COLUMNS
+                length = min(COLUMNS, L - first)
+                total = array_at(sums + 8 * first, length, F64)
+                for j in range(length):
+                    total[j] = 0
+                for n in range(N):
+                    gather(mu_s, COLUMNS, mu, n, 1, mu_row, first, length, M, v)
+                    gather(logvar_s, COLUMNS, logvar, n, 1, logvar_row, first, length, M, v)
+                    if mu_p:
+                        gather(mu_p_s, COLUMNS, mu_p, n, 1, mu_p_row, first, length, T, v)
+                        gather(logvar_p_s, COLUMNS, logvar_p, n, 1, logvar_p_row, first, length, T, v)
+                    for i in range(0, length, lanes(v)):
+                        m, s = read(mu_s, i, v), read(logvar_s, i, v)
+                        if mu_p:
+                            write(mu_s, i, kl_element(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
+                        else:
+                            write(mu_s, i, kl_element_to_unit(m, s))
+                    for j in range(length):
+                        total[j] += mu_s[j]
+            start, stop = take(block)
+
+    return kl_columns
