@@ -63,6 +63,7 @@ DENSITIES: dict[str, Any] = {
     "Bernoulli of bytes": {"likelihood": "bernoulli", "x_scale": scalar(1 / 255)},
     "bfloat16": {"dtype": torch.bfloat16},
     "columns": {"strided": True},
+    "channels last": {"channels_last": True},
 }
 
 
@@ -74,6 +75,9 @@ def test_opcheck_log_likelihood(name):
     x, x_hat = torch.rand(N, D).to(dtype), leaf(*shape, dtype=dtype)
     if case.get("strided"):
         x_hat = x_hat.detach().repeat(1, 2)[:, ::2].requires_grad_()
+    if case.get("channels_last"):
+        x = x.view(N, 2, 2, D // 4)
+        x_hat = torch.randn(N, 2, 2, D // 4).to(memory_format=torch.channels_last).requires_grad_()
     if "x_scale" in case:
         x = (255 * x).to(torch.uint8)
     log_scale = leaf(*case.get("scale", ()))

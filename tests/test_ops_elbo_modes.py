@@ -142,6 +142,23 @@ def test_what_no_kernel_serves_auto_leaves_to_the_reference_and_numba_refuses(na
         fastvae.elbo(**given, backend="numba")
 
 
+def test_what_differs_from_a_known_call_only_in_what_is_refused_is_refused():
+    x, x_hat, mu = torch.randn(N, D), torch.randn(N, D), torch.randn(N, L)
+    fastvae.elbo(x, x_hat, mu, mu, backend="numba")
+    with pytest.raises(BackendError, match="x requires grad"):
+        fastvae.elbo(x.clone().requires_grad_(), x_hat, mu, mu, backend="numba")
+    beta = torch.tensor(0.5)
+    fastvae.elbo(x, x_hat, mu, mu, beta=beta, backend="numba")
+    with pytest.raises(BackendError, match="beta requires grad"):
+        fastvae.elbo(x, x_hat, mu, mu, beta=beta.clone().requires_grad_(), backend="numba")
+    fastvae.elbo(x, lambda z: x_hat, mu, mu, backend="numba")
+    with pytest.raises(TypeError, match=r"^x_hat must be a floating-point .*got tuple"):
+        fastvae.elbo(x, (x_hat, x_hat), mu, mu, backend="numba")  # type: ignore[arg-type]
+    fastvae.elbo(x, x_hat, mu, mu, num_samples=None, x_scale=None, backend="numba")
+    with pytest.raises(ValueError, match=r"^x_hat must have the shape"):
+        fastvae.elbo(x, x_hat[:, :-1], mu, mu, backend="numba")
+
+
 def test_a_subclass_of_tensor_goes_to_the_reference():
     class Tagged(torch.Tensor):
         pass
