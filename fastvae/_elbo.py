@@ -188,16 +188,20 @@ def _evaluate(
     key = call = None
     if backend != "reference":
         learned = isinstance(beta, Tensor) and beta.requires_grad
-        options = num_samples, type(num_samples), x_scale, type(x_scale), reduction, backend, terms, learned
-        key, call = elbo_call.Call.find(mu, logvar, x, x_hat, prior, likelihood, *options)
+        options: tuple[Any, ...] = (reduction, backend, terms, learned)
+        if num_samples is not None or x_scale is not None:  # their types as well: True == 1
+            options = *options, num_samples, type(num_samples), x_scale, type(x_scale)
+        key, call = elbo_call.Call.find(mu, logvar, x, x_hat, prior, likelihood, options)
     if call is None:
         check_posterior(mu, logvar, prior)
         check_num_samples(num_samples)
         check_x(x, x_scale, mu)
         check_reduction(reduction, mu.shape[0])
         check_likelihood(likelihood, x, num_samples)
-    check_weight("beta", beta)
-    check_weight("free_bits", free_bits)
+    if call is None or type(beta) is not float or beta != 1.0:
+        check_weight("beta", beta)
+    if call is None or type(free_bits) is not float or free_bits != 0.0:
+        check_weight("free_bits", free_bits)
     if seed is not None:
         check_seed(seed, mu.device)
     if not isinstance(x_hat, Tensor) and callable(x_hat):
@@ -283,7 +287,7 @@ def reparameterize(
     key, call = None, None
     if backend != "reference":
         key, call = elbo_call.Call.find(
-            mu, logvar, None, None, None, None, "sample", num_samples, type(num_samples), backend
+            mu, logvar, None, None, None, None, ("sample", num_samples, type(num_samples), backend)
         )
     if call is None:
         check_posterior(mu, logvar)
@@ -344,7 +348,7 @@ def kl_divergence(
     backend = _backend.requested(backend)
     key, call = None, None
     if backend != "reference":
-        key, call = elbo_call.Call.find(mu, logvar, None, None, prior, None, "kl", reduction, backend)
+        key, call = elbo_call.Call.find(mu, logvar, None, None, prior, None, ("kl", reduction, backend))
     if call is None:
         check_posterior(mu, logvar, prior)
         check_reduction(reduction, mu.shape[0])

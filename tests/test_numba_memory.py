@@ -1,14 +1,9 @@
-"""How the Numba kernels find the rows of a tensor, and the memory that they are given to write in."""
-
-import ctypes
-import mmap
-import threading
+"""How the Numba kernels find the rows of a tensor."""
 
 import pytest
 import torch
 
-from fastvae_kernels.numba import _memory
-from fastvae_kernels.numba._memory import Rows, allocator, in_order, memory_order, scratch
+from fastvae_kernels.numba._memory import Rows, in_order, memory_order
 
 
 def images(*shape):
@@ -100,50 +95,3 @@ def test_memory_order_of_event_dims():
     t = rand(7, 3, 4, 5)
     assert in_order(t, order).shape == (7, 5, 3, 4)
     assert torch.equal(in_order(in_order(t, order), order, back=True), t)
-
-
-@pytest.mark.parametrize(("t", "as_it_is", "draws"), LAYOUTS)
-@pytest.mark.parametrize("dtype", [None, torch.float64], ids=["its dtype", "another"])
-@pytest.mark.parametrize("large", [_memory.LARGE, 1], ids=["small", "large"])
-def test_what_is_allocated_is_dense_in_the_given_order(t, as_it_is, draws, dtype, large, monkeypatch):
-    monkeypatch.setattr(_memory, "LARGE", large)
-    order, dtype = order_of(t, draws), dtype or t.dtype
-    empty = allocator(t, dtype, order)
-    a = empty(t).fill_(1)
-    empty(t).fill_(2)
-    assert a.shape == t.shape
-    assert a.dtype == dtype
-    assert in_order(a, order).is_contiguous()
-    assert (a == 1).all()
-    if not draws:
-        drawn = allocator(t, dtype, draws=5)(t)
-        assert drawn.shape == (5, *t.shape)
-        assert drawn.dtype == dtype
-        assert drawn.is_contiguous()
-
-
-def test_advice_on_huge_pages_is_given_for_large_tensors_alone_and_from_a_page_on(monkeypatch):
-    advised = []
-    monkeypatch.setattr(_memory, "_madvise", lambda start, size, advice: advised.append((start.value, size.value)))
-    small, large = rand(4, 100), rand(300, 4096)
-    allocator(small, small.dtype)(small)
-    assert advised == []
-    made = allocator(large, large.dtype)(large)
-    ((start, size),) = advised
-    assert start % mmap.PAGESIZE == 0
-    assert 0 <= start - made.data_ptr() < mmap.PAGESIZE
-    assert start + size == made.data_ptr() + made.nbytes
-    monkeypatch.setattr(_memory, "_madvise", None)
-    assert allocator(large, large.dtype)(large).shape == large.shape
-
-
-def test_each_thread_has_a_scratch_of_its_own_that_grows():
-    addresses, here = [], scratch(10)
-    assert scratch(10) == here
-    thread = threading.Thread(target=lambda: addresses.append(scratch(10)))
-    thread.start()
-    thread.join()
-    assert addresses[0] != here
-    n = 10**5
-    ctypes.memset(scratch(n), 0, 8 * n)
-    assert scratch(n) == scratch(1)

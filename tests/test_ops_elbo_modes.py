@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import fastvae
 from fastvae import BackendError, Bernoulli, Gaussian
+from fastvae.ops import elbo_call
 
 N, D, L = 3, 8, 4
 
@@ -293,3 +294,22 @@ kernel = log_likelihood.make_rows(0, 0, 0, 0, 0, 0, 0, 0, True)
 print(kernel.cached)
 """
     assert in_python(code) == ["1", "False"]
+
+
+def test_another_default_device_changes_nothing():
+    x, x_hat, mu = torch.randn(5, 3), torch.randn(5, 3, requires_grad=True), torch.randn(5, 2, requires_grad=True)
+    scale = torch.tensor(1.5, requires_grad=True)
+
+    def run():
+        likelihood = fastvae.Gaussian(scale=scale)
+        bound = fastvae.elbo(x, x_hat, mu, mu, likelihood=likelihood, free_bits=0.1, seed=3, backend="numba")
+        z = fastvae.reparameterize(mu, mu, num_samples=3, seed=3, backend="numba")
+        return bound, z, *torch.autograd.grad(bound + z.sum(), [x_hat, mu, scale])
+
+    here = run()
+    elbo_call.KNOWN.clear()
+    with torch.device("meta"):
+        there = run()
+    elbo_call.KNOWN.clear()
+    for a, b in zip(here, there, strict=True):
+        assert torch.equal(a, b)

@@ -24,6 +24,8 @@ from ..reference.elbo import log_likelihood as log_likelihood_formula
 from ..reference.elbo import reparameterize as reparameterize_formula
 from .elbo_call import Call, layout, unserved_likelihood
 
+is_batched, is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+
 
 def density_formula(
     x: Tensor,
@@ -61,13 +63,14 @@ def sample_formula(
 class Run:
     """One call: its `Call`, and its options that are no tensors or get no gradient."""
 
-    __slots__ = ("beta", "call", "density", "free_bits", "log_scale", "one_pass", "want_kl")
+    __slots__ = ("beta", "call", "complete", "density", "free_bits", "log_scale", "one_pass", "want_kl")
 
     def __init__(self, call: Call, beta: Any = 1.0, free_bits: Any = 0.0, want_kl: bool = True) -> None:
         self.call, self.beta, self.free_bits, self.want_kl = call, beta, free_bits, want_kl
         self.density: Any = None
         self.log_scale: Any = 0.0  # the Gaussian's, where it is no tensor
-        self.one_pass = False
+        self.one_pass = False  # whether the gradient of x_hat is formed in passing,
+        self.complete = False  # and all others with it
 
     def prepare(self, x: Tensor, x_hat: Tensor, likelihood: Any, density: Any) -> Tensor | None:
         """Note the density's plan, if there is one already, the scale, and whether the gradient may be formed in
@@ -122,7 +125,8 @@ class Bound(Function):
     ) -> Any:  # fmt: skip
         """One launch, or two."""
         call, density, one_pass = run.call, run.density, run.one_pass
-        elbo, kl, kept, kl_gradients = None, None, None, (None, None)
+        elbo = kl = kept = None
+        kl_gradients: Any = (None, None)
         if neg_kl is None:
             if density.elbo_dtype is call.latent.compute:
                 elbo = torch.empty_like(density.elbo)  # both terms in one place
@@ -131,12 +135,14 @@ class Bound(Function):
                 mu, logvar, prior, None, run.beta, run.free_bits, elbo, True, call.terms, one_pass
             )
         scale, weight = run.log_scale if log_scale is None else log_scale, -1.0 if one_pass else None
+        need_dlog_scale = log_scale is not None and ctx.needs_input_grad[2]
         elbo, log_lik, dx_hat, dlog_scale = density.evaluate(
-            x, x_hat, scale, neg_kl, weight, elbo, ctx.needs_input_grad[2], call.terms
+            x, x_hat, scale, neg_kl, weight, elbo, need_dlog_scale, call.terms
         )
         ctx.save_for_backward(x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept)
         # Buffers are no saved tensors: backward must be able to give them away. They hold the gradient of -ELBO.
-        ctx.run, ctx.buffers = run, (dx_hat, dlog_scale, kl_gradients) if one_pass else None
+        run.complete = kl_gradients is not None
+        ctx.run, ctx.buffers = run, (dx_hat, dlog_scale, *(kl_gradients or (None, None))) if one_pass else None
         ctx.set_materialize_grads(False)
         return (elbo, log_lik, kl) if call.terms else elbo
 
@@ -144,17 +150,15 @@ class Bound(Function):
     def backward(ctx: Any, delbo: Any, dlog_lik: Any = None, dkl: Any = None) -> Any:
         """Hand the buffers over; recompute if there are none, by the formula if that must be differentiable."""
         run, buffers, ctx.buffers = ctx.run, ctx.buffers, None
-        call = run.call
+        call, formula = run.call, needs_formula(delbo, dlog_lik, dkl)
+        if buffers and run.complete and delbo is not None and dlog_lik is None and dkl is None and not formula:
+            dx_hat, dlog_scale, dmu, dlogvar = call.density_module.scale_(buffers, delbo, -1.0)
+            dneg_kl = delbo.to(call.latent.compute) if dmu is None else None
+            return None, dx_hat, dlog_scale, dneg_kl, dmu, dlogvar, None, None, None
         x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept = ctx.saved_tensors
         dneg_kl = None if delbo is None else delbo.to(call.latent.compute)
         upstream = dlog_lik if delbo is None else delbo if dlog_lik is None else delbo + dlog_lik
-        formula = needs_formula(delbo, dlog_lik, dkl)
         gradients: Any = (None, None)
-        if buffers is not None and delbo is not None and dlog_lik is None and dkl is None and not formula:
-            *gradients, latent = buffers
-            if latent is not None:
-                dx_hat, dlog_scale, dmu, dlogvar = call.density_module.scale_((*gradients, *latent), delbo, -1.0)
-                return None, dx_hat, dlog_scale, None if mu is not None else dneg_kl, dmu, dlogvar, None, None, None
         if upstream is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             if formula:
                 scale = run.log_scale if log_scale is None else log_scale
@@ -201,8 +205,8 @@ def latent_gradients(
 
 def needs_formula(*upstreams: Tensor | None) -> bool:
     """Whether the gradient must itself be differentiable, or an upstream is a batch of gradients."""
-    batched, legacy = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
-    return torch.is_grad_enabled() or any(batched(u) or legacy(u) for u in upstreams if u is not None)
+    given = [u for u in upstreams if u is not None]
+    return torch.is_grad_enabled() or any(map(is_batched, given)) or any(map(is_legacy_batched, given))
 
 
 def aliases(*tensors: Any) -> list[Any]:

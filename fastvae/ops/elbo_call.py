@@ -15,14 +15,15 @@ from ..reference.elbo import Prior
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 PLAIN = (Tensor, torch.nn.Parameter)
+dispatch_modes, transform = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
 TRACED = "the call is being traced"
 
 
 def unserved_state() -> str | None:
     """Why kernels cannot take a call as things stand, in a few words; None if they can."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or dispatch_modes():
         return TRACED
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if transform() is not None:
         return "the call is under a torch.func transform"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode AD is active"
@@ -56,7 +57,7 @@ def unserved_likelihood(x: Tensor, x_hat: Any, likelihood: Any) -> str | None:
 
 def layout(t: Tensor) -> tuple[Any, ...]:
     """All that a launch plan is made from; AttributeError for what is no tensor."""
-    return type(t), t.shape, t.stride(), t.dtype, t.device
+    return type(t), t.shape, t.is_contiguous() or t.stride(), t.dtype, t.is_cpu or t.device
 
 
 def likelihood_layout(likelihood: Any) -> tuple[Any, ...]:
@@ -119,7 +120,7 @@ class Call:
 
     @staticmethod
     def find(
-        mu: Any, logvar: Any, x: Any, x_hat: Any, prior: Any, likelihood: Any, *options: Any
+        mu: Any, logvar: Any, x: Any, x_hat: Any, prior: Any, likelihood: Any, options: tuple[Any, ...]
     ) -> tuple[Any, "Call | None"]:
         """The key of such calls, and the call if there was one; no key where none can be made, or kernels cannot run.
 
@@ -128,14 +129,12 @@ class Call:
         if unserved_state():
             return None, None
         try:
-            key = (
-                *(layout(mu), layout(logvar)),
-                None if x is None else (*layout(x), x.requires_grad),
-                layout(x_hat) if isinstance(x_hat, Tensor) else callable(x_hat),
-                None if prior is None else tuple(map(layout, prior)),
-                None if likelihood is None else likelihood_layout(likelihood),
-                options,
-            )
+            key: tuple[Any, ...] = (options, layout(mu), layout(logvar))
+            if x is not None:
+                key += layout(x), x.requires_grad, layout(x_hat) if isinstance(x_hat, Tensor) else callable(x_hat)
+                key += (likelihood_layout(likelihood),)
+            if prior is not None:
+                key += tuple(map(layout, prior))
             return key, KNOWN.get(key)
         except (AttributeError, TypeError):
             return None, None

@@ -9,11 +9,7 @@ A kernel is compiled for dtype codes that it holds as constants, and makes its 1
     room = on_stack(1024, T)                # an array of the kernel's own
 """
 
-import ctypes
 import math
-import mmap
-import threading
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -197,60 +193,6 @@ def weight_at(address, i, factor, code):
     """``factor`` times element i of the upstream gradient at ``address``, in its dtype; at address 0 stands a 1."""
     weight = like(number(code), factor)
     return weight * array_at(address + i * item_size(code), 1, code)[0] if address else weight
-
-
-LARGE = 4 << 20  # bytes, two huge pages and more
-PAGE = mmap.PAGESIZE
-_madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
-
-
-def _on_huge_pages(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """``torch.empty_strided`` on the CPU, on huge pages where the system has them.
-
-    Fresh memory is mapped at its first touch, page by page: that takes longer than to fill it, three times longer than
-    the whole of a kernel that streams from memory.
-    """
-    t = torch.empty_strided(shape, stride, dtype=dtype)
-    start = -(-t.data_ptr() // PAGE) * PAGE
-    size = t.data_ptr() + t.nbytes - start
-    if _madvise is not None and size > 0:
-        _madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)  # advice only
-    return t
-
-
-def allocator(
-    like: Tensor, dtype: torch.dtype, order: tuple[int, ...] | None = None, draws: int | None = None
-) -> Callable[[Tensor], Tensor]:
-    """A function that makes for each tensor of that layout one of its shape, dense, with nothing in it.
-
-    ``order`` is the `memory_order` of its event dims, in which it is laid out; ``draws`` are K leading blocks of rows.
-    """
-    shape = in_order(like, order).shape if draws is None else (draws, *like.shape)
-    dense = in_order(torch.empty(shape, dtype=dtype, device="meta"), order, back=True)
-    if dense.nbytes >= LARGE:
-        return lambda t: _on_huge_pages(dense.shape, dense.stride(), dtype)
-    if like.dtype == dtype and like.stride() == dense.stride() and draws is None:
-        return torch.empty_like  # by far the fastest
-    return lambda t: torch.empty_strided(dense.shape, dense.stride(), dtype=dtype)
-
-
-class _Scratch(threading.local):
-    """Room for the partial sums of one launch at a time in each thread, kept from call to call."""
-
-    def __init__(self) -> None:
-        self.room = torch.empty(4096, dtype=torch.float64)
-        self.address = self.room.data_ptr()
-
-
-_scratch = _Scratch()
-
-
-def scratch(length: int) -> int:
-    """The address of ``length`` float64 numbers that the next launch in this thread may overwrite."""
-    if _scratch.room.numel() < length:
-        _scratch.room = torch.empty(length, dtype=torch.float64)
-        _scratch.address = _scratch.room.data_ptr()
-    return _scratch.address
 
 
 def compute_dtype(*values: Any) -> torch.dtype:

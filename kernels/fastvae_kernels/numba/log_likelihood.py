@@ -13,18 +13,18 @@ Specification: fastvae/reference/elbo.py (log_likelihood), fastvae/reference/lik
 
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
 from ._math import exp, like, log1p, select, sigmoid, tanh
 from ._memory import (
     CODES,
     F64,
     Rows,
-    allocator,
     array_at,
     compute_dtype,
     in_order,
@@ -32,7 +32,6 @@ from ._memory import (
     memory_order,
     number,
     read,
-    scratch,
     vector,
     weight_at,
     write,
@@ -191,15 +190,6 @@ def make_rows(X: int, H: int, S: int, T: int, E: int, likelihood: int, link: int
     return log_likelihood_rows
 
 
-class Result(NamedTuple):
-    """The ELBO and the log-likelihood, reduced over the batch, and the gradients; None for what was not asked for."""
-
-    elbo: Tensor | None
-    log_lik: Tensor | None
-    dx_hat: Tensor | None
-    dlog_scale: Tensor | None
-
-
 class Density:
     """The log-likelihood for all x, x_hat and log_scale of one layout: what is known before any number is.
 
@@ -237,6 +227,8 @@ class Density:
         self.chunks = max(1, -(-D // CHUNK))
         self.block = max(1, CHUNK // D if D else 1)
         self.summed_block = max(1, -(-N // ROW_BLOCKS))
+        self.sums, self.units = N * self.chunks, self.units_of(self.block)
+        self.kernels: dict[tuple[int, bool], Kernel] = {}
         self.elbo_dtype = torch.promote_types(self.compute, elbo_dtype)
         of_scale = log_scale.dtype if self.form == ELEMENTS and log_scale is not None else x_hat.dtype
         dtypes = x.dtype, x_hat.dtype, of_scale, self.compute, self.elbo_dtype
@@ -248,7 +240,7 @@ class Density:
         self.constant = -D * HALF_LOG_2PI if likelihood == "gaussian" else 0.0
         self.work = x_hat.numel() * NS_PER_ELEMENT.get((likelihood, link, self.form), 1.0)
         self.empty_gradient = allocator(x_hat, x_hat.dtype, self.order)
-        self.log_lik = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute)
+        self.log_lik = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device="cpu")
         self.elbo = self.log_lik.to(self.elbo_dtype)
 
     def evaluate(
@@ -261,10 +253,11 @@ class Density:
         elbo: Tensor | None = None,
         need_dlog_scale: bool = False,
         want_log_lik: bool = True,
-    ) -> Result:
-        """Launch: values if ``neg_kl`` is given, the KL term in final units that is added to them; gradients if
-        ``weight`` is, the upstream of the log-likelihood as it is reduced: a number, 0-d, or ``[N]`` for "none".
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Launch, for ``(elbo, log_lik, dx_hat, dlog_scale)``, None for what is not asked for.
 
+        Values if ``neg_kl`` is given, the KL term in final units that is added to them; gradients if ``weight`` is, the
+        upstream of the log-likelihood as it is reduced: a number, 0-d, or ``[N]`` for "none".
         ``elbo`` is where to write the ELBO; it may be ``neg_kl`` itself.
         """
         x, h = self.x.of(x), self.x_hat.of(x_hat)
@@ -276,7 +269,7 @@ class Density:
         if form == ONE:
             one_log_scale = float(log_scale)
             if need_dlog_scale:
-                dlog_scale = torch.empty((), dtype=torch.float64)
+                dlog_scale = torch.empty((), dtype=torch.float64, device="cpu")
                 dlog_scale_ = dlog_scale.data_ptr()
         elif isinstance(log_scale, Tensor):
             s, s_row = in_order(log_scale.expand(self.scale_shape), self.order).contiguous(), self.s_row
@@ -302,20 +295,26 @@ class Density:
             if neg_kl.dtype != elbo.dtype or not neg_kl.is_contiguous():
                 neg_kl = neg_kl.to(elbo.dtype).contiguous()
             neg_kl_, elbo_ = neg_kl.data_ptr(), elbo.data_ptr()
-        run(
-            make_rows(*self.codes, *self.variant, form, gradient),
-            (
-                *(self.N, self.K, self.D, block, self.x.stride, self.x_hat.stride, s_row),
-                *(x.data_ptr(), h.data_ptr(), s.data_ptr(), dx_hat_, 0 if ds is None else ds.data_ptr(), w_, w_row),
-                *(scratch(self.N * self.chunks), neg_kl_, elbo_, log_lik_, dlog_scale_),
-                *(factor, self.x_scale, one_log_scale, self.constant - self.D * one_log_scale, self.mean),
-            ),
-            max(1, -(-self.N // block)) * self.chunks,
-            self.work,
-        )
+        kernel = self.kernels.get((form, gradient)) or self.kernel(form, gradient)
+        args = (
+            self.N, self.K, self.D, block, self.x.stride, self.x_hat.stride, s_row,
+            x.data_ptr(), h.data_ptr(), s.data_ptr(), dx_hat_, 0 if ds is None else ds.data_ptr(), w_, w_row,
+            scratch(self.sums), neg_kl_, elbo_, log_lik_, dlog_scale_,
+            factor, self.x_scale, one_log_scale, self.constant - self.D * one_log_scale, self.mean,
+        )  # fmt: skip
+        run(kernel, args, self.units if block == self.block else self.units_of(block), self.work)
         if need_dlog_scale and isinstance(log_scale, Tensor):
             dlog_scale = self.reduce_dlog_scale(dlog_scale if ds is None else ds, form, log_scale)
-        return Result(elbo if neg_kl is not None else None, log_lik, dx_hat, dlog_scale)
+        return elbo if neg_kl is not None else None, log_lik, dx_hat, dlog_scale
+
+    def units_of(self, block: int) -> int:
+        """How many units there are of so many rows."""
+        return max(1, -(-self.N // block)) * self.chunks
+
+    def kernel(self, form: int, gradient: bool) -> Kernel:
+        """The kernel, to be found in ``kernels`` next time."""
+        self.kernels[form, gradient] = made = make_rows(*self.codes, *self.variant, form, gradient)
+        return made
 
     def reduce_dlog_scale(self, gradient: Any, form: int, log_scale: Tensor) -> Tensor:
         """The gradient as the kernel left it, in the shape, memory order and dtype of log_scale."""

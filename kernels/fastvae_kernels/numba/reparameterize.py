@@ -12,11 +12,12 @@ Specification: fastvae/reference/elbo.py (reparameterize, kl_elements), fastvae/
 """
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._kl import COLUMNS, LATENT, kl_element, kl_element_to_unit, make_columns
 from ._math import exp, expm1, fma, like, select
@@ -26,7 +27,6 @@ from ._memory import (
     U8,
     U32,
     Rows,
-    allocator,
     array_at,
     compute_dtype,
     gather,
@@ -35,7 +35,6 @@ from ._memory import (
     on_stack,
     put,
     read,
-    scratch,
     sum_of,
     vector,
     weight_at,
@@ -243,18 +242,6 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
     return sample_and_kl_backward
 
 
-class Forward(NamedTuple):
-    """Draws; the KL term of the ELBO, -beta KL with its floor, and the raw KL, both reduced; latent elements kept;
-    gradients of minus the KL term in mu and logvar, where they could be had in passing.
-    """
-
-    z: Tensor | None
-    neg_kl: Tensor | None
-    kl: Tensor | None
-    kept: Tensor | None
-    gradients: tuple[Tensor, Tensor] | None
-
-
 class Latent:
     """Sampling and the KL for all posteriors of one layout: what is known before any number is.
 
@@ -280,10 +267,12 @@ class Latent:
         self.sizes = *strides, N, L, num_samples or 1, group, piece
         self.mean = {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]  # 0: each row has its own value
         self.codes = CODES[dtype], CODES[self.compute]
+        self.forwards: list[Kernel | None] = [None, None]  # without draws and with
+        self.sums = 2 * N * self.pieces
         self.ns_sample, self.ns_kl = N * L * NS_SAMPLE * (num_samples or 1), N * L * NS_KL
         self.empty_gradient, self.empty_prior = allocator(mu, dtype), allocator(mu, self.compute)
         self.empty_z = self.empty_gradient if num_samples is None else allocator(mu, dtype, draws=num_samples)
-        self.value = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute)
+        self.value = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device="cpu")
 
     def operands(self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
         """The tensors with dense rows, to be kept alive, and the fields of LATENT."""
@@ -307,10 +296,12 @@ class Latent:
         want_raw: bool = True,
         want_gradients: bool = False,
         first_row: int = 0,
-    ) -> Forward:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
         """Launch: draws if there is a seed, and the KL if it is wanted, as it is besides in final units if wanted raw.
 
-        ``neg_kl`` is where to write it in final units.
+        ``neg_kl`` is where to write it in final units. Gives z; the KL term of the ELBO, -beta KL with its floor, and
+        the raw KL, both reduced; the latent elements kept; and the gradients of minus the KL term in mu and logvar,
+        where they could be had in passing.
         """
         _alive, latent = self.operands(mu, logvar, prior)
         z = kl = kept = gradients = None
@@ -333,14 +324,22 @@ class Latent:
         if seed is not None:
             z, work, seed_ = self.empty_z(mu), work + self.ns_sample, int(seed)
             z_ = z.data_ptr()
-        addresses = kept_, z_, dmu_, dlogvar_, neg_kl_, kl_, scratch(2 * self.N * self.pieces)
-        args = *latent, seed_, first_row, *addresses, float(beta), floor, self.mean
-        run(make_forward(*self.codes, z is not None), args, self.units, work)
-        return Forward(z, neg_kl, kl, kept, gradients)
+        kernel = self.forwards[z is not None] or self.forward_kernel(z is not None)
+        args = (
+            *latent, seed_, first_row,
+            kept_, z_, dmu_, dlogvar_, neg_kl_, kl_, scratch(self.sums), float(beta), floor, self.mean,
+        )  # fmt: skip
+        run(kernel, args, self.units, work)
+        return z, neg_kl, kl, kept, gradients
+
+    def forward_kernel(self, sample: bool) -> Kernel:
+        """The kernel, kept for the next call."""
+        self.forwards[sample] = made = make_forward(*self.codes, sample)
+        return made
 
     def kept(self, latent: tuple[int, ...], free_bits: float) -> Tensor:
         """Which latent elements have a batch mean above lambda, ``[L]`` of bool."""
-        columns = torch.empty(self.L, dtype=torch.float64)
+        columns = torch.empty(self.L, dtype=torch.float64, device="cpu")
         if self.L:
             run(make_columns(*self.codes), (*latent, columns.data_ptr()), -(-self.L // COLUMNS), self.ns_kl)
         return ~(columns / self.N <= free_bits)  # this way round NaN stays visible

@@ -1,0 +1,116 @@
+"""Memory that a launch writes to: tensors given away, kept for the next call once nobody else holds them, and scratch.
+
+    empty = allocator(x_hat, x_hat.dtype)    # once a layout
+    dx_hat = empty(x_hat)                    # like torch.empty_like: anybody's to keep, to change and to drop
+    address = scratch(100)                   # of 100 float64 numbers, good for one launch
+
+The system maps fresh memory at its first touch, page by page, filled with zeros: at 10 MB that takes as long as a
+kernel that streams through it, at 50 MB longer. A training loop drops its gradients after each step and asks for as
+many again, so the last `MOST_KEPT` large buffers, of at most `KEPT_BYTES` together, are remembered. One is given out
+again when no tensor, no view and no Python object but this memory of it refers to its storage.
+"""
+
+import ctypes
+import mmap
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._memory import in_order
+
+LARGE = 4 << 20  # bytes; smaller ones come from memory that malloc has at hand
+MOST_KEPT = 16
+KEPT_BYTES = 256 << 20
+PAGE = mmap.PAGESIZE
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
+
+
+class _Buffers:
+    """Storages given out before, the last used at the end."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+        self.lock = threading.Lock()
+
+    def empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, nbytes: int) -> Tensor:
+        """``torch.empty_strided`` on the CPU, in memory touched before if there is any."""
+        with self.lock:  # up to where the tensor holds the storage
+            i = next((i for i in range(len(self.kept)) if self.kept[i].nbytes() == nbytes and self.free(i)), None)
+            storage = _huge_pages(torch.UntypedStorage(nbytes)) if i is None else self.kept.pop(i)
+            self.kept.append(storage)
+            while len(self.kept) > MOST_KEPT or sum(s.nbytes() for s in self.kept) > KEPT_BYTES:
+                del self.kept[0]  # whoever holds it as well is not concerned
+            return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, stride)
+
+    def free(self, i: int) -> bool:
+        """Whether nobody else refers to a storage: neither a tensor nor, through its Python object, anybody."""
+        storage = self.kept[i]
+        return torch._C._storage_Use_Count(storage._cdata) == 1 and sys.getrefcount(storage) == ALONE
+
+
+def _references() -> int:
+    """What ``sys.getrefcount`` says in `_Buffers.free` of a storage that nobody else holds."""
+    kept = [torch.UntypedStorage(0)]
+    storage = kept[0]
+    return sys.getrefcount(storage)
+
+
+ALONE = _references()
+_buffers = _Buffers()
+
+
+def forget() -> None:
+    """Give back to the system what is kept for the next calls."""
+    with _buffers.lock:
+        _buffers.kept.clear()
+
+
+def _huge_pages(storage: Any) -> Any:
+    """That storage, on huge pages where the system has them: fewer to map."""
+    start = -(-storage.data_ptr() // PAGE) * PAGE
+    size = storage.data_ptr() + storage.nbytes() - start
+    if _madvise is not None and size > 0:
+        _madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)  # advice only
+    return storage
+
+
+def allocator(
+    like: Tensor, dtype: torch.dtype, order: tuple[int, ...] | None = None, draws: int | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A function that makes for each tensor of that layout one of its shape, dense, with nothing in it.
+
+    ``order`` is the `memory_order` of its event dims, in which it is laid out; ``draws`` are K leading blocks of rows.
+    """
+    shape = in_order(like, order).shape if draws is None else (draws, *like.shape)
+    dense = in_order(torch.empty(shape, dtype=dtype, device="meta"), order, back=True)
+    if dense.nbytes >= LARGE and hasattr(torch._C, "_storage_Use_Count"):
+        return lambda t: _buffers.empty(dense.shape, dense.stride(), dtype, dense.nbytes)
+    if like.dtype == dtype and like.stride() == dense.stride() and draws is None:
+        return torch.empty_like  # by far the fastest
+    return lambda t: torch.empty_strided(dense.shape, dense.stride(), dtype=dtype, device="cpu")
+
+
+class _Scratch(threading.local):
+    """Room for the partial sums of one launch at a time in each thread, kept from call to call."""
+
+    def __init__(self) -> None:
+        self.make(4096)
+
+    def make(self, length: int) -> None:
+        """Room for as many."""
+        self.room = torch.empty(length, dtype=torch.float64, device="cpu")
+        self.length, self.address = length, self.room.data_ptr()
+
+
+_scratch = _Scratch()
+
+
+def scratch(length: int) -> int:
+    """The address of ``length`` float64 numbers that the next launch in this thread may overwrite."""
+    if _scratch.length < length:
+        _scratch.make(length)
+    return _scratch.address
