@@ -45,11 +45,12 @@ def test_the_import_reader_sees_every_form(tmp_path):
     assert set(imports(init, "top.a")) == {"top.a", "top.a.c"}
 
 
+SHARED = ("fastvae_kernels.rows", "fastvae_kernels.coefficients")
 # What each layer may import beside the standard library. Above them all is the rest of fastvae.
 LAYERS = {
     "fastvae/reference": ("torch", "fastvae.reference"),
-    "kernels/fastvae_kernels/numba": ("torch", "numpy", "numba", "llvmlite", "fastvae_kernels.numba"),
-    "kernels/fastvae_kernels/triton": ("torch", "triton", "fastvae_kernels.triton"),
+    "kernels/fastvae_kernels/numba": ("torch", "numpy", "numba", "llvmlite", "fastvae_kernels.numba", *SHARED),
+    "kernels/fastvae_kernels/triton": ("torch", "triton", "fastvae_kernels.triton", *SHARED),
 }
 
 

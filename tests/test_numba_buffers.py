@@ -11,7 +11,7 @@ import torch
 import fastvae
 from fastvae_kernels.numba import _buffers
 from fastvae_kernels.numba._buffers import allocator, scratch
-from fastvae_kernels.numba._memory import in_order, memory_order
+from fastvae_kernels.rows import in_order, memory_order
 
 rand = torch.rand
 LIKE = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastvae_kernels.numba._memory import Rows, in_order, memory_order
+from fastvae_kernels.rows import Rows, in_order, memory_order
 
 
 def images(*shape):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._memory import in_order
+from ..rows import in_order
 
 LARGE = 4 << 20  # bytes; smaller ones come from memory that malloc has at hand
 MOST_KEPT = 16

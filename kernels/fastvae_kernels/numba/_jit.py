@@ -32,8 +32,8 @@ FASTMATH = frozenset({"contract", "nsz"})
 HEADER = "4q"  # of each block: `_threads` counts in it
 
 # Numba asks of a cached kernel only whether its own file changed, and would go on using the old `_math.py` inlined
-# in it. Here a kernel is fresh while no file of this folder has changed.
-_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+# in it. Here a kernel is fresh while no file of this folder, nor of the one above, has changed.
+_SOURCES = sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parents[1].glob("*.py")])
 _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
 
 

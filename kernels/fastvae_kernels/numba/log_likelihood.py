@@ -18,18 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rows import Rows, compute_dtype, in_order, memory_order
 from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
 from ._math import exp, like, log1p, select, sigmoid, tanh
 from ._memory import (
     CODES,
     F64,
-    Rows,
     array_at,
-    compute_dtype,
-    in_order,
     item_size,
-    memory_order,
     number,
     read,
     vector,

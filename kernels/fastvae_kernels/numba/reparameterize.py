@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rows import Rows, compute_dtype
 from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._kl import COLUMNS, LATENT, kl_element, kl_element_to_unit, make_columns
@@ -26,9 +27,7 @@ from ._memory import (
     F64,
     U8,
     U32,
-    Rows,
     array_at,
-    compute_dtype,
     gather,
     item_size,
     number,
