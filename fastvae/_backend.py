@@ -57,7 +57,8 @@ def choose(op: str, backend: str, device: torch.device, unserved: str | None = N
     ``unserved`` is the reason why no kernel can take this very call, if there is one.
     """
     if backend == "auto":
-        return next((b for b in DEVICES if not unserved and why_not(op, b, device) is None), "reference")
+        natural = (b for b in DEVICES if DEVICES[b] == device.type and not unserved)  # the interpreter is asked for
+        return next((b for b in natural if why_not(op, b, device) is None), "reference")
     if backend != "reference" and (reason := why_not(op, backend, device) or unserved):
         raise BackendError(f"backend={backend!r} cannot serve {op}: {reason}")
     return backend
@@ -65,13 +66,18 @@ def choose(op: str, backend: str, device: torch.device, unserved: str | None = N
 
 def why_not(op: str, backend: str, device: torch.device) -> str | None:
     """Why a kernel backend cannot serve an op on a device, in a few words; None if it can."""
-    if device.type != DEVICES[backend]:
+    if device.type != DEVICES[backend] and not (backend == "triton" and device.type == "cpu" and interpreted()):
         return f"it runs on {DEVICES[backend]} tensors, these are on {device.type}"
     if not INSTALLED[backend]:
         return f"{backend} is not installed"
     if not HAS_KERNEL[op, backend]:
         return "it has no kernel for this yet"
     return None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on the CPU: to test them where there is no GPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def launcher(kernel: str, backend: str) -> ModuleType:

@@ -214,8 +214,8 @@ def _evaluate(
     weights = {"prior": prior, "seed": seed, "beta": beta, "free_bits": free_bits}
     if backend != "reference":
         strict = backend != "auto"
-        unserved = elbo_call.unserved_posterior(mu, logvar, prior) or elbo_call.unserved_likelihood(
-            x, x_hat, likelihood
+        unserved = elbo_call.unserved_posterior(backend, mu, logvar, prior) or elbo_call.unserved_likelihood(
+            backend, x, x_hat, likelihood
         )
         unserved = unserved or ("beta requires grad" if learned else None)
         if strict and torch.compiler.is_compiling():
@@ -295,7 +295,10 @@ def reparameterize(
     check_seed(seed, mu.device)
     if call is None and backend != "reference":
         backend = _backend.choose(
-            "reparameterize", backend, mu.device, elbo_call.unserved_posterior(mu, logvar) or elbo_call.unserved_state()
+            "reparameterize",
+            backend,
+            mu.device,
+            elbo_call.unserved_posterior(backend, mu, logvar) or elbo_call.unserved_state(),
         )
         if backend != "reference":
             call = elbo_call.remember(key, elbo_call.Call(backend, mu, logvar, None, num_samples=num_samples))
@@ -353,7 +356,7 @@ def kl_divergence(
         check_posterior(mu, logvar, prior)
         check_reduction(reduction, mu.shape[0])
         if backend != "reference":
-            unserved = elbo_call.unserved_posterior(mu, logvar, prior) or elbo_call.unserved_state()
+            unserved = elbo_call.unserved_posterior(backend, mu, logvar, prior) or elbo_call.unserved_state()
             backend = _backend.choose("kl_divergence", backend, mu.device, unserved)
             if backend != "reference":
                 call = elbo_call.remember(key, elbo_call.Call(backend, mu, logvar, prior, reduction=reduction))

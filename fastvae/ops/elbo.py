@@ -84,6 +84,7 @@ class Run:
         self.density = density or self.call.plan_density(x, x_hat, log_scale)
         self.one_pass = (
             x_hat.requires_grad
+            and x_hat.dtype is not torch.float16  # stored, it would underflow before a GradScaler's upstream
             and self.call.reduction != "none"
             and torch.is_grad_enabled()
             and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
@@ -251,7 +252,7 @@ def elbo_terms(
     else:
         z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), run)
         x_hat, likelihood, decoded_scale = decode_with(x_hat, z, likelihood, call.num_samples)
-        if reason := unserved_likelihood(x, x_hat, likelihood):  # the decoder's dtype has no kernel
+        if reason := unserved_likelihood(call.backend, x, x_hat, likelihood):  # the decoder's dtype has no kernel
             if call.strict:
                 raise _backend.BackendError(f"backend={call.backend!r} cannot serve elbo: {reason}")
             scale = likelihood.get_log_scale() if call.gaussian else 0.0

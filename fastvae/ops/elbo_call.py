@@ -13,7 +13,7 @@ from .. import _backend
 from ..likelihoods import Bernoulli, Gaussian
 from ..reference.elbo import Prior
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # of every backend; Triton has float16 as well
 PLAIN = (Tensor, torch.nn.Parameter)
 dispatch_modes, transform = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
 TRACED = "the call is being traced"
@@ -41,18 +41,23 @@ def unserved_tensors(dtypes: tuple[torch.dtype, ...], *tensors: Any) -> str | No
     return None
 
 
-def unserved_posterior(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> str | None:
+def dtypes(t: Tensor, backend: str) -> tuple[torch.dtype, ...]:
+    """Those of the kernels that would serve a tensor."""
+    return (*DTYPES, torch.float16) if t.is_cuda or backend == "triton" else DTYPES
+
+
+def unserved_posterior(backend: str, mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> str | None:
     """Why not, for sampling and the KL of these tensors."""
-    return unserved_tensors(DTYPES, mu, logvar, *(prior or ()))
+    return unserved_tensors(dtypes(mu, backend), mu, logvar, *(prior or ()))
 
 
-def unserved_likelihood(x: Tensor, x_hat: Any, likelihood: Any) -> str | None:
+def unserved_likelihood(backend: str, x: Tensor, x_hat: Any, likelihood: Any) -> str | None:
     """Why not, for the log-likelihood of these."""
     if type(likelihood) not in (Gaussian, Bernoulli):
         return f"there is no kernel for the likelihood {type(likelihood).__name__}"
     if x.requires_grad:
         return "x requires grad"
-    return unserved_tensors((*DTYPES, torch.uint8, torch.bool), x, x_hat)
+    return unserved_tensors((*dtypes(x, backend), torch.uint8, torch.bool), x, x_hat)
 
 
 def layout(t: Tensor) -> tuple[Any, ...]:

@@ -1,0 +1,383 @@
+"""Log-likelihood of x under a decoder's output, and its gradient, in one pass: Triton.
+
+    log_lik[n]       = 1/K sum_k sum_d log p(x_nd | x_hat_knd)
+    dx_hat[k, n, d]  = weight[n] / K  d log p / d x_hat        dlog_scale likewise, summed where log_scale is shared
+
+Traffic, elements: reads x and x_hat once, writes dx_hat if it is wanted: 3 N D with the gradient, 2 N D without; x is
+read once for all K draws. Floor: a device copy of as many bytes.
+Layout: rows dense in memory, any stride between them. A program takes tiles of R rows by C columns, R and C from D and
+the dtype alone; it sums a row of a tile in the compute dtype. The last program to arrive adds the tiles in index order
+in float64, so that bits depend neither on who came when nor, row by row, on the batch.
+Specification: fastvae/reference/elbo.py (log_likelihood), fastvae/reference/likelihoods.py
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..rows import Rows, compute_dtype, in_order, memory_order
+from ._launch import counters, launch, tile, vector_width
+from ._math import exp, log1p, number, sigmoid, tanh
+
+LIKELIHOODS = {"gaussian": 0, "bernoulli": 1}
+LINKS = {"identity": 0, "sigmoid": 1, "tanh": 2}
+GAUSSIAN, SIGMOID, TANH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+# Log-scales: a number, one element of a tensor, or elements.
+NUMBER, ONE, ELEMENTS = range(3)
+ONE_, ELEMENTS_ = tl.constexpr(ONE), tl.constexpr(ELEMENTS)
+# The gradient of log_scale: not wanted; of one number; of elements, written, or summed over a program's rows.
+UNWANTED, OF_ONE, WRITTEN, SUMMED = range(4)
+OF_ONE_, WRITTEN_, SUMMED_ = tl.constexpr(OF_ONE), tl.constexpr(WRITTEN), tl.constexpr(SUMMED)
+# The upstream: none, so no gradient; a number; a 0-d tensor; one of each row.
+NO_GRADIENT, PLAIN, SCALAR, PER_ROW = range(4)
+SCALAR_, PER_ROW_ = tl.constexpr(SCALAR), tl.constexpr(PER_ROW)
+
+TILE_BYTES = 8192  # of x_hat: four 16-byte loads in flight for each of 128 threads
+MOST_PROGRAMS = 4096  # some fill a GPU many times over; more would queue up at the counter
+SUMMED_BLOCKS = 64  # partial sums over rows of a per-feature gradient
+FINISH = tl.constexpr(1024)
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+UNTYPED = ["N", "K", "DV", "chunks", "per", "blocks", "x_row", "h_row", "s_row", "w_row"]
+
+
+@triton.jit
+def link_at(a, LINK: tl.constexpr):
+    """The decoder's last function at a, and its derivative."""
+    if LINK == SIGMOID:
+        m = sigmoid(a)
+        return m, m * (number(a, 1.0) - m)
+    elif LINK == TANH:  # noqa: RET505 - the compiler must not see what follows
+        m = tanh(a)
+        return m, number(a, 1.0) - m * m
+    else:
+        return a, number(a, 1.0)
+
+
+@triton.jit
+def gaussian(x, m, inverse_scale, log_scale):
+    """log N(x; m, scale^2) but for the constant, and its derivatives in m and in log_scale."""
+    r = (x - m) * inverse_scale
+    return number(r, -0.5) * (r * r) - log_scale, r * inverse_scale, r * r - number(r, 1.0)
+
+
+@triton.jit
+def bernoulli(x, a):
+    """x log s(a) + (1 - x) log s(-a), and its derivative; log s(a) = min(a, 0) - log1p(e^-|a|)."""
+    zero = number(a, 0.0)
+    low, high = tl.where(a < zero, a, zero), tl.where(a > zero, -a, zero)
+    value = x * low + (number(a, 1.0) - x) * high - log1p(exp(-tl.abs(a)))
+    return value, x - sigmoid(a)
+
+
+@triton.jit
+def total_of(partial, count):
+    """The sum of ``count`` numbers that other programs wrote, in a fixed order, in float64."""
+    o = tl.arange(0, FINISH)
+    acc = tl.zeros([FINISH], tl.float64)
+    for start in range(0, count, FINISH):
+        i = start + o
+        acc += tl.load(partial + i, mask=i < count, other=0.0, cache_modifier=".cg").to(tl.float64)
+    return tl.sum(acc, 0)
+
+
+@triton.jit(do_not_specialize=UNTYPED)
+def log_likelihood_fwd_kernel(
+    x, h, s, dh, ds, w, neg_kl, elbo, log_lik, dlog_scale, partial, counter,
+    N: tl.int64, K: tl.int32, DV: tl.int32, chunks: tl.int32, per: tl.int32, blocks: tl.int64,
+    x_row: tl.int64, h_row: tl.int64, s_row: tl.int64, w_row: tl.int32,
+    factor: tl.float64, x_scale: tl.float64, number_log_scale: tl.float64, constant: tl.float64, mean: tl.float64,
+    R: tl.constexpr, C: tl.constexpr, V: tl.constexpr, T: tl.constexpr, LIKELIHOOD: tl.constexpr, LINK: tl.constexpr,
+    SCALE: tl.constexpr, DS: tl.constexpr, WEIGHT: tl.constexpr, VALUES: tl.constexpr, EACH: tl.constexpr,
+    CHUNKED: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """Rows in units of V elements; row k N + n of x_hat is draw k of x's row n. EACH: a value for each row."""
+    pid = tl.program_id(0)
+    chunk = pid % chunks
+    group = (pid // chunks).to(tl.int64)
+    D = DV * V
+    first = chunk * C
+    cols = tl.arange(0, C)
+    inside = first + cols < D
+    length = tl.minimum(D - first, C).to(T)
+    log_scale = tl.full((), number_log_scale, T)
+    if SCALE == ONE_:
+        log_scale = tl.load(s).to(T)
+    weight_of_all = tl.full((), factor, T)
+    if WEIGHT == SCALAR_:
+        weight_of_all = weight_of_all * tl.load(w).to(T)
+    full_constant = tl.full((), constant, tl.float64)
+    if LIKELIHOOD == GAUSSIAN:
+        full_constant -= D.to(tl.float64) * log_scale.to(tl.float64)
+    ds_sum = tl.zeros([C], T)
+    for i in range(tl.minimum(per, blocks - group * per)):
+        b = group * per + i
+        n = b * R + tl.arange(0, R).to(tl.int64)  # [R]
+        live = n < N
+        mask = live[:, None] & inside[None, :]  # [R, C]
+        value_x = tl.load(x + ((n * (x_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0).to(T)
+        if SCALED:
+            value_x = value_x * tl.full((), x_scale, T)
+        weight = tl.zeros([R], T) + weight_of_all
+        if WEIGHT == PER_ROW_:
+            weight = weight * tl.load(w + n * w_row, mask=live, other=0.0).to(T)
+        acc = tl.zeros([R], T)
+        for k in range(K):
+            row = k * N + n
+            o = (row * (h_row * V))[:, None] + first + cols[None, :]
+            out = (row * DV * V)[:, None] + first + cols[None, :]  # known to be a multiple of V
+            a = tl.load(h + o, mask=mask, other=0.0).to(T)
+            if LIKELIHOOD == GAUSSIAN:
+                m, dm = link_at(a, LINK)
+                if SCALE == ELEMENTS_:
+                    ls = tl.load(s + ((row * (s_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0).to(T)
+                    value, slope, scale_slope = gaussian(value_x, m, exp(-ls), ls)
+                    if DS == WRITTEN_:
+                        tl.store(ds + out, (weight[:, None] * scale_slope).to(ds.dtype.element_ty), mask=mask)
+                    elif DS == SUMMED_:
+                        ds_sum += tl.sum(tl.where(mask, weight[:, None] * scale_slope, 0.0), 0)
+                else:
+                    value, slope, scale_slope = gaussian(value_x, m, exp(-log_scale), tl.zeros([], T))
+                slope = slope * dm
+            else:
+                value, slope = bernoulli(value_x, a)
+            acc += tl.sum(tl.where(mask, value, 0.0), 1)
+            if WEIGHT != 0:
+                tl.store(dh + out, (weight[:, None] * slope).to(dh.dtype.element_ty), mask=mask)
+        t = b * chunks + chunk
+        if DS == OF_ONE_:  # sum_d (r^2 - 1), from the same sums, of -r^2 / 2
+            part = weight * (acc * -2.0 - length * K.to(T))
+            tl.store(partial + blocks * chunks + t, tl.sum(tl.where(live, part, 0.0), 0))
+        if VALUES:
+            if EACH and not CHUNKED:
+                value_n = acc.to(tl.float64) / K + full_constant
+                if log_lik is not None:
+                    tl.store(log_lik + n, value_n.to(log_lik.dtype.element_ty), mask=live)
+                value_n += tl.load(neg_kl + n, mask=live, other=0.0).to(tl.float64)
+                tl.store(elbo + n, value_n.to(elbo.dtype.element_ty), mask=live)
+            else:
+                tl.store(partial + t, tl.sum(acc, 0))  # rows beyond the last are all masked
+            if EACH and CHUNKED:  # R is 1
+                tl.debug_barrier()
+                if tl.atomic_add(counter + 1 + b, 1) == chunks - 1:
+                    value_b = total_of(partial + b * chunks, chunks) / K + full_constant
+                    if log_lik is not None:
+                        tl.store(log_lik + b, value_b.to(log_lik.dtype.element_ty))
+                    value_b += tl.load(neg_kl + b).to(tl.float64)
+                    tl.store(elbo + b, value_b.to(elbo.dtype.element_ty))
+                    tl.store(counter + 1 + b, 0)
+    if DS == SUMMED_:
+        tl.store(ds + group * D + first + cols, ds_sum.to(ds.dtype.element_ty), mask=inside)
+    if (VALUES and not EACH) or DS == OF_ONE_:
+        tl.debug_barrier()
+        if tl.atomic_add(counter, 1) == tl.num_programs(0) - 1:
+            if VALUES and not EACH:
+                value = (total_of(partial, blocks * chunks) / K + full_constant * N) * tl.full((), mean, tl.float64)
+                if log_lik is not None:
+                    tl.store(log_lik, value.to(log_lik.dtype.element_ty))
+                value += tl.load(neg_kl).to(tl.float64)
+                tl.store(elbo, value.to(elbo.dtype.element_ty))
+            if DS == OF_ONE_:
+                tl.store(dlog_scale, total_of(partial + blocks * chunks, blocks * chunks))
+            tl.store(counter, 0)
+
+
+class Density:
+    """The log-likelihood for all x, x_hat and log_scale of one layout: what is known before any number is.
+
+    The tensors given are looked at for shape, strides and dtype only; each launch takes tensors that agree in these.
+    ``log_scale`` is None where it is a number.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        log_scale: Tensor | None,
+        *,
+        likelihood: str,
+        link: str,
+        num_samples: int | None,
+        reduction: str,
+        x_scale: float | None,
+        elbo_dtype: torch.dtype,
+    ) -> None:
+        N, K, device = x.shape[0], num_samples or 1, x_hat.device
+        D = x.numel() // N if N else 0
+        self.N, self.K, self.D, self.num_samples = N, K, D, num_samples
+        self.compute = compute_dtype(x, x_hat, log_scale)
+        event = x.dim() - 1
+        self.order = memory_order(x_hat, event)
+        self.x, self.x_hat = Rows(x, x.dtype, self.order), Rows(x_hat, x_hat.dtype, self.order, num_samples is not None)
+        self.form, self.s_row, self.scale_shape = NUMBER, 0, tuple(x_hat.shape)
+        if log_scale is not None:
+            self.form = ONE
+        if log_scale is not None and log_scale.numel() != 1:
+            self.form, self.s_row = ELEMENTS, D
+            lead = x_hat.dim() - event
+            aligned = (1,) * (x_hat.dim() - log_scale.dim()) + tuple(log_scale.shape)
+            if all(size == 1 for size in aligned[:lead]):  # the same for all rows: one row of it
+                self.s_row, self.scale_shape = 0, (*aligned[:lead], *x_hat.shape[lead:])
+        self.R, self.C, self.chunks = tile(D, TILE_BYTES // x_hat.element_size())
+        self.blocks = -(-N // self.R)
+        self.V = vector_width((D, self.x.stride, self.x_hat.stride))
+        self.elbo_dtype = torch.promote_types(self.compute, elbo_dtype)
+        self.variant = LIKELIHOODS[likelihood], LINKS[link]
+        self.mean = {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]  # 0: each row has its own value
+        self.weight_factor = (self.mean or 1.0) / K
+        self.x_scale = 1.0 if x_scale is None else float(x_scale)
+        self.constant = -D * HALF_LOG_2PI if likelihood == "gaussian" else 0.0
+        dense = in_order(torch.empty(in_order(x_hat, self.order).shape, device="meta"), self.order, back=True)
+        self.dense = dense.stride()
+        self.log_lik = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device=device)
+        self.elbo = torch.empty_like(self.log_lik, dtype=self.elbo_dtype)
+
+    def evaluate(
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        log_scale: Tensor | float,
+        neg_kl: Tensor | None,
+        weight: Tensor | float | None,
+        elbo: Tensor | None = None,
+        need_dlog_scale: bool = False,
+        want_log_lik: bool = True,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Launch, for ``(elbo, log_lik, dx_hat, dlog_scale)``, None for what is not asked for.
+
+        Values if ``neg_kl`` is given, the KL term in final units that is added to them; gradients if ``weight`` is, the
+        upstream of the log-likelihood as it is reduced: a number, 0-d, or ``[N]`` for "none".
+
+        ``elbo`` is where to write the ELBO; it may be ``neg_kl`` itself.
+        """
+        x, h = self.x.of(x), self.x_hat.of(x_hat)
+        x = x.view(torch.uint8) if x.dtype is torch.bool else x
+        need_dlog_scale = need_dlog_scale and weight is not None
+        per, most = 1, max(1, MOST_PROGRAMS // self.chunks)
+        s = w = dx_hat = log_lik = ds = dlog_scale = None
+        s_row, w_row, factor, number_log_scale, ds_mode = 0, 0, self.weight_factor, 0.0, UNWANTED
+        if not isinstance(log_scale, Tensor):
+            number_log_scale = float(log_scale)
+        elif self.form == ONE:
+            s = log_scale
+            if need_dlog_scale:
+                ds_mode, dlog_scale = OF_ONE, torch.empty((), dtype=torch.float64, device=x_hat.device)
+        else:
+            s, s_row = in_order(log_scale.expand(self.scale_shape), self.order).contiguous(), self.s_row
+            if need_dlog_scale and s_row == 0:
+                ds_mode, most = SUMMED, min(most, SUMMED_BLOCKS)
+            elif need_dlog_scale:
+                ds_mode, ds = WRITTEN, torch.empty_like(s)
+        per = max(1, -(-self.blocks // most))
+        groups = -(-self.blocks // per)
+        if ds_mode == SUMMED:
+            assert s is not None
+            ds = torch.empty((max(groups, 1), *s.shape), dtype=self.compute, device=s.device)
+        mode = NO_GRADIENT if weight is None else PLAIN
+        if isinstance(weight, Tensor):
+            w, w_row, mode = weight, weight.stride(0) if weight.dim() else 0, PER_ROW if weight.dim() else SCALAR
+        elif weight is not None:
+            factor *= weight
+        if weight is not None:
+            dx_hat = torch.empty_strided(x_hat.shape, self.dense, dtype=x_hat.dtype, device=x_hat.device)
+        values, each = neg_kl is not None, self.mean == 0
+        if neg_kl is not None:
+            if elbo is None:
+                elbo = torch.empty_like(self.elbo)
+            if want_log_lik:
+                log_lik = torch.empty_like(self.log_lik)
+            neg_kl = neg_kl.contiguous()
+        counts = each and values and self.chunks > 1
+        partial = torch.empty(2 * self.blocks * self.chunks + 1, dtype=self.compute, device=x_hat.device)
+        counter = counters(x_hat, self.N + 1 if counts else 1)
+        if self.blocks == 0:
+            return self.of_nothing(elbo if values else None, neg_kl, log_lik, dx_hat, ds, dlog_scale, log_scale)
+        launch(
+            log_likelihood_fwd_kernel,
+            groups * self.chunks,
+            (x, h, s, dx_hat, ds, w, neg_kl, elbo if values else None, log_lik, dlog_scale, partial, counter),
+            (
+                *(self.N, self.K, self.D // self.V, self.chunks, per, self.blocks),
+                *(self.x.stride // self.V, self.x_hat.stride // self.V, s_row // self.V, w_row),
+                *(factor, self.x_scale, number_log_scale, self.constant, self.mean),
+            ),
+            (
+                *(self.R, self.C, self.V, TYPES[self.compute], *self.variant),
+                *(self.form, ds_mode, mode, values, each, self.chunks > 1, x.dtype is torch.uint8),
+            ),
+        )
+        if ds_mode != UNWANTED and isinstance(log_scale, Tensor):
+            dlog_scale = self.reduce_dlog_scale(dlog_scale if ds is None else ds, ds_mode, log_scale)
+        return elbo if values else None, log_lik, dx_hat, dlog_scale
+
+    def of_nothing(self, elbo, neg_kl, log_lik, dx_hat, ds, dlog_scale, log_scale):
+        """What `evaluate` gives for an empty batch: no launch."""
+        if elbo is not None:
+            elbo.copy_(neg_kl)
+        if log_lik is not None:
+            log_lik.zero_()
+        if ds is not None or dlog_scale is not None:
+            dlog_scale = torch.zeros_like(log_scale)
+        return elbo, log_lik, dx_hat, dlog_scale
+
+    def reduce_dlog_scale(self, gradient: Any, mode: int, log_scale: Tensor) -> Tensor:
+        """The gradient as the kernel left it, in the shape, memory order and dtype of log_scale."""
+        if mode == OF_ONE:
+            return gradient.to(log_scale.dtype).expand(log_scale.shape)
+        gradient = in_order(gradient.sum(0) if mode == SUMMED else gradient, self.order, back=True)
+        return gradient.sum_to_size(log_scale.shape).to(log_scale.dtype)
+
+
+@triton.jit(do_not_specialize=["a_size", "b_size", "c_size", "d_size"])
+def scale_kernel(
+    a,
+    b,
+    c,
+    d,
+    upstream,
+    a_size: tl.int64,
+    b_size: tl.int64,
+    c_size: tl.int64,
+    d_size: tl.int64,
+    unit: tl.float64,
+    B: tl.constexpr,
+):
+    """Multiply up to four dense arrays by upstream / unit; return at once where that is 1."""
+    factor = tl.load(upstream).to(tl.float64) / tl.full((), unit, tl.float64)
+    if factor != 1.0:
+        scale_array(a, a_size, factor, B)
+        if b is not None:
+            scale_array(b, b_size, factor, B)
+        if c is not None:
+            scale_array(c, c_size, factor, B)
+        if d is not None:
+            scale_array(d, d_size, factor, B)
+
+
+@triton.jit
+def scale_array(a, size, factor, B: tl.constexpr):
+    """One of them, each program every so many blocks."""
+    T: tl.constexpr = tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32
+    step = tl.num_programs(0).to(tl.int64) * B
+    for start in range(tl.program_id(0).to(tl.int64) * B, size, step):
+        o = start + tl.arange(0, B)
+        scaled = tl.load(a + o, mask=o < size).to(T) * factor.to(T)
+        tl.store(a + o, scaled.to(a.dtype.element_ty), mask=o < size)
+
+
+def scale_(gradients: tuple[Tensor | None, ...], upstream: Tensor, unit: float) -> tuple[Tensor | None, ...]:
+    """Gradients for a 0-d upstream from those for the upstream ``unit``, in place, without a look at it from here.
+
+    They are dense, but for a stride of 0 in one that was expanded from a number.
+    """
+    gradients = tuple([g.clone() if g is not None and 0 in g.stride() else g for g in gradients])
+    given = [g for g in gradients if g is not None and g.numel()]
+    if given:
+        padded = [*given, None, None, None][:4]
+        sizes = [0 if g is None else g.numel() for g in padded]
+        launch(scale_kernel, min(2048, -(-max(sizes) // 2048)), (*padded, upstream), (*sizes, unit), (2048,))
+    return gradients
