@@ -1,10 +1,16 @@
 """What every test starts from: a fixed torch seed, one thread, and the same examples of hypothesis in every run."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
 
 from fastvae import _backend
+
+# Before anything imports triton: its kernels then run in the interpreter, on the CPU. A GPU runs them itself.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # No deadline: a loaded machine is no fault of the code. Derandomised: a red test is red for everybody.
 hypothesis.settings.register_profile(

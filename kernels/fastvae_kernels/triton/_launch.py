@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 INTERPRET = triton.knobs.runtime.interpret
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 ALIGNMENT = 16  # bytes of the widest access
 
 _bound: dict[Any, Any] = {}

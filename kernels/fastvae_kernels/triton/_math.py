@@ -2,7 +2,7 @@
 
 The same reductions and polynomials as `fastvae_kernels/numba/_math.py`, where they are told; errors of a few ulp. No
 libdevice: the interpreter has none, and its sine drags in a table. Fused products are written out, since kernels are
-compiled without fusing of their own.
+compiled without fusing of their own. What follows a constant `if` that returns is compiled all the same: write `else`.
 Specification: fastvae/reference/elbo.py (phi)
 """
 
@@ -57,7 +57,8 @@ def divide(a, b):
     """The quotient, correctly rounded."""
     if a.dtype.primitive_bitwidth == 32:
         return tl.div_rn(a, b)
-    return a / b
+    else:
+        return a / b
 
 
 @triton.jit
@@ -65,7 +66,8 @@ def bits(x):
     """The bit pattern, unsigned."""
     if x.dtype.primitive_bitwidth == 32:
         return x.to(tl.uint32, bitcast=True)
-    return x.to(tl.uint64, bitcast=True)
+    else:
+        return x.to(tl.uint64, bitcast=True)
 
 
 @triton.jit
@@ -73,7 +75,8 @@ def constant_bits(x, pair: tl.constexpr):
     """A constant of the unsigned type as wide as x."""
     if x.dtype.primitive_bitwidth == 32:
         return tl.full(x.shape, pair[0], tl.uint32)
-    return tl.full(x.shape, pair[1], tl.uint64)
+    else:
+        return tl.full(x.shape, pair[1], tl.uint64)
 
 
 @triton.jit
@@ -173,7 +176,8 @@ def sqrt(x):
     """The square root, correctly rounded."""
     if x.dtype.primitive_bitwidth == 32:
         return tl.sqrt_rn(x)
-    return tl.sqrt(x)
+    else:
+        return tl.sqrt(x)
 
 
 @triton.jit

@@ -36,9 +36,10 @@ OF_ONE_, WRITTEN_, SUMMED_ = tl.constexpr(OF_ONE), tl.constexpr(WRITTEN), tl.con
 NO_GRADIENT, PLAIN, SCALAR, PER_ROW = range(4)
 SCALAR_, PER_ROW_ = tl.constexpr(SCALAR), tl.constexpr(PER_ROW)
 
-TILE_BYTES = 8192  # of x_hat: four 16-byte loads in flight for each of 128 threads
+TILE_BYTES = 8192  # of x_hat: two 16-byte loads in flight for each of 256 threads, and as many of x
 MOST_PROGRAMS = 4096  # some fill a GPU many times over; more would queue up at the counter
 SUMMED_BLOCKS = 64  # partial sums over rows of a per-feature gradient
+SCALE_BLOCK, SCALE_PROGRAMS = 4096, 2048
 FINISH = tl.constexpr(1024)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -51,7 +52,7 @@ def link_at(a, LINK: tl.constexpr):
     if LINK == SIGMOID:
         m = sigmoid(a)
         return m, m * (number(a, 1.0) - m)
-    elif LINK == TANH:  # noqa: RET505 - the compiler must not see what follows
+    elif LINK == TANH:
         m = tanh(a)
         return m, number(a, 1.0) - m * m
     else:
@@ -85,6 +86,15 @@ def total_of(partial, count):
     return tl.sum(acc, 0)
 
 
+@triton.jit
+def constant_of(constant, D, log_scale, LIKELIHOOD: tl.constexpr):
+    """What the log density of a row has beside the sum over its elements; made where it is used, not kept for long."""
+    value = tl.full((), constant, tl.float64)
+    if LIKELIHOOD == GAUSSIAN:
+        value -= D.to(tl.float64) * log_scale.to(tl.float64)
+    return value
+
+
 @triton.jit(do_not_specialize=UNTYPED)
 def log_likelihood_fwd_kernel(
     x, h, s, dh, ds, w, neg_kl, elbo, log_lik, dlog_scale, partial, counter,
@@ -110,9 +120,6 @@ def log_likelihood_fwd_kernel(
     weight_of_all = tl.full((), factor, T)
     if WEIGHT == SCALAR_:
         weight_of_all = weight_of_all * tl.load(w).to(T)
-    full_constant = tl.full((), constant, tl.float64)
-    if LIKELIHOOD == GAUSSIAN:
-        full_constant -= D.to(tl.float64) * log_scale.to(tl.float64)
     ds_sum = tl.zeros([C], T)
     for i in range(tl.minimum(per, blocks - group * per)):
         b = group * per + i
@@ -154,7 +161,7 @@ def log_likelihood_fwd_kernel(
             tl.store(partial + blocks * chunks + t, tl.sum(tl.where(live, part, 0.0), 0))
         if VALUES:
             if EACH and not CHUNKED:
-                value_n = acc.to(tl.float64) / K + full_constant
+                value_n = acc.to(tl.float64) / K + constant_of(constant, D, log_scale, LIKELIHOOD)
                 if log_lik is not None:
                     tl.store(log_lik + n, value_n.to(log_lik.dtype.element_ty), mask=live)
                 value_n += tl.load(neg_kl + n, mask=live, other=0.0).to(tl.float64)
@@ -164,7 +171,9 @@ def log_likelihood_fwd_kernel(
             if EACH and CHUNKED:  # R is 1
                 tl.debug_barrier()
                 if tl.atomic_add(counter + 1 + b, 1) == chunks - 1:
-                    value_b = total_of(partial + b * chunks, chunks) / K + full_constant
+                    value_b = total_of(partial + b * chunks, chunks) / K + constant_of(
+                        constant, D, log_scale, LIKELIHOOD
+                    )
                     if log_lik is not None:
                         tl.store(log_lik + b, value_b.to(log_lik.dtype.element_ty))
                     value_b += tl.load(neg_kl + b).to(tl.float64)
@@ -176,7 +185,9 @@ def log_likelihood_fwd_kernel(
         tl.debug_barrier()
         if tl.atomic_add(counter, 1) == tl.num_programs(0) - 1:
             if VALUES and not EACH:
-                value = (total_of(partial, blocks * chunks) / K + full_constant * N) * tl.full((), mean, tl.float64)
+                value = (
+                    total_of(partial, blocks * chunks) / K + constant_of(constant, D, log_scale, LIKELIHOOD) * N
+                ) * tl.full((), mean, tl.float64)
                 if log_lik is not None:
                     tl.store(log_lik, value.to(log_lik.dtype.element_ty))
                 value += tl.load(neg_kl).to(tl.float64)
@@ -332,41 +343,33 @@ class Density:
         return gradient.sum_to_size(log_scale.shape).to(log_scale.dtype)
 
 
-@triton.jit(do_not_specialize=["a_size", "b_size", "c_size", "d_size"])
-def scale_kernel(
-    a,
-    b,
-    c,
-    d,
-    upstream,
-    a_size: tl.int64,
-    b_size: tl.int64,
-    c_size: tl.int64,
-    d_size: tl.int64,
-    unit: tl.float64,
-    B: tl.constexpr,
-):
-    """Multiply up to four dense arrays by upstream / unit; return at once where that is 1."""
-    factor = tl.load(upstream).to(tl.float64) / tl.full((), unit, tl.float64)
-    if factor != 1.0:
-        scale_array(a, a_size, factor, B)
-        if b is not None:
-            scale_array(b, b_size, factor, B)
-        if c is not None:
-            scale_array(c, c_size, factor, B)
-        if d is not None:
-            scale_array(d, d_size, factor, B)
-
-
 @triton.jit
-def scale_array(a, size, factor, B: tl.constexpr):
-    """One of them, each program every so many blocks."""
+def scale_array(a, size, factor, V: tl.constexpr, B: tl.constexpr):
+    """Multiply ``size`` V elements, each program every so many blocks."""
     T: tl.constexpr = tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32
     step = tl.num_programs(0).to(tl.int64) * B
-    for start in range(tl.program_id(0).to(tl.int64) * B, size, step):
+    for start in range(tl.program_id(0).to(tl.int64) * B, size * V, step):
         o = start + tl.arange(0, B)
-        scaled = tl.load(a + o, mask=o < size).to(T) * factor.to(T)
-        tl.store(a + o, scaled.to(a.dtype.element_ty), mask=o < size)
+        scaled = tl.load(a + o, mask=o < size * V).to(T) * factor.to(T)
+        tl.store(a + o, scaled.to(a.dtype.element_ty), mask=o < size * V)
+
+
+@triton.jit(do_not_specialize=["a_size", "b_size", "c_size", "d_size"])
+def scale_kernel(
+    a, b, c, d, upstream,
+    a_size: tl.int64, b_size: tl.int64, c_size: tl.int64, d_size: tl.int64, unit: tl.float64,
+    V: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """Multiply up to four dense arrays by upstream / unit; return at once where that is 1. Sizes in units of V."""
+    factor = tl.load(upstream).to(tl.float64) / tl.full((), unit, tl.float64)
+    if factor != 1.0:
+        scale_array(a, a_size, factor, V, B)
+        if b is not None:
+            scale_array(b, b_size, factor, V, B)
+        if c is not None:
+            scale_array(c, c_size, factor, V, B)
+        if d is not None:
+            scale_array(d, d_size, factor, V, B)
 
 
 def scale_(gradients: tuple[Tensor | None, ...], upstream: Tensor, unit: float) -> tuple[Tensor | None, ...]:
@@ -379,5 +382,7 @@ def scale_(gradients: tuple[Tensor | None, ...], upstream: Tensor, unit: float) 
     if given:
         padded = [*given, None, None, None][:4]
         sizes = [0 if g is None else g.numel() for g in padded]
-        launch(scale_kernel, min(2048, -(-max(sizes) // 2048)), (*padded, upstream), (*sizes, unit), (2048,))
+        V = vector_width(sizes)
+        programs = min(SCALE_PROGRAMS, -(-max(sizes) // SCALE_BLOCK))
+        launch(scale_kernel, programs, (*padded, upstream), (*[n // V for n in sizes], unit), (V, SCALE_BLOCK))
     return gradients

@@ -22,8 +22,8 @@ from ._launch import counters, launch, tile, vector_width
 from ._math import exp, expm1, normal4, number, phi
 from .log_likelihood import TYPES, total_of
 
-ELEMENTS = 1024  # of a tile: the noise takes registers
-COLUMN_ROWS, COLUMNS, ROW_BLOCKS = 16, 64, 64  # of a tile of column sums; how many sums a column at most
+TILE_BYTES = 8192  # of mu in float32 and in float64; 2048 elements, 8 for each thread, of what is narrower
+COLUMN_ROWS, COLUMNS, ROW_BLOCKS = 32, 64, 64  # of a tile of column sums; how many sums a column at most
 UNTYPED = ["N", "K", "LV", "chunks", "mu_row", "logvar_row", "mu_p_row", "logvar_p_row", "first_row", "rows"]
 UNTYPED_BACK = [*UNTYPED, "kept_row", "raw_row"]
 
@@ -34,7 +34,7 @@ def kl_element(mu, logvar, mu_p, logvar_p, PRIOR: tl.constexpr):
     if PRIOR:
         r = (mu - mu_p) * exp(number(mu, -0.5) * logvar_p)
         return number(mu, 0.5) * (r * r + phi(logvar - logvar_p))
-    else:  # noqa: RET505 - the compiler must not see what follows
+    else:
         return number(mu, 0.5) * (mu * mu + phi(logvar))
 
 
@@ -62,7 +62,8 @@ def weight_of(beta, beta_number, T: tl.constexpr):
 def reparameterize_fwd_kernel(
     mu, logvar, mu_p, logvar_p, seed, beta, kept, floor, z, dmu, dlogvar, neg_kl, kl, partial, counter,
     N: tl.int64, K: tl.int32, LV: tl.int32, chunks: tl.int32,
-    mu_row: tl.int64, logvar_row: tl.int64, mu_p_row: tl.int64, logvar_p_row: tl.int64, first_row: tl.int64, rows: tl.int64, beta_number: tl.float64, mean: tl.float64,
+    mu_row: tl.int64, logvar_row: tl.int64, mu_p_row: tl.int64, logvar_p_row: tl.int64, first_row: tl.int64,
+    rows: tl.int64, beta_number: tl.float64, mean: tl.float64,
     R: tl.constexpr, C: tl.constexpr, V: tl.constexpr, T: tl.constexpr, PRIOR: tl.constexpr, SAMPLE: tl.constexpr,
     KL: tl.constexpr, KEPT: tl.constexpr, GRADIENT: tl.constexpr, EACH: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
@@ -167,8 +168,8 @@ def kl_columns_kernel(
         for j in range(columns):
             o = j * C + tl.arange(0, C)
             column = tl.zeros([C], tl.float64)
-            for i in range(blocks):
-                column += tl.load(sums + i * L + o, mask=o < L, other=0.0, cache_modifier=".cg")
+            for other in range(blocks):
+                column += tl.load(sums + other * L + o, mask=o < L, other=0.0, cache_modifier=".cg")
             constant = (column / N <= level) & (o < L)  # this way round NaN stays visible
             tl.store(kept + o, 1 - constant.to(tl.int8), mask=o < L)
             below += tl.sum(tl.where(constant, 1.0, 0.0).to(tl.float64), 0)
@@ -256,7 +257,7 @@ class Latent:
         shared = [p.dim() < mu.dim() or p.shape[0] == 1 for p in prior or ()]
         self.prior_shapes = [(1 if one else N, *mu.shape[1:]) for one in shared]
         self.prior_rows = [0 if one else L for one in shared] or [0, 0]
-        self.R, self.C, self.chunks = tile(L, ELEMENTS)
+        self.R, self.C, self.chunks = tile(L, TILE_BYTES // self.compute.itemsize)
         self.blocks = -(-N // self.R)
         self.V = vector_width((L, self.mu.stride, self.logvar.stride))
         self.mean = {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]  # 0: each row has its own value

@@ -1,6 +1,7 @@
-"""The Numba kernels of the ELBO within the error budget of DESIGN 8: values and every gradient, for every option.
+"""The kernels of the ELBO within the error budget of DESIGN 8: values and every gradient, for every option; Triton's in
+its interpreter.
 
-    err(numba) <= 2 err(reference in the same dtype) + 2 eps max|truth|
+    err(kernel) <= 2 err(reference in the same dtype) + 2 eps max|truth|
 
 Truth is the reference in float64 on the same inputs; err is the largest absolute error of a tensor. Where all inputs
 are float64 there is no better truth at hand: err(reference), of sums in another order, is taken as 8 eps max|truth|.
@@ -16,7 +17,16 @@ from fastvae import Bernoulli, Gaussian
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 N, EVENT, LATENT, K = 5, (3, 7, 2), (2, 3), 3  # 42 features are two vectors of 16 and a part, and no two sizes agree
+BACKEND = "numba"  # set by the fixture `kernels`
 REDUCTIONS = ("none", "mean", "sum")
+
+
+@pytest.fixture(params=["numba", "triton"], autouse=True)
+def kernels(request):
+    """The backend whose kernels are tried."""
+    global BACKEND
+    BACKEND = request.param
+    return BACKEND
 
 
 def wide(t):
@@ -47,7 +57,7 @@ def within_budget(call, *inputs, fixed=()):
 
     all_double = all(t.dtype == F64 for t in inputs if t is not None and t.is_floating_point())
     same = torch.clone
-    ours, theirs, truth = evaluate("numba", same), evaluate("reference", same), evaluate("reference", wide)
+    ours, theirs, truth = evaluate(BACKEND, same), evaluate("reference", same), evaluate("reference", wide)
     for a, b, exact in zip(ours, theirs, truth, strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape == exact.shape
@@ -366,7 +376,7 @@ def test_channels_last_is_read_and_written_as_it_lies(scale, num_samples):
     def call(backend, x, x_hat, mu, s):
         x_hat = x_hat.movedim(-1, 2)  # from [K, N, H, W, C]
         x_hat = x_hat[0] if num_samples is None else x_hat
-        if backend == "numba":
+        if backend == BACKEND:
             x_hat.register_hook(lambda g: strides.append((g.stride(), x_hat.stride())))
         options = {"likelihood": Gaussian(log_scale=s), "num_samples": num_samples, "backend": backend}
         return fastvae.elbo_terms(x, x_hat, mu, mu, **options)
@@ -380,5 +390,5 @@ def test_slices_of_two_dtypes():
     # one of them is copied to the other's dtype, and has rows of another stride then
     mu, logvar = torch.randn(N, 8)[:, :4], torch.randn(N, 4, dtype=F64)
     for a, b in ((mu, logvar), (logvar, mu)):
-        ours, theirs = (fastvae.kl_divergence(a, b, backend=backend) for backend in ("numba", "reference"))
+        ours, theirs = (fastvae.kl_divergence(a, b, backend=backend) for backend in (BACKEND, "reference"))
         torch.testing.assert_close(ours, theirs)
