@@ -25,6 +25,7 @@ QUARTERS = tl.constexpr(coefficients.QUARTERS)
 EXP_MIN, EXP_MAX = tl.constexpr(coefficients.EXP_MIN), tl.constexpr(coefficients.EXP_MAX)
 EXPM1_MIN = tl.constexpr(coefficients.EXPM1_MIN)
 SQRT_HALF = tl.constexpr((0x3F3504F3, 0x3FE6A09E667F3BCD))  # the bits of sqrt 1/2
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 ONE = tl.constexpr((127 << 23, 1023 << 52))  # and of 1
 # minus the bits of 2, for the integers wrap around
 MINUS_TWO = tl.constexpr((2**32 - (128 << 23), 2**64 - (1024 << 52)))
@@ -77,6 +78,17 @@ def constant_bits(x, pair: tl.constexpr):
         return tl.full(x.shape, pair[0], tl.uint32)
     else:
         return tl.full(x.shape, pair[1], tl.uint64)
+
+
+@triton.jit
+def to_element(x, pointer):
+    """X in the dtype that a pointer points to, rounded to nearest even; the interpreter cuts bfloat16 off."""
+    if INTERPRETED and pointer.dtype.element_ty == tl.bfloat16:
+        word = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        word = (word + 0x7FFF + ((word >> 16) & 1)) & 0xFFFF0000
+        return tl.where(x == x, word.to(tl.float32, bitcast=True), x.to(tl.float32)).to(tl.bfloat16)
+    else:
+        return x.to(pointer.dtype.element_ty)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..rows import Rows, compute_dtype, in_order, memory_order
 from ._launch import counters, launch, tile, vector_width
-from ._math import exp, log1p, number, sigmoid, tanh
+from ._math import exp, log1p, number, sigmoid, tanh, to_element
 
 LIKELIHOODS = {"gaussian": 0, "bernoulli": 1}
 LINKS = {"identity": 0, "sigmoid": 1, "tanh": 2}
@@ -144,7 +144,7 @@ def log_likelihood_fwd_kernel(
                     ls = tl.load(s + ((row * (s_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0).to(T)
                     value, slope, scale_slope = gaussian(value_x, m, exp(-ls), ls)
                     if DS == WRITTEN_:
-                        tl.store(ds + out, (weight[:, None] * scale_slope).to(ds.dtype.element_ty), mask=mask)
+                        tl.store(ds + out, to_element(weight[:, None] * scale_slope, ds), mask=mask)
                     elif DS == SUMMED_:
                         ds_sum += tl.sum(tl.where(mask, weight[:, None] * scale_slope, 0.0), 0)
                 else:
@@ -154,7 +154,7 @@ def log_likelihood_fwd_kernel(
                 value, slope = bernoulli(value_x, a)
             acc += tl.sum(tl.where(mask, value, 0.0), 1)
             if WEIGHT != 0:
-                tl.store(dh + out, (weight[:, None] * slope).to(dh.dtype.element_ty), mask=mask)
+                tl.store(dh + out, to_element(weight[:, None] * slope, dh), mask=mask)
         t = b * chunks + chunk
         if DS == OF_ONE_:  # sum_d (r^2 - 1), from the same sums, of -r^2 / 2
             part = weight * (acc * -2.0 - length * K.to(T))
@@ -163,9 +163,9 @@ def log_likelihood_fwd_kernel(
             if EACH and not CHUNKED:
                 value_n = acc.to(tl.float64) / K + constant_of(constant, D, log_scale, LIKELIHOOD)
                 if log_lik is not None:
-                    tl.store(log_lik + n, value_n.to(log_lik.dtype.element_ty), mask=live)
+                    tl.store(log_lik + n, to_element(value_n, log_lik), mask=live)
                 value_n += tl.load(neg_kl + n, mask=live, other=0.0).to(tl.float64)
-                tl.store(elbo + n, value_n.to(elbo.dtype.element_ty), mask=live)
+                tl.store(elbo + n, to_element(value_n, elbo), mask=live)
             else:
                 tl.store(partial + t, tl.sum(acc, 0))  # rows beyond the last are all masked
             if EACH and CHUNKED:  # R is 1
@@ -175,12 +175,12 @@ def log_likelihood_fwd_kernel(
                         constant, D, log_scale, LIKELIHOOD
                     )
                     if log_lik is not None:
-                        tl.store(log_lik + b, value_b.to(log_lik.dtype.element_ty))
+                        tl.store(log_lik + b, to_element(value_b, log_lik))
                     value_b += tl.load(neg_kl + b).to(tl.float64)
-                    tl.store(elbo + b, value_b.to(elbo.dtype.element_ty))
+                    tl.store(elbo + b, to_element(value_b, elbo))
                     tl.store(counter + 1 + b, 0)
     if DS == SUMMED_:
-        tl.store(ds + group * D + first + cols, ds_sum.to(ds.dtype.element_ty), mask=inside)
+        tl.store(ds + group * D + first + cols, to_element(ds_sum, ds), mask=inside)
     if (VALUES and not EACH) or DS == OF_ONE_:
         tl.debug_barrier()
         if tl.atomic_add(counter, 1) == tl.num_programs(0) - 1:
@@ -189,9 +189,9 @@ def log_likelihood_fwd_kernel(
                     total_of(partial, blocks * chunks) / K + constant_of(constant, D, log_scale, LIKELIHOOD) * N
                 ) * tl.full((), mean, tl.float64)
                 if log_lik is not None:
-                    tl.store(log_lik, value.to(log_lik.dtype.element_ty))
+                    tl.store(log_lik, to_element(value, log_lik))
                 value += tl.load(neg_kl).to(tl.float64)
-                tl.store(elbo, value.to(elbo.dtype.element_ty))
+                tl.store(elbo, to_element(value, elbo))
             if DS == OF_ONE_:
                 tl.store(dlog_scale, total_of(partial + blocks * chunks, blocks * chunks))
             tl.store(counter, 0)
@@ -351,7 +351,7 @@ def scale_array(a, size, factor, V: tl.constexpr, B: tl.constexpr):
     for start in range(tl.program_id(0).to(tl.int64) * B, size * V, step):
         o = start + tl.arange(0, B)
         scaled = tl.load(a + o, mask=o < size * V).to(T) * factor.to(T)
-        tl.store(a + o, scaled.to(a.dtype.element_ty), mask=o < size * V)
+        tl.store(a + o, to_element(scaled, a), mask=o < size * V)
 
 
 @triton.jit(do_not_specialize=["a_size", "b_size", "c_size", "d_size"])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..rows import Rows, compute_dtype
 from ._launch import counters, launch, tile, vector_width
-from ._math import exp, expm1, normal4, number, phi
+from ._math import exp, expm1, normal4, number, phi, to_element
 from .log_likelihood import TYPES, total_of
 
 TILE_BYTES = 8192  # of mu in float32 and in float64; 2048 elements, 8 for each thread, of what is narrower
@@ -83,7 +83,7 @@ def reparameterize_fwd_kernel(
         for k in range(K):
             eps = noise(word, n + first_row, first, k, R, C, T)
             o = ((k * N + n) * LV * V)[:, None] + first + cols[None, :]
-            tl.store(z + o, tl.fma(scale, eps, m).to(z.dtype.element_ty), mask=mask)
+            tl.store(z + o, to_element(tl.fma(scale, eps, m), z), mask=mask)
     if KL:
         m_p, s_p = m, s
         if PRIOR:
@@ -105,15 +105,15 @@ def reparameterize_fwd_kernel(
                 g = g * tl.full((), mean, T)
             o = (n * LV * V)[:, None] + first + cols[None, :]
             g_m, g_s = tl.where(g != 0, g * m, 0.0), tl.where(g != 0, g * expm1(s) * 0.5, 0.0)
-            tl.store(dmu + o, g_m.to(dmu.dtype.element_ty), mask=mask)
-            tl.store(dlogvar + o, g_s.to(dlogvar.dtype.element_ty), mask=mask)
+            tl.store(dmu + o, to_element(g_m, dmu), mask=mask)
+            tl.store(dlogvar + o, to_element(g_s, dlogvar), mask=mask)
         count = rows * chunks
         if EACH and not CHUNKED:
             if kl is not None:
-                tl.store(kl + n, raw.to(kl.dtype.element_ty), mask=live)
+                tl.store(kl + n, to_element(raw, kl), mask=live)
             bound = in_bound.to(tl.float64) + constant
             bound = tl.where(weight != 0.0, -weight * bound, 0.0)
-            tl.store(neg_kl + n, bound.to(neg_kl.dtype.element_ty), mask=live)
+            tl.store(neg_kl + n, to_element(bound, neg_kl), mask=live)
         else:
             tl.store(partial + pid, tl.sum(raw, 0))
             if KEPT:
@@ -126,11 +126,11 @@ def reparameterize_fwd_kernel(
             if tl.atomic_add(counter + place, 1) == tiles - 1:
                 value_of_all = total_of(partial + start, tiles)
                 if kl is not None:
-                    tl.store(kl + place, (value_of_all * unit).to(kl.dtype.element_ty))
+                    tl.store(kl + place, to_element(value_of_all * unit, kl))
                 if KEPT:
                     value_of_all = total_of(partial + count + start, tiles) + constants
                 value_of_all = tl.where(weight != 0.0, -weight * value_of_all * unit, 0.0)
-                tl.store(neg_kl + place, value_of_all.to(neg_kl.dtype.element_ty))
+                tl.store(neg_kl + place, to_element(value_of_all, neg_kl))
                 tl.store(counter + place, 0)
 
 
@@ -235,8 +235,8 @@ def reparameterize_bwd_kernel(
     elif PRIOR:
         tl.store(dmu_p + out, tl.zeros([R, C], T), mask=mask)
         tl.store(dlogvar_p + out, tl.zeros([R, C], T), mask=mask)
-    tl.store(dmu + out, g_m.to(dmu.dtype.element_ty), mask=mask)
-    tl.store(dlogvar + out, g_s.to(dlogvar.dtype.element_ty), mask=mask)
+    tl.store(dmu + out, to_element(g_m, dmu), mask=mask)
+    tl.store(dlogvar + out, to_element(g_s, dlogvar), mask=mask)
 
 
 class Latent:
