@@ -220,6 +220,8 @@ def _evaluate(
         unserved = unserved or ("beta requires grad" if learned else None)
         if strict and torch.compiler.is_compiling():
             # `auto` leaves graphs to Inductor, which does better on a CPU: see kernels/README.md
+            if backend == "triton" and mu.device.type == "cpu":
+                unserved = "Triton's interpreter runs no compiled graphs"
             _backend.choose("elbo", backend, mu.device, unserved)
             from .ops import elbo_library  # to register takes 10 ms, which `import fastvae` need not wait for
 

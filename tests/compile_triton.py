@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -36,7 +37,7 @@ POINTERS = {
     torch.uint8: "*u8",
 }
 NUMBERS = {"int64": "i64", "int32": "i32", "float64": "fp64"}
-launched = []
+launched: list[Any] = []
 
 
 def record(kernel, programs, tensors, numbers, constants):
@@ -105,7 +106,8 @@ CASES = {
 
 def source(kernel, tensors, constants):
     """What Triton compiles for such a launch: all addresses aligned."""
-    names, signature, values, attributes = kernel.arg_names, {}, {}, {}
+    names, signature, attributes = kernel.arg_names, {}, {}
+    values: dict[Any, Any] = {}
     for i, (name, parameter) in enumerate(zip(names, kernel.params, strict=True)):
         if i < len(tensors):
             if tensors[i] is None:
@@ -130,7 +132,7 @@ def nvidia(compiled):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
-        command = [tool, "-v", "--fmad=false", f"--gpu-name={target}", path, "-o", path.with_suffix(".cubin")]
+        command = [str(tool), "-v", "--fmad=false", f"--gpu-name={target}", str(path), "-o", str(path) + ".cubin"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers = max(int(n) for n in re.findall(r"Used (\d+) registers", report))
     spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", report))

@@ -313,3 +313,11 @@ def test_another_default_device_changes_nothing():
     elbo_call.KNOWN.clear()
     for a, b in zip(here, there, strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_gradient_can_be_differentiated_where_the_posterior_has_none():
+    x, x_hat, mu = torch.randn(5, 7), torch.randn(5, 7, requires_grad=True), torch.randn(5, 2)
+    value = fastvae.elbo(x, x_hat, mu, mu, reduction="sum", backend="numba")
+    (gradient,) = torch.autograd.grad(value, [x_hat], create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), [x_hat])
+    torch.testing.assert_close(second, 2 * (x_hat - x).detach())

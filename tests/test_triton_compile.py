@@ -28,11 +28,13 @@ NARROW = {
 }
 
 
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+
+
 @pytest.fixture(scope="module")
 def compiled():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     runs = [
-        subprocess.Popen([sys.executable, SCRIPT, *half], stdout=subprocess.PIPE, env=environment, text=True)
+        subprocess.Popen([sys.executable, SCRIPT, *half], stdout=subprocess.PIPE, env=ENVIRONMENT, text=True)
         for half in HALVES
     ]
     outputs = [run.communicate()[0] for run in runs]
@@ -59,3 +61,7 @@ def test_the_big_operands_are_read_and_written_16_bytes_at_a_time(compiled, targ
                 load, store = 8, 8
             assert line["load"] >= load, line
             assert line["store"] >= store, line
+
+
+def test_a_later_launch_hands_over_what_the_first_did():
+    subprocess.run([sys.executable, SCRIPT.with_name("launch_triton.py")], env=ENVIRONMENT, check=True)

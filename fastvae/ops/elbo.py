@@ -219,6 +219,8 @@ def differentiate(outputs: list[Tensor], upstreams: tuple[Tensor | None, ...], i
     """The gradient of each input, None for what is no tensor or has none; differentiable where grad mode is on."""
     pairs = [(out, up) for out, up in zip(outputs, upstreams, strict=False) if up is not None and out.requires_grad]
     wanted = [t for t in inputs if isinstance(t, Tensor) and t.requires_grad]
+    if not pairs or not wanted:
+        return [None] * len(inputs)
     found = torch.autograd.grad(
         [out for out, _ in pairs],
         wanted,

@@ -251,7 +251,7 @@ def elbo_terms(
         x_hat, likelihood, _ = decode_with(x_hat, z, likelihood, num_samples)
     log_scale = scalar(likelihood.get_log_scale() if gaussian else 0.0, device, compute_dtype(x, x_hat))
     options = "gaussian" if gaussian else "bernoulli", likelihood.link if gaussian else "identity"
-    x_scale_ = None if x_scale is None else scalar(x_scale, device)
+    x_scale_ = None if x_scale is None else scalar(x_scale, torch.device("cpu"))  # read at the launch: no wait
     if x_hat.dtype not in DTYPES:
         log_lik = density_formula(x, x_hat, log_scale, x_scale_, gaussian, options[1], num_samples, reduction)
         return ElboTerms(log_lik + neg_kl, log_lik, kl)

@@ -1,0 +1,94 @@
+"""Launch Triton kernels through a driver that only writes down: ``python tests/launch_triton.py``.
+
+What `_launch.launch` does at a first launch and at later ones, with Triton's own compiler and no GPU. The later ones go
+past Triton's search: they must reach the driver with what the first did.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from compile_triton import density, latent  # type: ignore[import-not-found]
+from triton.backends.compiler import GPUTarget
+
+from fastvae_kernels.triton import _launch, log_likelihood, reparameterize
+
+calls: list[Any] = []
+
+
+class Utils:
+    """Of the driver: loading takes no GPU here."""
+
+    def load_binary(self, *args):
+        return "module", "function", 32, 0, 1024
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 200_000}
+
+
+class Driver:
+    """A GPU that has one stream, 7."""
+
+    utils = Utils()
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 7
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def launcher_cls(self, source, metadata):
+        return lambda *args: calls.append((source, args))
+
+
+searches: list[Any] = []
+
+
+def handed_over(args):
+    """The grid, stream, function, and all arguments but tensors; what profilers get is between them."""
+    return [a for a in (*args[:6], *args[9:]) if not isinstance(a, torch.Tensor)]
+
+
+def count_searches(kernel):
+    """Have Triton's own way to a kernel noted down."""
+    run = kernel.run
+
+    def noted(*args, **how):
+        searches.append(kernel)
+        return run(*args, **how)
+
+    kernel.run = noted
+
+
+def main():
+    triton.runtime.driver.set_active(Driver())
+    torch.cuda.current_device = lambda: None  # type: ignore[assignment,return-value]  # where CPU tensors are
+    torch._C._cuda_getCurrentRawStream = lambda device: 7
+    count_searches(log_likelihood.log_likelihood_fwd_kernel)
+    count_searches(reparameterize.reparameterize_fwd_kernel)
+    count_searches(reparameterize.reparameterize_bwd_kernel)
+    for run in (density, latent):
+        calls.clear()
+        run()
+        count, known, searched = len(calls), len(_launch._bound), len(searches)
+        run()
+        assert len(searches) == searched == known > 0
+        assert len(calls) == 2 * count > 0
+        assert len(_launch._bound) == known
+        for (source, first), (same, second) in zip(calls[:count], calls[count:], strict=True):
+            assert source is same
+            assert handed_over(first) == handed_over(second)
+            assert [type(a) for a in first[9:]] == [type(a) for a in second[9:]]
+            types = dict(source.signature)
+            assert types["N"] == types["mu_row" if "mu_row" in types else "x_row"] == "i64"
+            assert types["mean"] == "fp64"
+            attributes = {names for names, given in source.attrs.items() if given}
+            pointers = {(i,) for i, kind in enumerate(types.values()) if kind.startswith("*")}
+            assert attributes == pointers  # nothing is said of numbers, everything of addresses
+
+
+if __name__ == "__main__":
+    main()
