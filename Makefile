@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check fix bench docs clean
+.PHONY: train test check fix bench gpu docs clean
 
 train: $(VENV)/.demo  ## train the VAE on real handwritten digits; pictures go to runs/digits
 	$(RUN) -m fastvae train --out runs/digits --overwrite $(ARGS)
@@ -24,6 +24,11 @@ fix: $(VENV)/.dev  ## what `check` can mend by itself
 bench: $(VENV)/.test  ## timings, and as JSON in bench/history
 	mkdir -p bench/history
 	$(RUN) -m pytest bench --benchmark-enable --benchmark-columns=median --benchmark-json=bench/history/latest.json $(ARGS)
+
+gpu: $(VENV)/.test  ## on a CUDA GPU: the Triton kernels' tests and timings; says so where there is none
+	@$(RUN) -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || { echo "no CUDA GPU here: nothing was run"; exit 0; }; \
+	export PYTHONPATH=.:kernels; \
+	$(RUN) -m pytest --noconftest -c /dev/null --rootdir . tests/test_triton_elbo.py && $(RUN) bench/gpu.py
 
 docs: train  ## renew the pictures of the README
 	cp runs/digits/samples.png runs/digits/elbo.png docs/
