@@ -9,7 +9,7 @@ Specification: fastvae/reference/elbo.py (phi)
 import triton
 import triton.language as tl
 
-from .. import coefficients
+import fastvae_kernels.coefficients as coefficients
 
 LOG2_E = tl.constexpr(coefficients.LOG2_E)
 LN2_HI = tl.constexpr(coefficients.LN2_HI)
