@@ -86,7 +86,7 @@ def _density_plan(x: Tensor, x_hat: Tensor, log_scale: Tensor, elbo_dtype: torch
 def _sample(mu, logvar, mu_p, logvar_p, seed, beta, free_bits, num_samples, reduction, masked):
     prior = _pair(mu_p, logvar_p)
     plan = _latent_plan(mu, logvar, prior, num_samples, reduction)
-    z, neg_kl, kl, kept, _ = plan.forward(mu, logvar, prior, seed, beta, free_bits)
+    z, neg_kl, kl, kept, _ = plan.forward(mu, logvar, prior, seed, beta, free_bits if masked else 0.0)
     z = _nothing(mu, plan.dtype) if z is None else z
     if kept is None:
         kept = mu.new_ones(plan.L if masked else 0, dtype=torch.bool)
