@@ -28,7 +28,9 @@ bench: $(VENV)/.test  ## timings, and as JSON in bench/history
 gpu: $(VENV)/.test  ## on a CUDA GPU: the Triton kernels' tests and timings; says so where there is none
 	@$(RUN) -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || { echo "no CUDA GPU here: nothing was run"; exit 0; }; \
 	export PYTHONPATH=.:kernels; \
-	$(RUN) -m pytest --noconftest -c /dev/null --rootdir . tests/test_triton_elbo.py && $(RUN) bench/gpu.py
+	test="-m pytest --noconftest -c /dev/null --rootdir . tests/test_triton_elbo.py"; \
+	$(RUN) $$test && $(RUN) bench/gpu.py && \
+	if command -v compute-sanitizer; then PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 $(RUN) $$test -k "values or layouts"; fi
 
 docs: train  ## renew the pictures of the README
 	cp runs/digits/samples.png runs/digits/elbo.png docs/

@@ -5,7 +5,7 @@
 Each case is checked against the reference before it is timed. Rivals take turns; a time is the median over rounds of
 events around some calls, after a write that clears the caches. The copy moves as many bytes as one pass does: x and
 x_hat read, the gradient written. It needs torch and triton alone, so that it runs from a bare checkout, and
-prints a table for kernels/README.md.
+writes its table into kernels/README.md.
 """
 
 import argparse
@@ -29,6 +29,8 @@ SIZES = [
     *((4096, 16384, 32), (65536, 16384, 32)),
 ]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BEGIN, END = "<!-- bench/gpu.py begins -->", "<!-- bench/gpu.py ends -->"  # in kernels/README.md
+HEAD = "| case | us | eager | compile | TB/s | of copy |\n|---|---|---|---|---|---|"
 LARGEST = 60e9  # bytes of device memory a case may take, eager's temporaries included
 
 
@@ -145,6 +147,16 @@ def show(line: dict[str, Any]) -> str:
     return "| " + " | ".join([line["case"], f"{1e6 * ours:.1f}", *rivals, *rate]) + " |"
 
 
+def write_table(rows: list[str]) -> None:
+    """Put the table between its markers in kernels/README.md."""
+    path = Path("kernels/README.md")
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    about = f"{machine}. Rivals' times as multiples of ours."
+    path.write_text("\n".join([before + BEGIN, "", about, "", HEAD, *rows, "", END + after]))
+
+
 def main() -> None:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description="The ELBO on a GPU.", formatter_class=formatter)
@@ -160,7 +172,7 @@ def main() -> None:
     share = options.seconds / (3 * len(cases))
     torch.manual_seed(0)
     lines = []
-    print("| case | us | eager | compile | TB/s | of copy |\n|---|---|---|---|---|---|")
+    print(HEAD)
     for N, D, L, dtype in cases:
         for line in case(N, D, L, dtype, share, flush):
             lines.append(line)
@@ -173,6 +185,7 @@ def main() -> None:
         }
         lines.append({"case": f"training step {N}x{D},{L}", "seconds": race(contenders, share, flush)})
         print(show(lines[-1]), flush=True)
+    write_table([show(line) for line in lines])
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "python": platform.python_version()}
     options.out.parent.mkdir(parents=True, exist_ok=True)

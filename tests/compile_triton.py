@@ -163,7 +163,8 @@ def main(wanted):
             for name, target in TARGETS.items():
                 if wanted and name not in wanted:
                     continue
-                compiled = triton.compile(source(kernel, tensors, constants), target=target, options=_launch.OPTIONS)
+                options = _launch.options(divmod(target.arch, 10) if target.backend == "cuda" else (9, 4))
+                compiled = triton.compile(source(kernel, tensors, constants), target=target, options=options)
                 registers, spills, load, store = (nvidia if target.backend == "cuda" else amd)(compiled)
                 line = {"case": case, "launch": i, "kernel": kernel.__name__, "target": name, "registers": registers}
                 print(json.dumps({**line, "spills": spills, "load": load, "store": store}), flush=True)

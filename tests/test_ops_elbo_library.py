@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastvae
 from fastvae import BackendError, Bernoulli, Gaussian
-from fastvae.ops import elbo_library  # noqa: F401  registers the operations
+from fastvae.ops import elbo_call, elbo_library
 
 N, D, L, K = 3, 8, 5, 2
 OPS = torch.ops.fastvae  # the names that `elbo_library` registers
@@ -40,6 +40,16 @@ SAMPLES: dict[str, Any] = {
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
+@pytest.fixture(params=["numba", "triton"])
+def launched(request, monkeypatch):
+    """The operations on the kernels of both backends, Triton's in the interpreter."""
+    monkeypatch.setitem(elbo_library.BACKEND_OF, "cpu", request.param)
+    elbo_call.KNOWN.clear()
+    yield
+    elbo_call.KNOWN.clear()
+
+
+@pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck_sample(name):
     case = {"seed": torch.tensor(3), "num_samples": None, "reduction": "mean", **SAMPLES[name]}
@@ -67,6 +77,7 @@ DENSITIES: dict[str, Any] = {
 }
 
 
+@pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize("name", DENSITIES)
 def test_opcheck_log_likelihood(name):
     case = {"num_samples": None, "reduction": "mean", "one_pass": True, **DENSITIES[name]}

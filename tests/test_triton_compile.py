@@ -17,8 +17,6 @@ HALVES = (("sm_80", "gfx942"), ("sm_90", "sm_100"))  # a process each
 # Blocks have 256 threads with 64 bytes of loads under way in each. Two of them on a multiprocessor have 32 KB, what the
 # 3 TB/s of a GPU with 130 of them need at 1 us from memory.
 REGISTERS = 128
-# At 40 and 48 registers the assembler puts a number or two aside rather than lose one of six, five blocks.
-SPILLS = {("elbo, float64", "sm_80"): 16, ("scale", "sm_80"): 16}
 # (loads, stores) in bytes, where they are not 16, and why
 NARROW = {
     "elbo, odd rows": (4, 4),  # rows of 783 elements begin anywhere
@@ -49,7 +47,7 @@ def test_every_kernel_compiles_within_its_budget(compiled, target):
     assert {line["kernel"] for line in lines} == kernels | {"kl_columns_kernel", "scale_kernel"}
     for line in lines:
         assert line["registers"] <= REGISTERS, line
-        assert line["spills"] <= SPILLS.get((line["case"], target), 0), line
+        assert line["spills"] == 0, line
 
 
 @pytest.mark.parametrize("target", [target for half in HALVES for target in half])

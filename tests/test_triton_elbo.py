@@ -289,6 +289,21 @@ def test_compiled_in_one_piece_it_equals_eager(name):
 
 
 @on_gpu
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_the_operations_of_a_graph_pass_opcheck(dtype):
+    from fastvae.ops import elbo_library  # registers them
+
+    assert elbo_library.BACKEND_OF["cuda"] == "triton"
+    mu, logvar, x_hat = (torch.randn(5, 6).to(dtype).requires_grad_() for _ in range(3))
+    weights, seed = (torch.tensor(0.7, dtype=F64), torch.tensor(0.0, dtype=F64)), torch.tensor(3)
+    sample = mu, logvar, None, None, seed, *weights, None, "mean", False
+    torch.library.opcheck(torch.ops.fastvae.sample.default, sample)
+    options = "gaussian", "identity", None, "mean", True
+    density = torch.randn(5, 6).to(dtype), x_hat, torch.tensor(0.1, requires_grad=True), None, torch.randn(()), *options
+    torch.library.opcheck(torch.ops.fastvae.log_likelihood.default, density)
+
+
+@on_gpu
 def test_offsets_beyond_two_billion_elements():
     N, D = 2**16 + 8, 2**15
     x, x_hat = torch.zeros(1, D, dtype=BF16).expand(N, D), torch.ones(N, D, dtype=BF16)
