@@ -77,7 +77,7 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
 
 def interpreted() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on the CPU: to test them where there is no GPU."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def launcher(kernel: str, backend: str) -> ModuleType:

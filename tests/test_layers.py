@@ -45,7 +45,7 @@ def test_the_import_reader_sees_every_form(tmp_path):
     assert set(imports(init, "top.a")) == {"top.a", "top.a.c"}
 
 
-SHARED = ("fastvae_kernels.rows", "fastvae_kernels.coefficients")
+SHARED = ("fastvae_kernels.plans", "fastvae_kernels.rows", "fastvae_kernels.coefficients")
 # What each layer may import beside the standard library. Above them all is the rest of fastvae.
 LAYERS = {
     "fastvae/reference": ("torch", "fastvae.reference"),

@@ -159,13 +159,20 @@ def in_child(connection):
     connection.send(float(gradients(mu, x, x_hat).sum()))
 
 
-def test_a_forked_child_has_its_own():
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "another thread has the lock"])
+def test_a_forked_child_has_its_own(busy, pool):
     x, x_hat, mu = torch.ones(64, 33), torch.zeros(64, 33, requires_grad=True), torch.zeros(64, 2)
     before = gradients(mu, x, x_hat)
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
     child = context.Process(target=in_child, args=(there,))
-    child.start()
+    if busy:
+        pool.lock.acquire()
+    try:
+        child.start()
+    finally:
+        if busy:
+            pool.lock.release()
     assert here.poll(60)
     assert here.recv() == pytest.approx(-33)
     child.join()

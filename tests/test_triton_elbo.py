@@ -1,4 +1,4 @@
-"""The Triton kernels: on a GPU where there is one, in Triton's interpreter elsewhere. Part of `make gpu`.
+"""The Triton kernels: in Triton's interpreter, as all tests are run, or on a GPU, by `make gpu`.
 
 It needs torch and pytest alone, so that it runs from a bare checkout: ``PYTHONPATH=.:kernels python -m pytest
 --noconftest -c /dev/null tests/test_triton_elbo.py``. Options and dtypes one by one: `test_elbo_budget.py`.
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-GPU = torch.cuda.is_available()
+GPU = torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
@@ -199,6 +199,25 @@ def test_its_gradient_can_be_differentiated():
     (gradient,) = torch.autograd.grad(bound(x, x_hat, mu, reduction="sum"), [x_hat], create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), [x_hat])
     torch.testing.assert_close(second, 2 * (x_hat - x).detach())
+
+
+@on_gpu
+def test_numbers_may_stand_on_the_cpu():
+    def number(value):
+        return torch.tensor(value, device="cpu", requires_grad=True)
+
+    x, x_hat, mu, results = torch.randn(5, 7), torch.randn(5, 7), torch.randn(5, 2), []
+    for backend in ("triton", "reference"):
+        scale, prior = number(0.3), (number(0.1), number(-0.2))
+        how: dict[str, Any] = {
+            "likelihood": Gaussian(log_scale=scale),
+            "prior": prior,
+            "beta": torch.tensor(0.5, device="cpu"),
+        }
+        value = fastvae.elbo(x, x_hat, mu, mu, **how, backend=backend)
+        results.append((value, *torch.autograd.grad(value, [scale, *prior])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @on_gpu

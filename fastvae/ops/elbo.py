@@ -63,14 +63,13 @@ def sample_formula(
 class Run:
     """One call: its `Call`, and its options that are no tensors or get no gradient."""
 
-    __slots__ = ("beta", "call", "complete", "density", "free_bits", "log_scale", "one_pass", "want_kl")
+    __slots__ = ("beta", "call", "density", "free_bits", "log_scale", "one_pass", "want_kl")
 
     def __init__(self, call: Call, beta: Any = 1.0, free_bits: Any = 0.0, want_kl: bool = True) -> None:
         self.call, self.beta, self.free_bits, self.want_kl = call, beta, free_bits, want_kl
         self.density: Any = None
         self.log_scale: Any = 0.0  # the Gaussian's, where it is no tensor
-        self.one_pass = False  # whether the gradient of x_hat is formed in passing,
-        self.complete = False  # and all others with it
+        self.one_pass = False  # whether the gradient of x_hat is formed in passing
 
     def prepare(self, x: Tensor, x_hat: Tensor, likelihood: Any, density: Any) -> Tensor | None:
         """Note the density's plan, if there is one already, the scale, and whether the gradient may be formed in
@@ -141,18 +140,18 @@ class Bound(Function):
             x, x_hat, scale, neg_kl, weight, elbo, need_dlog_scale, call.terms
         )
         ctx.save_for_backward(x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept)
-        # Buffers are no saved tensors: backward must be able to give them away. They hold the gradient of -ELBO.
-        run.complete = kl_gradients is not None
-        ctx.run, ctx.buffers = run, (dx_hat, dlog_scale, *(kl_gradients or (None, None))) if one_pass else None
+        # Buffers are no saved tensors: backward must be able to give them away. They hold the gradient of -ELBO: all of
+        # it, or two parts, where the KL's was not to be had in passing.
+        ctx.run, ctx.buffers = run, (dx_hat, dlog_scale, *(kl_gradients or ())) if one_pass else ()
         ctx.set_materialize_grads(False)
         return (elbo, log_lik, kl) if call.terms else elbo
 
     @staticmethod
     def backward(ctx: Any, delbo: Any, dlog_lik: Any = None, dkl: Any = None) -> Any:
         """Hand the buffers over; recompute if there are none, by the formula if that must be differentiable."""
-        run, buffers, ctx.buffers = ctx.run, ctx.buffers, None
+        run, buffers, ctx.buffers = ctx.run, ctx.buffers, ()
         call, formula = run.call, needs_formula(delbo, dlog_lik, dkl)
-        if buffers and run.complete and delbo is not None and dlog_lik is None and dkl is None and not formula:
+        if len(buffers) == 4 and delbo is not None and dlog_lik is None and dkl is None and not formula:
             dx_hat, dlog_scale, dmu, dlogvar = call.density_module.scale_(buffers, delbo, -1.0)
             dneg_kl = delbo.to(call.latent.compute) if dmu is None else None
             return None, dx_hat, dlog_scale, dneg_kl, dmu, dlogvar, None, None, None
@@ -167,7 +166,7 @@ class Bound(Function):
                     x_hat, scale = aliases(x_hat, scale)
                     log_lik = density_formula(x, x_hat, scale, *call.density_options)
                 gradients = differentiate([log_lik], (upstream,), (x_hat, scale))
-            elif buffers is not None:
+            elif buffers:
                 gradients = call.density_module.scale_(buffers[:2], upstream, -1.0)
             else:
                 scale = run.log_scale if log_scale is None else log_scale

@@ -22,7 +22,7 @@ from ..reference.elbo import ElboTerms, Prior, as_seed, compute_dtype, decode_wi
 from .elbo import density_formula, differentiate, sample_formula
 from .elbo_call import DTYPES, KNOWN, layout, remember
 
-BACKEND_OF = {"cpu": "numba", "cuda": "triton"}
+BACKEND_OF = {device: backend for backend, device in _backend.DEVICES.items()}
 
 torch.library.define(
     "fastvae::sample",

@@ -12,6 +12,7 @@ again when no tensor, no view and no Python object but this memory of it refers 
 
 import ctypes
 import mmap
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -61,6 +62,15 @@ def _references() -> int:
 
 ALONE = _references()
 _buffers = _Buffers()
+
+
+def _forked() -> None:
+    global _buffers
+    _buffers = _Buffers()  # the parent's lock may be held by a thread that the child has not
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def forget() -> None:

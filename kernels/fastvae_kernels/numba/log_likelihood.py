@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rows import Rows, compute_dtype, in_order, memory_order
+from ..plans import LIKELIHOODS, LINKS, DensityPlan
 from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
 from ._math import exp, like, log1p, select, sigmoid, tanh
@@ -36,16 +36,14 @@ from ._memory import (
 from ._threads import finished, run, take
 from ._vector import lanes, total
 
-LIKELIHOODS = {"gaussian": 0, "bernoulli": 1}
-LINKS = {"identity": 0, "sigmoid": 1, "tanh": 2}
 GAUSSIAN, SIGMOID, TANH = 0, 1, 2
 # Log-scales: one number, or elements; the gradient of elements is not wanted, written, or summed over a block of rows.
 ONE, ELEMENTS, WRITTEN, SUMMED = range(4)
 
 CHUNK = 2048  # elements of a row summed in the compute dtype
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 ROW_BLOCKS = 16  # partial sums over rows of a per-feature gradient
-NS_PER_ELEMENT = {("gaussian", "identity", ONE): 0.25}  # on one thread; everything with an exponential is about 1
+# On one thread; everything with an exponential is about 1.
+NS_PER_ELEMENT = {(LIKELIHOODS["gaussian"], LINKS["identity"], ONE): 0.25}
 
 FIELDS = "19q 5d"
 
@@ -187,58 +185,22 @@ def make_rows(X: int, H: int, S: int, T: int, E: int, likelihood: int, link: int
     return log_likelihood_rows
 
 
-class Density:
-    """The log-likelihood for all x, x_hat and log_scale of one layout: what is known before any number is.
+class Density(DensityPlan):
+    """The log-likelihood for all x, x_hat and log_scale of one layout: what is known before any number is."""
 
-    The tensors given are looked at for shape, strides and dtype only; each launch takes tensors that agree in these.
-    ``log_scale`` is None where it is a number.
-    """
-
-    def __init__(
-        self,
-        x: Tensor,
-        x_hat: Tensor,
-        log_scale: Tensor | None,
-        *,
-        likelihood: str,
-        link: str,
-        num_samples: int | None,
-        reduction: str,
-        x_scale: float | None,
-        elbo_dtype: torch.dtype,
-    ) -> None:
-        N, K = x.shape[0], num_samples or 1
-        D = x.numel() // N if N else 0
-        self.N, self.K, self.D, self.num_samples = N, K, D, num_samples
-        self.compute = compute_dtype(x, x_hat, log_scale)
-        event = x.dim() - 1
-        self.order = memory_order(x_hat, event)
-        self.x, self.x_hat = Rows(x, x.dtype, self.order), Rows(x_hat, x_hat.dtype, self.order, num_samples is not None)
-        self.form, self.s_row, self.scale_shape = ONE, 0, tuple(x_hat.shape)
-        if log_scale is not None and log_scale.numel() != 1:
-            self.form, self.s_row = ELEMENTS, D
-            lead = x_hat.dim() - event
-            aligned = (1,) * (x_hat.dim() - log_scale.dim()) + tuple(log_scale.shape)
-            if all(size == 1 for size in aligned[:lead]):  # the same for all rows: one row of it
-                self.s_row, self.scale_shape = 0, (*aligned[:lead], *x_hat.shape[lead:])
-        self.chunks = max(1, -(-D // CHUNK))
-        self.block = max(1, CHUNK // D if D else 1)
-        self.summed_block = max(1, -(-N // ROW_BLOCKS))
-        self.sums, self.units = N * self.chunks, self.units_of(self.block)
+    def __init__(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | None, **options: Any) -> None:
+        super().__init__(x, x_hat, log_scale, **options)
+        self.form = ELEMENTS if self.elements else ONE
+        self.chunks = max(1, -(-self.D // CHUNK))
+        self.block = max(1, CHUNK // self.D if self.D else 1)
+        self.summed_block = max(1, -(-self.N // ROW_BLOCKS))
+        self.sums, self.units = self.N * self.chunks, self.units_of(self.block)
         self.kernels: dict[tuple[int, bool], Kernel] = {}
-        self.elbo_dtype = torch.promote_types(self.compute, elbo_dtype)
-        of_scale = log_scale.dtype if self.form == ELEMENTS and log_scale is not None else x_hat.dtype
+        of_scale = log_scale.dtype if self.elements and log_scale is not None else x_hat.dtype
         dtypes = x.dtype, x_hat.dtype, of_scale, self.compute, self.elbo_dtype
         self.codes = tuple(CODES[dtype] for dtype in dtypes)
-        self.variant = LIKELIHOODS[likelihood], LINKS[link]
-        self.mean = {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]  # 0: each row has its own value
-        self.weight_factor = (self.mean or 1.0) / K
-        self.x_scale = 1.0 if x_scale is None else float(x_scale)
-        self.constant = -D * HALF_LOG_2PI if likelihood == "gaussian" else 0.0
-        self.work = x_hat.numel() * NS_PER_ELEMENT.get((likelihood, link, self.form), 1.0)
+        self.work = x_hat.numel() * NS_PER_ELEMENT.get((*self.variant, self.form), 1.0)
         self.empty_gradient = allocator(x_hat, x_hat.dtype, self.order)
-        self.log_lik = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device="cpu")
-        self.elbo = self.log_lik.to(self.elbo_dtype)
 
     def evaluate(
         self,
@@ -269,7 +231,7 @@ class Density:
                 dlog_scale = torch.empty((), dtype=torch.float64, device="cpu")
                 dlog_scale_ = dlog_scale.data_ptr()
         elif isinstance(log_scale, Tensor):
-            s, s_row = in_order(log_scale.expand(self.scale_shape), self.order).contiguous(), self.s_row
+            s, s_row = self.scale_rows(log_scale), self.s_row
             if need_dlog_scale and s_row == 0:
                 form, block = SUMMED, self.summed_block
                 ds = s.new_zeros((-(-self.N // block), *s.shape))
@@ -301,7 +263,7 @@ class Density:
         )  # fmt: skip
         run(kernel, args, self.units if block == self.block else self.units_of(block), self.work)
         if need_dlog_scale and isinstance(log_scale, Tensor):
-            dlog_scale = self.reduce_dlog_scale(dlog_scale if ds is None else ds, form, log_scale)
+            dlog_scale = self.reduce_dlog_scale(dlog_scale if ds is None else ds, log_scale, form == SUMMED)
         return elbo if neg_kl is not None else None, log_lik, dx_hat, dlog_scale
 
     def units_of(self, block: int) -> int:
@@ -312,13 +274,6 @@ class Density:
         """The kernel, to be found in ``kernels`` next time."""
         self.kernels[form, gradient] = made = make_rows(*self.codes, *self.variant, form, gradient)
         return made
-
-    def reduce_dlog_scale(self, gradient: Any, form: int, log_scale: Tensor) -> Tensor:
-        """The gradient as the kernel left it, in the shape, memory order and dtype of log_scale."""
-        if form == ONE:
-            return gradient.to(log_scale.dtype).expand(log_scale.shape)
-        gradient = in_order(gradient.sum(0) if form == SUMMED else gradient, self.order, back=True)
-        return gradient.sum_to_size(log_scale.shape).to(log_scale.dtype)
 
 
 def scale_(gradients: tuple[Tensor | None, ...], upstream: Tensor, unit: float) -> tuple[Tensor | None, ...]:

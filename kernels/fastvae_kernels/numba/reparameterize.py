@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rows import Rows, compute_dtype
+from ..plans import LatentPlan, fit
+from ..rows import Rows
 from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._kl import COLUMNS, LATENT, kl_element, kl_element_to_unit, make_columns
@@ -241,45 +242,34 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
     return sample_and_kl_backward
 
 
-class Latent:
-    """Sampling and the KL for all posteriors of one layout: what is known before any number is.
-
-    The tensors given are looked at for shape, strides and dtype only; each launch takes tensors that agree in these.
-    """
+class Latent(LatentPlan):
+    """Sampling and the KL for all posteriors of one layout: what is known before any number is."""
 
     def __init__(
         self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None, num_samples: int | None, reduction: str
     ) -> None:
-        N = mu.shape[0]
-        L = mu.numel() // N if N else 0
-        self.shape, self.num_samples, self.mixed = mu.shape, num_samples, mu.dtype != logvar.dtype
-        dtype = torch.promote_types(mu.dtype, logvar.dtype)
-        self.dtype, self.compute = dtype, compute_dtype(mu, logvar, *(prior or ()))  # of elements, of arithmetic
-        self.mu, self.logvar = Rows(mu, dtype), Rows(logvar, dtype)
-        shared = [p.dim() < mu.dim() or p.shape[0] == 1 for p in prior or ()]
-        self.prior_shapes = [(1 if one else N, *mu.shape[1:]) for one in shared]
+        super().__init__(mu, logvar, prior, num_samples, reduction)
+        N, L = self.N, self.L
+        self.mixed = mu.dtype != logvar.dtype
+        self.mu, self.logvar = Rows(mu, self.dtype), Rows(logvar, self.dtype)
         piece = min(L, PIECE) or 1
         group = max(1, PIECE // (-(-piece // 4) * 4))
         self.pieces = max(1, -(-L // piece))
-        self.units, self.N, self.L = max(1, -(-N // group)) * self.pieces, N, L
-        strides = self.mu.stride, self.logvar.stride, *([0 if one else L for one in shared] or (0, 0))
-        self.sizes = *strides, N, L, num_samples or 1, group, piece
-        self.mean = {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]  # 0: each row has its own value
-        self.codes = CODES[dtype], CODES[self.compute]
+        self.units = max(1, -(-N // group)) * self.pieces
+        self.sizes = self.mu.stride, self.logvar.stride, *self.prior_rows, N, L, self.K, group, piece
+        self.codes = CODES[self.dtype], CODES[self.compute]
         self.forwards: list[Kernel | None] = [None, None]  # without draws and with
         self.sums = 2 * N * self.pieces
-        self.ns_sample, self.ns_kl = N * L * NS_SAMPLE * (num_samples or 1), N * L * NS_KL
-        self.empty_gradient, self.empty_prior = allocator(mu, dtype), allocator(mu, self.compute)
-        self.empty_z = self.empty_gradient if num_samples is None else allocator(mu, dtype, draws=num_samples)
-        self.value = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device="cpu")
+        self.ns_sample, self.ns_kl = N * L * NS_SAMPLE * self.K, N * L * NS_KL
+        self.empty_gradient, self.empty_prior = allocator(mu, self.dtype), allocator(mu, self.compute)
+        self.empty_z = self.empty_gradient if num_samples is None else allocator(mu, self.dtype, draws=num_samples)
 
     def operands(self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
         """The tensors with dense rows, to be kept alive, and the fields of LATENT."""
         mu, logvar = self.mu.of(mu), self.logvar.of(logvar)
         if prior is None:
             return (mu, logvar), (mu.data_ptr(), logvar.data_ptr(), 0, 0, *self.sizes)
-        pair = [p.to(self.compute).expand(s).contiguous() for p, s in zip(prior, self.prior_shapes, strict=True)]
-        tensors = mu, logvar, *pair
+        tensors = mu, logvar, *self.prior_operands(prior)
         return tensors, (*[t.data_ptr() for t in tensors], *self.sizes)
 
     def forward(
@@ -390,8 +380,4 @@ class Latent:
             self.units,
             (self.ns_kl if through_kl else 0.0) + (0.0 if dz is None else self.ns_sample),
         )
-        targets = (mu, logvar, *(prior or ()))
-        return [
-            g if g.shape == t.shape and g.dtype == t.dtype else g.sum_to_size(t.shape).to(t.dtype)
-            for g, t in zip(gradients, targets, strict=True)
-        ]
+        return fit(gradients, (mu, logvar, *(prior or ())))

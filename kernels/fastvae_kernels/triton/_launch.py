@@ -6,9 +6,6 @@ and not specialised, so that there is nothing else to know. What divides them is
 in units of V elements.
 
     launch(kernel, programs, tensors, numbers, constants)
-
-Counters: a kernel whose programs count themselves in at the end leaves its counter at zero, so that one of each stream
-serves all launches there. While a CUDA graph is captured each launch gets one of its own, zeroed in the graph.
 """
 
 from collections.abc import Sequence
@@ -24,7 +21,6 @@ ALIGNMENT = 16  # bytes of the widest access
 BIND = torch.version.hip is None  # there a kernel is compiled for the sizes of storages as well
 
 _bound: dict[Any, Any] = {}
-_counters: dict[Any, Tensor] = {}
 
 
 def launch(
@@ -65,28 +61,8 @@ def profiled() -> bool:
     return bool(getattr(hook, "calls", hook))
 
 
-def counters(like: Tensor, count: int = 1) -> Tensor:
-    """At least ``count`` int32 zeros on the device of a tensor, for one launch, which must leave them at zero."""
-    if like.device.type != "cuda":
-        return torch.zeros(count, dtype=torch.int32, device=like.device)
-    if torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=like.device)
-    key = like.device.index, torch._C._cuda_getCurrentRawStream(like.device.index)
-    known = _counters.get(key)
-    if known is None or known.numel() < count:
-        known = _counters[key] = torch.zeros(max(count, 1024), dtype=torch.int32, device=like.device)
-    return known
-
-
-def vector_width(sizes: Sequence[int], most: int = 16) -> int:
-    """V: the largest power of two, at most 16, that divides all of them."""
-    width = most
-    while any(size % width for size in sizes):
-        width //= 2
-    return width
-
-
-def tile(length: int, elements: int) -> tuple[int, int, int]:
-    """``(R, C, chunks)``: tiles of R rows and C columns for rows of that length, which decides alone."""
-    columns = min(triton.next_power_of_2(max(length, 16)), elements)
-    return elements // columns, columns, max(1, -(-length // columns))
+def as_pointer(value: Any, device: torch.device) -> tuple[Tensor | None, float]:
+    """A tensor there and 1, or nothing and a number, whose product is the value: nobody waits for the GPU."""
+    if isinstance(value, Tensor) and value.device == device:
+        return value, 1.0
+    return None, float(value)

@@ -11,7 +11,6 @@ in float64, so that bits depend neither on who came when nor, row by row, on the
 Specification: fastvae/reference/elbo.py (log_likelihood), fastvae/reference/likelihoods.py
 """
 
-import math
 from typing import Any
 
 import torch
@@ -19,14 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..rows import Rows, compute_dtype, in_order, memory_order
-from ._launch import counters, launch, tile, vector_width
+from ..plans import DensityPlan
+from ..rows import in_order
+from ._launch import as_pointer, launch
 from ._math import exp, log1p, number, sigmoid, tanh, to_element
+from ._tiles import TYPES, counters, load_rows, tile, total_of, vector_width
 
-LIKELIHOODS = {"gaussian": 0, "bernoulli": 1}
-LINKS = {"identity": 0, "sigmoid": 1, "tanh": 2}
 GAUSSIAN, SIGMOID, TANH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-# Log-scales: a number, one element of a tensor, or elements.
+# Log-scales: a number, one element of a tensor on the GPU, or elements.
 NUMBER, ONE, ELEMENTS = range(3)
 ONE_, ELEMENTS_ = tl.constexpr(ONE), tl.constexpr(ELEMENTS)
 # The gradient of log_scale: not wanted; of one number; of elements, written, or summed over a program's rows.
@@ -40,9 +39,6 @@ TILE_BYTES = 8192  # of x_hat: two 16-byte loads in flight for each of 256 threa
 MOST_PROGRAMS = 4096  # some fill a GPU many times over; more would queue up at the counter
 SUMMED_BLOCKS = 64  # partial sums over rows of a per-feature gradient
 SCALE_BLOCK, SCALE_PROGRAMS = 4096, 2048
-FINISH = tl.constexpr(1024)
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 UNTYPED = ["N", "K", "DV", "chunks", "per", "blocks", "x_row", "h_row", "s_row", "w_row"]
 
 
@@ -73,17 +69,6 @@ def bernoulli(x, a):
     low, high = tl.where(a < zero, a, zero), tl.where(a > zero, -a, zero)
     value = x * low + (number(a, 1.0) - x) * high - log1p(exp(-tl.abs(a)))
     return value, x - sigmoid(a)
-
-
-@triton.jit
-def total_of(partial, count):
-    """The sum of ``count`` numbers that other programs wrote, in a fixed order, in float64."""
-    o = tl.arange(0, FINISH)
-    acc = tl.zeros([FINISH], tl.float64)
-    for start in range(0, count, FINISH):
-        i = start + o
-        acc += tl.load(partial + i, mask=i < count, other=0.0, cache_modifier=".cg").to(tl.float64)
-    return tl.sum(acc, 0)
 
 
 @triton.jit
@@ -126,7 +111,7 @@ def log_likelihood_fwd_kernel(
         n = b * R + tl.arange(0, R).to(tl.int64)  # [R]
         live = n < N
         mask = live[:, None] & inside[None, :]  # [R, C]
-        value_x = tl.load(x + ((n * (x_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0).to(T)
+        value_x = load_rows(x, n, x_row * V, first, cols, mask, T)
         if SCALED:
             value_x = value_x * tl.full((), x_scale, T)
         weight = tl.zeros([R], T) + weight_of_all
@@ -135,13 +120,12 @@ def log_likelihood_fwd_kernel(
         acc = tl.zeros([R], T)
         for k in range(K):
             row = k * N + n
-            o = (row * (h_row * V))[:, None] + first + cols[None, :]
             out = (row * DV * V)[:, None] + first + cols[None, :]  # known to be a multiple of V
-            a = tl.load(h + o, mask=mask, other=0.0).to(T)
+            a = load_rows(h, row, h_row * V, first, cols, mask, T)
             if LIKELIHOOD == GAUSSIAN:
                 m, dm = link_at(a, LINK)
                 if SCALE == ELEMENTS_:
-                    ls = tl.load(s + ((row * (s_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0).to(T)
+                    ls = load_rows(s, row, s_row * V, first, cols, mask, T)
                     value, slope, scale_slope = gaussian(value_x, m, exp(-ls), ls)
                     if DS == WRITTEN_:
                         tl.store(ds + out, to_element(weight[:, None] * scale_slope, ds), mask=mask)
@@ -175,9 +159,9 @@ def log_likelihood_fwd_kernel(
                         constant, D, log_scale, LIKELIHOOD
                     )
                     if log_lik is not None:
-                        tl.store(log_lik + b, to_element(value_b, log_lik))
-                    value_b += tl.load(neg_kl + b).to(tl.float64)
-                    tl.store(elbo + b, to_element(value_b, elbo))
+                        tl.store(log_lik + b, to_element(value_b, log_lik), mask=b < N)
+                    value_b += tl.load(neg_kl + b, mask=b < N, other=0.0).to(tl.float64)
+                    tl.store(elbo + b, to_element(value_b, elbo), mask=b < N)
                     tl.store(counter + 1 + b, 0)
     if DS == SUMMED_:
         tl.store(ds + group * D + first + cols, to_element(ds_sum, ds), mask=inside)
@@ -197,55 +181,16 @@ def log_likelihood_fwd_kernel(
             tl.store(counter, 0)
 
 
-class Density:
-    """The log-likelihood for all x, x_hat and log_scale of one layout: what is known before any number is.
+class Density(DensityPlan):
+    """The log-likelihood for all x, x_hat and log_scale of one layout: what is known before any number is."""
 
-    The tensors given are looked at for shape, strides and dtype only; each launch takes tensors that agree in these.
-    ``log_scale`` is None where it is a number.
-    """
-
-    def __init__(
-        self,
-        x: Tensor,
-        x_hat: Tensor,
-        log_scale: Tensor | None,
-        *,
-        likelihood: str,
-        link: str,
-        num_samples: int | None,
-        reduction: str,
-        x_scale: float | None,
-        elbo_dtype: torch.dtype,
-    ) -> None:
-        N, K, device = x.shape[0], num_samples or 1, x_hat.device
-        D = x.numel() // N if N else 0
-        self.N, self.K, self.D, self.num_samples = N, K, D, num_samples
-        self.compute = compute_dtype(x, x_hat, log_scale)
-        event = x.dim() - 1
-        self.order = memory_order(x_hat, event)
-        self.x, self.x_hat = Rows(x, x.dtype, self.order), Rows(x_hat, x_hat.dtype, self.order, num_samples is not None)
-        self.form, self.s_row, self.scale_shape = NUMBER, 0, tuple(x_hat.shape)
-        if log_scale is not None:
-            self.form = ONE
-        if log_scale is not None and log_scale.numel() != 1:
-            self.form, self.s_row = ELEMENTS, D
-            lead = x_hat.dim() - event
-            aligned = (1,) * (x_hat.dim() - log_scale.dim()) + tuple(log_scale.shape)
-            if all(size == 1 for size in aligned[:lead]):  # the same for all rows: one row of it
-                self.s_row, self.scale_shape = 0, (*aligned[:lead], *x_hat.shape[lead:])
-        self.R, self.C, self.chunks = tile(D, TILE_BYTES // x_hat.element_size())
-        self.blocks = -(-N // self.R)
-        self.V = vector_width((D, self.x.stride, self.x_hat.stride))
-        self.elbo_dtype = torch.promote_types(self.compute, elbo_dtype)
-        self.variant = LIKELIHOODS[likelihood], LINKS[link]
-        self.mean = {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]  # 0: each row has its own value
-        self.weight_factor = (self.mean or 1.0) / K
-        self.x_scale = 1.0 if x_scale is None else float(x_scale)
-        self.constant = -D * HALF_LOG_2PI if likelihood == "gaussian" else 0.0
+    def __init__(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | None, **options: Any) -> None:
+        super().__init__(x, x_hat, log_scale, **options)
+        self.R, self.C, self.chunks = tile(self.D, TILE_BYTES // x_hat.element_size())
+        self.blocks = max(1, -(-self.N // self.R))  # an empty batch is one block with no live row
+        self.V = vector_width((self.D, self.x.stride, self.x_hat.stride))
         dense = in_order(torch.empty(in_order(x_hat, self.order).shape, device="meta"), self.order, back=True)
         self.dense = dense.stride()
-        self.log_lik = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device=device)
-        self.elbo = torch.empty_like(self.log_lik, dtype=self.elbo_dtype)
 
     def evaluate(
         self,
@@ -268,27 +213,25 @@ class Density:
         x, h = self.x.of(x), self.x_hat.of(x_hat)
         x = x.view(torch.uint8) if x.dtype is torch.bool else x
         need_dlog_scale = need_dlog_scale and weight is not None
-        per, most = 1, max(1, MOST_PROGRAMS // self.chunks)
+        most = max(1, MOST_PROGRAMS // self.chunks)
         s = w = dx_hat = log_lik = ds = dlog_scale = None
-        s_row, w_row, factor, number_log_scale, ds_mode = 0, 0, self.weight_factor, 0.0, UNWANTED
-        if not isinstance(log_scale, Tensor):
-            number_log_scale = float(log_scale)
-        elif self.form == ONE:
-            s = log_scale
+        form, s_row, w_row, factor, number_log_scale = NUMBER, 0, 0, self.weight_factor, 0.0
+        ds_mode, mode = UNWANTED, NO_GRADIENT if weight is None else PLAIN
+        if self.elements and isinstance(log_scale, Tensor):
+            form, s, s_row = ELEMENTS, self.scale_rows(log_scale), self.s_row
+            if need_dlog_scale:
+                ds_mode = SUMMED if s_row == 0 else WRITTEN
+        else:
+            s, number_log_scale = as_pointer(log_scale, x_hat.device)
+            form = NUMBER if s is None else ONE
             if need_dlog_scale:
                 ds_mode, dlog_scale = OF_ONE, torch.empty((), dtype=torch.float64, device=x_hat.device)
-        else:
-            s, s_row = in_order(log_scale.expand(self.scale_shape), self.order).contiguous(), self.s_row
-            if need_dlog_scale and s_row == 0:
-                ds_mode, most = SUMMED, min(most, SUMMED_BLOCKS)
-            elif need_dlog_scale:
-                ds_mode, ds = WRITTEN, torch.empty_like(s)
-        per = max(1, -(-self.blocks // most))
-        groups = -(-self.blocks // per)
         if ds_mode == SUMMED:
-            assert s is not None
-            ds = torch.empty((max(groups, 1), *s.shape), dtype=self.compute, device=s.device)
-        mode = NO_GRADIENT if weight is None else PLAIN
+            most = min(most, SUMMED_BLOCKS)
+        per = -(-self.blocks // most)
+        groups = -(-self.blocks // per)
+        if s is not None and ds_mode in (WRITTEN, SUMMED):
+            ds = torch.empty_like(s) if ds_mode == WRITTEN else s.new_empty((groups, *s.shape), dtype=self.compute)
         if isinstance(weight, Tensor):
             w, w_row, mode = weight, weight.stride(0) if weight.dim() else 0, PER_ROW if weight.dim() else SCALAR
         elif weight is not None:
@@ -297,16 +240,11 @@ class Density:
             dx_hat = torch.empty_strided(x_hat.shape, self.dense, dtype=x_hat.dtype, device=x_hat.device)
         values, each = neg_kl is not None, self.mean == 0
         if neg_kl is not None:
-            if elbo is None:
-                elbo = torch.empty_like(self.elbo)
-            if want_log_lik:
-                log_lik = torch.empty_like(self.log_lik)
+            elbo = torch.empty_like(self.elbo) if elbo is None else elbo
+            log_lik = torch.empty_like(self.log_lik) if want_log_lik else None
             neg_kl = neg_kl.contiguous()
-        counts = each and values and self.chunks > 1
-        partial = torch.empty(2 * self.blocks * self.chunks + 1, dtype=self.compute, device=x_hat.device)
-        counter = counters(x_hat, self.N + 1 if counts else 1)
-        if self.blocks == 0:
-            return self.of_nothing(elbo if values else None, neg_kl, log_lik, dx_hat, ds, dlog_scale, log_scale)
+        partial = torch.empty(2 * self.blocks * self.chunks, dtype=self.compute, device=x_hat.device)
+        counter = counters(x_hat, 1 + self.blocks if each and self.chunks > 1 else 1)
         launch(
             log_likelihood_fwd_kernel,
             groups * self.chunks,
@@ -318,29 +256,12 @@ class Density:
             ),
             (
                 *(self.R, self.C, self.V, TYPES[self.compute], *self.variant),
-                *(self.form, ds_mode, mode, values, each, self.chunks > 1, x.dtype is torch.uint8),
+                *(form, ds_mode, mode, values, each, self.chunks > 1, x.dtype is torch.uint8),
             ),
         )
-        if ds_mode != UNWANTED and isinstance(log_scale, Tensor):
-            dlog_scale = self.reduce_dlog_scale(dlog_scale if ds is None else ds, ds_mode, log_scale)
+        if need_dlog_scale and isinstance(log_scale, Tensor):
+            dlog_scale = self.reduce_dlog_scale(dlog_scale if ds is None else ds, log_scale, ds_mode == SUMMED)
         return elbo if values else None, log_lik, dx_hat, dlog_scale
-
-    def of_nothing(self, elbo, neg_kl, log_lik, dx_hat, ds, dlog_scale, log_scale):
-        """What `evaluate` gives for an empty batch: no launch."""
-        if elbo is not None:
-            elbo.copy_(neg_kl)
-        if log_lik is not None:
-            log_lik.zero_()
-        if ds is not None or dlog_scale is not None:
-            dlog_scale = torch.zeros_like(log_scale)
-        return elbo, log_lik, dx_hat, dlog_scale
-
-    def reduce_dlog_scale(self, gradient: Any, mode: int, log_scale: Tensor) -> Tensor:
-        """The gradient as the kernel left it, in the shape, memory order and dtype of log_scale."""
-        if mode == OF_ONE:
-            return gradient.to(log_scale.dtype).expand(log_scale.shape)
-        gradient = in_order(gradient.sum(0) if mode == SUMMED else gradient, self.order, back=True)
-        return gradient.sum_to_size(log_scale.shape).to(log_scale.dtype)
 
 
 @triton.jit
@@ -375,9 +296,8 @@ def scale_kernel(
 def scale_(gradients: tuple[Tensor | None, ...], upstream: Tensor, unit: float) -> tuple[Tensor | None, ...]:
     """Gradients for a 0-d upstream from those for the upstream ``unit``, in place, without a look at it from here.
 
-    They are dense, but for a stride of 0 in one that was expanded from a number.
+    They are dense.
     """
-    gradients = tuple([g.clone() if g is not None and 0 in g.stride() else g for g in gradients])
     given = [g for g in gradients if g is not None and g.numel()]
     if given:
         padded = [*given, None, None, None][:4]

@@ -10,17 +10,16 @@ Layout: as in `log_likelihood.py`; a Philox block is four neighbours in a row.
 Specification: fastvae/reference/elbo.py (reparameterize, kl_elements, kl_penalty), fastvae/reference/noise.py
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..rows import Rows, compute_dtype
-from ._launch import counters, launch, tile, vector_width
+from ..plans import LatentPlan, fit
+from ..rows import Rows
+from ._launch import as_pointer, launch
 from ._math import exp, expm1, normal4, number, phi, to_element
-from .log_likelihood import TYPES, total_of
+from ._tiles import TYPES, counters, load_rows, tile, total_of, vector_width
 
 TILE_BYTES = 8192  # of mu in float32 and in float64; 2048 elements, 8 for each thread, of what is narrower
 COLUMN_ROWS, COLUMNS, ROW_BLOCKS = 32, 64, 64  # of a tile of column sums; how many sums a column at most
@@ -50,7 +49,7 @@ def noise(seed, n, first, k, R: tl.constexpr, C: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def weight_of(beta, beta_number, T: tl.constexpr):
+def weight_of(beta, beta_number):
     """Beta: a number, times what a tensor holds."""
     value = tl.full((), beta_number, tl.float64)
     if beta is not None:
@@ -75,8 +74,8 @@ def reparameterize_fwd_kernel(
     n = b * R + tl.arange(0, R).to(tl.int64)  # [R]
     live = n < N
     mask = live[:, None] & (first + cols < L)[None, :]  # [R, C]
-    m = tl.load(mu + ((n * (mu_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0).to(T)
-    s = tl.load(logvar + ((n * (logvar_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0).to(T)
+    m = load_rows(mu, n, mu_row * V, first, cols, mask, T)
+    s = load_rows(logvar, n, logvar_row * V, first, cols, mask, T)
     if SAMPLE:
         scale = exp(s * number(s, 0.5))
         word = tl.load(seed)
@@ -87,13 +86,11 @@ def reparameterize_fwd_kernel(
     if KL:
         m_p, s_p = m, s
         if PRIOR:
-            m_p = tl.load(mu_p + ((n * (mu_p_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0).to(T)
-            s_p = tl.load(
-                logvar_p + ((n * (logvar_p_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0
-            ).to(T)
+            m_p = load_rows(mu_p, n, mu_p_row * V, first, cols, mask, T)
+            s_p = load_rows(logvar_p, n, logvar_p_row * V, first, cols, mask, T)
         value = tl.where(mask, kl_element(m, s, m_p, s_p, PRIOR), 0.0)
         raw = tl.sum(value, 1)  # [R]
-        weight, constant = weight_of(beta, beta_number, T), tl.full((), 0.0, tl.float64)
+        weight, constant = weight_of(beta, beta_number), tl.full((), 0.0, tl.float64)
         in_bound = raw
         if KEPT:
             keep = tl.load(kept + first + cols, mask=first + cols < L, other=0) != 0
@@ -123,14 +120,15 @@ def reparameterize_fwd_kernel(
                 place, start, tiles, unit, constants = b, b * chunks, chunks, tl.full((), 1.0, tl.float64), constant
             else:
                 place, start, tiles, unit, constants = 0, 0, count, tl.full((), mean, tl.float64), constant * N
+            there = place < N if EACH else place == 0  # an empty batch has one block and no row
             if tl.atomic_add(counter + place, 1) == tiles - 1:
                 value_of_all = total_of(partial + start, tiles)
                 if kl is not None:
-                    tl.store(kl + place, to_element(value_of_all * unit, kl))
+                    tl.store(kl + place, to_element(value_of_all * unit, kl), mask=there)
                 if KEPT:
                     value_of_all = total_of(partial + count + start, tiles) + constants
                 value_of_all = tl.where(weight != 0.0, -weight * value_of_all * unit, 0.0)
-                tl.store(neg_kl + place, to_element(value_of_all, neg_kl))
+                tl.store(neg_kl + place, to_element(value_of_all, neg_kl), mask=there)
                 tl.store(counter + place, 0)
 
 
@@ -142,22 +140,23 @@ def kl_columns_kernel(
     lambda_number: tl.float64, R: tl.constexpr, C: tl.constexpr, T: tl.constexpr, PRIOR: tl.constexpr,
 ):  # fmt: skip
     """Which latent elements have a batch mean above lambda, and lambda times how many have not."""
-    columns = tl.cdiv(L, C)
+    columns = tl.maximum(tl.cdiv(L, C), 1)
     pid = tl.program_id(0)
     block = pid // columns
-    cols = (pid % columns) * C + tl.arange(0, C)
+    first = (pid % columns) * C
+    cols = tl.arange(0, C)
     acc = tl.zeros([C], tl.float64)
     for i in range(per):
         n = (block * per + i) * R + tl.arange(0, R).to(tl.int64)
-        mask = (n < N)[:, None] & (cols < L)[None, :]
-        m = tl.load(mu + ((n * mu_row)[:, None] + cols[None, :]), mask=mask, other=0.0).to(T)
-        s = tl.load(logvar + ((n * logvar_row)[:, None] + cols[None, :]), mask=mask, other=0.0).to(T)
+        mask = (n < N)[:, None] & (first + cols < L)[None, :]
+        m = load_rows(mu, n, mu_row, first, cols, mask, T)
+        s = load_rows(logvar, n, logvar_row, first, cols, mask, T)
         m_p, s_p = m, s
         if PRIOR:
-            m_p = tl.load(mu_p + ((n * mu_p_row)[:, None] + cols[None, :]), mask=mask, other=0.0).to(T)
-            s_p = tl.load(logvar_p + ((n * logvar_p_row)[:, None] + cols[None, :]), mask=mask, other=0.0).to(T)
+            m_p = load_rows(mu_p, n, mu_p_row, first, cols, mask, T)
+            s_p = load_rows(logvar_p, n, logvar_p_row, first, cols, mask, T)
         acc += tl.sum(tl.where(mask, kl_element(m, s, m_p, s_p, PRIOR), 0.0).to(tl.float64), 0)
-    tl.store(sums + block * L + cols, acc, mask=cols < L)
+    tl.store(sums + block * L + first + cols, acc, mask=first + cols < L)
     tl.debug_barrier()
     if tl.atomic_add(counter, 1) == tl.num_programs(0) - 1:
         level = tl.full((), lambda_number, tl.float64)
@@ -170,7 +169,7 @@ def kl_columns_kernel(
             column = tl.zeros([C], tl.float64)
             for other in range(blocks):
                 column += tl.load(sums + other * L + o, mask=o < L, other=0.0, cache_modifier=".cg")
-            constant = (column / N <= level) & (o < L)  # this way round NaN stays visible
+            constant = (column / tl.maximum(N, 1) <= level) & (o < L)  # this way round NaN stays visible
             tl.store(kept + o, 1 - constant.to(tl.int8), mask=o < L)
             below += tl.sum(tl.where(constant, 1.0, 0.0).to(tl.float64), 0)
         tl.store(floor, level * below)
@@ -193,23 +192,22 @@ def reparameterize_bwd_kernel(
     n = b * R + tl.arange(0, R).to(tl.int64)  # [R]
     live = n < N
     mask = live[:, None] & (first + cols < L)[None, :]  # [R, C]
-    m = tl.load(mu + ((n * (mu_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0).to(T)
-    s = tl.load(logvar + ((n * (logvar_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0).to(T)
+    m = load_rows(mu, n, mu_row * V, first, cols, mask, T)
+    s = load_rows(logvar, n, logvar_row * V, first, cols, mask, T)
     out = (n * LV * V)[:, None] + first + cols[None, :]
     g_m, g_s = tl.zeros([R, C], T), tl.zeros([R, C], T)
     if dz is not None:
         word = tl.load(seed)
         for k in range(K):
             eps = noise(word, n + first_row, first, k, R, C, T)
-            o = ((k * N + n) * LV * V)[:, None] + first + cols[None, :]
-            d = tl.load(dz + o, mask=mask, other=0.0).to(T)
+            d = load_rows(dz, k * N + n, L, first, cols, mask, T)
             g_m += d
             g_s = tl.fma(d, eps, g_s)
         g_s = g_s * exp(s * number(s, 0.5)) * 0.5
     if dneg_kl is not None or dkl is not None:
         g = tl.zeros([R, C], T)
         if dneg_kl is not None:
-            unit = -weight_of(beta, beta_number, T) * tl.full((), mean, tl.float64)
+            unit = -weight_of(beta, beta_number) * tl.full((), mean, tl.float64)
             w = tl.load(dneg_kl + n * kept_row, mask=live, other=0.0).to(T) * unit.to(T)
             g += w[:, None]
             if kept is not None:
@@ -219,10 +217,8 @@ def reparameterize_bwd_kernel(
             g += (tl.load(dkl + n * raw_row, mask=live, other=0.0).to(T) * tl.full((), mean, T))[:, None]
         d, t, slope = m, s, m
         if PRIOR:
-            m_p = tl.load(mu_p + ((n * (mu_p_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0).to(T)
-            s_p = tl.load(
-                logvar_p + ((n * (logvar_p_row * V))[:, None] + first + cols[None, :]), mask=mask, other=0.0
-            ).to(T)
+            m_p = load_rows(mu_p, n, mu_p_row * V, first, cols, mask, T)
+            s_p = load_rows(logvar_p, n, logvar_p_row * V, first, cols, mask, T)
             d, t = m - m_p, s - s_p
             slope = d * exp(-s_p)
         through_mu = tl.where(g != 0.0, g * slope, 0.0)  # not 0 * inf
@@ -239,43 +235,24 @@ def reparameterize_bwd_kernel(
     tl.store(dlogvar + out, to_element(g_s, dlogvar), mask=mask)
 
 
-class Latent:
-    """Sampling and the KL for all posteriors of one layout: what is known before any number is.
-
-    The tensors given are looked at for shape, strides and dtype only; each launch takes tensors that agree in these.
-    """
+class Latent(LatentPlan):
+    """Sampling and the KL for all posteriors of one layout: what is known before any number is."""
 
     def __init__(
         self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None, num_samples: int | None, reduction: str
     ) -> None:
-        N = mu.shape[0]
-        L = mu.numel() // N if N else 0
-        self.N, self.L, self.K, self.num_samples, self.shape = N, L, num_samples or 1, num_samples, mu.shape
-        self.dtype = torch.promote_types(mu.dtype, logvar.dtype)
-        self.compute = compute_dtype(mu, logvar, *(prior or ()))
+        super().__init__(mu, logvar, prior, num_samples, reduction)
         self.mu, self.logvar = Rows(mu, mu.dtype), Rows(logvar, logvar.dtype)
-        shared = [p.dim() < mu.dim() or p.shape[0] == 1 for p in prior or ()]
-        self.prior_shapes = [(1 if one else N, *mu.shape[1:]) for one in shared]
-        self.prior_rows = [0 if one else L for one in shared] or [0, 0]
-        self.R, self.C, self.chunks = tile(L, TILE_BYTES // self.compute.itemsize)
-        self.blocks = -(-N // self.R)
-        self.V = vector_width((L, self.mu.stride, self.logvar.stride))
-        self.mean = {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]  # 0: each row has its own value
-        self.value = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device=mu.device)
+        self.R, self.C, self.chunks = tile(self.L, TILE_BYTES // self.compute.itemsize)
+        self.blocks = max(1, -(-self.N // self.R))  # an empty batch is one block with no live row
+        self.V = V = vector_width((self.L, self.mu.stride, self.logvar.stride))
+        rows = self.mu.stride, self.logvar.stride, *self.prior_rows
+        self.sizes = self.N, self.K, self.L // V, self.chunks, *[row // V for row in rows]
 
     def operands(self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -> list[Tensor | None]:
         """Mu, logvar and the prior with dense rows."""
         tensors = [self.mu.of(mu), self.logvar.of(logvar)]
-        if prior is None:
-            return [*tensors, None, None]
-        pairs = zip(prior, self.prior_shapes, strict=True)
-        return [*tensors, *[p.to(self.compute).expand(shape).contiguous() for p, shape in pairs]]
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """N, K, L, the chunks of a row, and the distances of rows, in units of V elements."""
-        rows = self.mu.stride, self.logvar.stride, *self.prior_rows
-        return self.N, self.K, self.L // self.V, self.chunks, *[r // self.V for r in rows]
+        return [*tensors, *((None, None) if prior is None else self.prior_operands(prior))]
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor beside mu."""
@@ -303,7 +280,7 @@ class Latent:
         """
         operands = self.operands(mu, logvar, prior)
         z = kl = kept = floor = dmu = dlogvar = None
-        beta_tensor, beta_number = as_pointer(beta)
+        beta_tensor, beta_number = as_pointer(beta, self.value.device)
         if want_kl:
             neg_kl = torch.empty_like(self.value) if neg_kl is None else neg_kl
             kl = torch.empty_like(self.value) if want_raw else None
@@ -313,21 +290,14 @@ class Latent:
                 dmu, dlogvar = self.empty(mu.shape, mu.dtype), self.empty(mu.shape, logvar.dtype)
         if seed is not None:
             z = self.empty((*(() if self.num_samples is None else (self.K,)), *mu.shape), self.dtype)
-        gradients = None if dmu is None or dlogvar is None else (dmu, dlogvar)
-        if self.blocks == 0:
-            if want_kl:
-                neg_kl.zero_()  # type: ignore[union-attr]
-                if kl is not None:
-                    kl.zero_()
-            return z, neg_kl, kl, kept, gradients
         each = self.mean == 0
         partial = self.empty((2 * self.blocks * self.chunks,), self.compute)
-        counter = counters(self.value, self.N if each and self.chunks > 1 else 1)
+        counter = counters(self.value, self.blocks if each and self.chunks > 1 else 1)
         launch(
             reparameterize_fwd_kernel,
             self.blocks * self.chunks,
             (
-                *(*operands, seed, beta_tensor, kept, floor, z, dmu, dlogvar),
+                *(*operands, seed, beta_tensor, bytes_of(kept), floor, z, dmu, dlogvar),
                 *(neg_kl if want_kl else None, kl, partial, counter),
             ),
             (*self.sizes, first_row, self.blocks, beta_number, self.mean),
@@ -336,21 +306,21 @@ class Latent:
                 *(want_kl, kept is not None, dmu is not None, each, self.chunks > 1),
             ),
         )
-        return z, neg_kl if want_kl else None, kl, None if kept is None else kept.view(torch.bool), gradients
+        gradients = None if dmu is None or dlogvar is None else (dmu, dlogvar)
+        return z, neg_kl if want_kl else None, kl, kept, gradients
 
     def kept(self, operands: list[Tensor | None], free_bits: Tensor | float) -> tuple[Tensor, Tensor]:
         """Which latent elements have a batch mean above lambda, ``[L]``, and what the others hold constant."""
-        lambda_, lambda_number = as_pointer(free_bits)
-        kept, floor = self.empty((self.L,), torch.int8), self.empty((), torch.float64)
-        if self.N == 0 or self.L == 0:
-            return kept.zero_(), floor.zero_()
-        tiles = -(-self.N // COLUMN_ROWS)
+        lambda_, lambda_number = as_pointer(free_bits, self.value.device)
+        kept, floor = self.empty((self.L,), torch.bool), self.empty((), torch.float64)
+        tiles = max(1, -(-self.N // COLUMN_ROWS))
         per = -(-tiles // ROW_BLOCKS)
         blocks = -(-tiles // per)
+        sums = self.empty((blocks, self.L), torch.float64)
         launch(
             kl_columns_kernel,
-            blocks * -(-self.L // COLUMNS),
-            (*operands, lambda_, self.empty((blocks, self.L), torch.float64), kept, floor, counters(self.value)),
+            blocks * max(1, -(-self.L // COLUMNS)),
+            (*operands, lambda_, sums, kept.view(torch.int8), floor, counters(self.value)),
             (self.N, self.L, self.mu.stride, self.logvar.stride, *self.prior_rows, per, lambda_number),
             (COLUMN_ROWS, COLUMNS, TYPES[self.compute], operands[2] is not None),
         )
@@ -371,32 +341,26 @@ class Latent:
         first_row: int = 0,
     ) -> list[Tensor]:
         """Launch: the gradients of mu and logvar, and of the prior's two tensors where there is one."""
-        operands, targets = self.operands(mu, logvar, prior), (mu, logvar, *(prior or ()))
-        beta_tensor, beta_number = as_pointer(beta)
+        operands = self.operands(mu, logvar, prior)
+        beta_tensor, beta_number = as_pointer(beta, self.value.device)
         gradients = [self.empty(mu.shape, mu.dtype), self.empty(mu.shape, logvar.dtype)]
         if prior is not None:
             gradients += [self.empty(mu.shape, self.compute), self.empty(mu.shape, self.compute)]
         rows = [0 if u is None or u.dim() == 0 else u.stride(0) for u in (dneg_kl, dkl)]
-        if self.blocks:
-            launch(
-                reparameterize_bwd_kernel,
-                self.blocks * self.chunks,
-                (
-                    *(*operands, None if dz is None else seed, beta_tensor),
-                    *(None if kept is None else kept.view(torch.int8), None if dz is None else dz.contiguous()),
-                    *(dneg_kl, dkl, *gradients, *([None, None] if prior is None else [])),
-                ),
-                (*self.sizes, first_row, *rows, beta_number, self.mean or 1.0),
-                (self.R, self.C, self.V, TYPES[self.compute], prior is not None),
-            )
-        return [
-            g if g.shape == t.shape and g.dtype == t.dtype else g.sum_to_size(t.shape).to(t.dtype)
-            for g, t in zip(gradients, targets, strict=True)
-        ]
+        launch(
+            reparameterize_bwd_kernel,
+            self.blocks * self.chunks,
+            (
+                *(*operands, None if dz is None else seed, beta_tensor, bytes_of(kept)),
+                *(None if dz is None else dz.contiguous(), dneg_kl, dkl),
+                *(*gradients, *([None, None] if prior is None else [])),
+            ),
+            (*self.sizes, first_row, *rows, beta_number, self.mean or 1.0),
+            (self.R, self.C, self.V, TYPES[self.compute], prior is not None),
+        )
+        return fit(gradients, (mu, logvar, *(prior or ())))
 
 
-def as_pointer(value: Any) -> tuple[Tensor | None, float]:
-    """A 0-d tensor on the device and 1, or nothing and a number, whose product is the value: nobody waits for it."""
-    if isinstance(value, Tensor) and value.device.type != "cpu":
-        return value, 1.0
-    return None, float(value)
+def bytes_of(mask: Tensor | None) -> Tensor | None:
+    """A mask as a kernel reads it."""
+    return None if mask is None else mask.view(torch.int8)

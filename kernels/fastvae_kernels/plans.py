@@ -1,0 +1,109 @@
+"""What follows from the layouts of a call's tensors, before any number is known: the part that all backends share.
+
+The plans of a backend, `Density` and `Latent`, are made from these and add how its kernels are launched. The tensors
+given are looked at for shape, strides, dtype and device only; each launch takes tensors that agree in these.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rows import Rows, compute_dtype, in_order, memory_order
+
+LIKELIHOODS = {"gaussian": 0, "bernoulli": 1}
+LINKS = {"identity": 0, "sigmoid": 1, "tanh": 2}
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def unit_of(reduction: str, N: int) -> float:
+    """What the sum over the batch is multiplied with; 0 where each row has a value of its own."""
+    return {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]
+
+
+class DensityPlan:
+    """The log-likelihood's. ``log_scale`` is None where it is a number."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        log_scale: Tensor | None,
+        *,
+        likelihood: str,
+        link: str,
+        num_samples: int | None,
+        reduction: str,
+        x_scale: float | None,
+        elbo_dtype: torch.dtype,
+    ) -> None:
+        N, K = x.shape[0], num_samples or 1
+        D = x.numel() // N if N else 0
+        self.N, self.K, self.D = N, K, D
+        self.compute = compute_dtype(x, x_hat, log_scale)
+        event = x.dim() - 1
+        self.order = memory_order(x_hat, event)
+        self.x, self.x_hat = Rows(x, x.dtype, self.order), Rows(x_hat, x_hat.dtype, self.order, num_samples is not None)
+        self.elements, self.s_row, self.scale_shape = False, 0, tuple(x_hat.shape)  # whether log_scale has several
+        if log_scale is not None and log_scale.numel() != 1:
+            self.elements, self.s_row = True, D
+            lead = x_hat.dim() - event
+            aligned = (1,) * (x_hat.dim() - log_scale.dim()) + tuple(log_scale.shape)
+            if all(size == 1 for size in aligned[:lead]):  # the same for all rows: one row of it
+                self.s_row, self.scale_shape = 0, (*aligned[:lead], *x_hat.shape[lead:])
+        self.variant = LIKELIHOODS[likelihood], LINKS[link]
+        self.mean = unit_of(reduction, N)
+        self.weight_factor = (self.mean or 1.0) / K
+        self.x_scale = 1.0 if x_scale is None else float(x_scale)
+        self.constant = -D * HALF_LOG_2PI if likelihood == "gaussian" else 0.0
+        self.elbo_dtype = torch.promote_types(self.compute, elbo_dtype)
+        self.log_lik = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device=x_hat.device)
+        self.elbo = torch.empty_like(self.log_lik, dtype=self.elbo_dtype)
+
+    def scale_rows(self, log_scale: Tensor) -> Tensor:
+        """The elements of log_scale, dense, in the memory order of x_hat: a row for each of its rows, or one."""
+        return in_order(log_scale.expand(self.scale_shape), self.order).contiguous()
+
+    def reduce_dlog_scale(self, gradient: Any, log_scale: Tensor, summed: bool) -> Tensor:
+        """The gradient as a kernel left it, in the shape, memory order and dtype of log_scale; ``summed`` says that its
+        first dim are partial sums over rows.
+        """
+        if not self.elements:
+            return gradient.to(log_scale.dtype).view(log_scale.shape)
+        gradient = in_order(gradient.sum(0) if summed else gradient, self.order, back=True)
+        return gradient.sum_to_size(log_scale.shape).to(log_scale.dtype)
+
+
+class LatentPlan:
+    """That of sampling and the KL."""
+
+    def __init__(
+        self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None, num_samples: int | None, reduction: str
+    ) -> None:
+        N = mu.shape[0]
+        L = mu.numel() // N if N else 0
+        self.N, self.L, self.K, self.num_samples = N, L, num_samples or 1, num_samples
+        # of elements, of arithmetic
+        self.dtype, self.compute = (
+            torch.promote_types(mu.dtype, logvar.dtype),
+            compute_dtype(mu, logvar, *(prior or ())),
+        )
+        shared = [p.dim() < mu.dim() or p.shape[0] == 1 for p in prior or ()]
+        self.prior_shapes = [(1 if one else N, *mu.shape[1:]) for one in shared]
+        self.prior_rows = [0 if one else L for one in shared] or [0, 0]
+        self.mean = unit_of(reduction, N)
+        self.value = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device=mu.device)
+
+    def prior_operands(self, prior: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """The prior's tensors with dense rows, beside mu and in the dtype of arithmetic."""
+        pairs = zip(prior, self.prior_shapes, strict=True)
+        return [p.to(self.value.device, self.compute).expand(shape).contiguous() for p, shape in pairs]
+
+
+def fit(gradients: list[Tensor], targets: tuple[Tensor, ...]) -> list[Tensor]:
+    """Each gradient in the shape and dtype of what it is the gradient of, which had been broadcast."""
+    return [
+        g if g.shape == t.shape and g.dtype == t.dtype else g.sum_to_size(t.shape).to(t.dtype)
+        for g, t in zip(gradients, targets, strict=True)
+    ]
