@@ -89,6 +89,22 @@ def main():
             attributes = {names for names, given in source.attrs.items() if given}
             pointers = {(i,) for i, kind in enumerate(types.values()) if kind.startswith("*")}
             assert attributes == pointers  # nothing is said of numbers, everything of addresses
+    calls.clear()
+    misaligned()
+
+
+def misaligned():
+    """Rows of which the first does not begin at a multiple of 16 bytes: for them another kernel is compiled."""
+    memory = torch.ones(8 * 64 + 1)
+    for offset in (0, 1):
+        x = memory[offset : offset + 8 * 64].view(8, 64)
+        plan = log_likelihood.Density(
+            x, x, None, likelihood="gaussian", link="identity", num_samples=None, reduction="mean", x_scale=None,
+            elbo_dtype=torch.float32,
+        )  # fmt: skip
+        plan.evaluate(x, x, 0.0, torch.empty_like(plan.elbo), -1.0)
+    (aligned, _), (other, _) = calls
+    assert [bool(source.attrs.get((0,))) for source in (aligned, other)] == [True, False]
 
 
 if __name__ == "__main__":

@@ -157,6 +157,12 @@ def test_a_second_backward_and_any_upstream():
         torch.testing.assert_close(dx_hat, upstream[:, None] * (x - x_hat).detach(), rtol=2e-6, atol=1e-6)
 
 
+def test_a_gradient_of_float16_is_scaled_before_it_is_rounded():
+    x, x_hat, mu = torch.zeros(64, 7), torch.linspace(1e-6, 2e-5, 448).view(64, 7).to(F16), torch.zeros(64, 2)
+    (gradient,) = torch.autograd.grad(65536 * bound(x, x_hat.requires_grad_(), mu), [x_hat])  # as a GradScaler does
+    torch.testing.assert_close(gradient.float(), -1024 * x_hat.detach().float(), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("D", [37, 64, 5000])
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(D):
     x, x_hat, mu = torch.randn(70, D), torch.randn(70, D), torch.randn(70, 6)
