@@ -29,8 +29,10 @@ SIZES = [
     *((4096, 16384, 32), (65536, 16384, 32)),
 ]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DEVICE = "cuda"
 BEGIN, END = "<!-- bench/gpu.py begins -->", "<!-- bench/gpu.py ends -->"  # in kernels/README.md
 HEAD = "| case | us | eager | compile | TB/s | of copy |\n|---|---|---|---|---|---|"
+FLUSH = 1 << 28  # bytes written between calls: more than any cache holds
 LARGEST = 60e9  # bytes of device memory a case may take, eager's temporaries included
 
 
@@ -62,9 +64,9 @@ def forward_backward(function: Any, x: Tensor, leaves: list[Tensor]) -> Any:
 
 def training_step(backend: str, N: int, D: int, L: int, compiled: bool) -> Any:
     """A whole step of a one-layer encoder and decoder, Adam included."""
-    model = fastvae.VAE.mlp((D,), latent=L, hidden=512).cuda()
+    model = fastvae.VAE.mlp((D,), latent=L, hidden=512).to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    x = torch.rand(N, D, device="cuda")
+    x = torch.rand(N, D, device=DEVICE)
 
     def loss() -> Tensor:
         return -model.elbo(x, backend=backend)
@@ -79,6 +81,22 @@ def training_step(backend: str, N: int, D: int, L: int, compiled: bool) -> Any:
     return run
 
 
+def elapsed(run: Any, calls: int) -> float:
+    """Seconds of so many calls: by events on a GPU; by the clock on a CPU, where this file can only be tried."""
+    if DEVICE == "cpu":
+        began = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return time.perf_counter() - began
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3
+
+
 def race(contenders: dict[str, Any], seconds: float, flush: Tensor) -> dict[str, float]:
     """Median seconds of a call of each."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -86,28 +104,18 @@ def race(contenders: dict[str, Any], seconds: float, flush: Tensor) -> dict[str,
     for name, run in contenders.items():
         for _ in range(5):
             run()
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        calls[name] = max(1, round(1e-3 / (time.perf_counter() - began)))
+        calls[name] = max(1, round(1e-3 / elapsed(run, 1)))
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(next(iter(times.values()))) < 5:
         for name, run in contenders.items():
             flush.zero_()
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            for _ in range(calls[name]):
-                run()
-            end.record()
-            end.synchronize()
-            times[name].append(start.elapsed_time(end) * 1e-3 / calls[name])
+            times[name].append(elapsed(run, calls[name]) / calls[name])
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def copies(read: int, written: int) -> Any:
     """A device copy that moves as many bytes."""
-    source = torch.empty((read + written) // 2, dtype=torch.uint8, device="cuda").random_()
+    source = torch.empty((read + written) // 2, dtype=torch.uint8, device=DEVICE).random_()
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
@@ -115,8 +123,8 @@ def copies(read: int, written: int) -> Any:
 def case(N: int, D: int, L: int, dtype: str, seconds: float, flush: Tensor) -> list[dict[str, Any]]:
     """The lines of one size: forward, and forward and backward."""
     torch._dynamo.reset()
-    x, x_hat = (torch.randn(N, D, device="cuda").to(DTYPES[dtype]) for _ in range(2))
-    leaves = [x_hat.requires_grad_(), *(torch.randn(N, L, device="cuda", requires_grad=True) for _ in range(2))]
+    x, x_hat = (torch.randn(N, D, device=DEVICE).to(DTYPES[dtype]) for _ in range(2))
+    leaves = [x_hat.requires_grad_(), *(torch.randn(N, L, device=DEVICE, requires_grad=True) for _ in range(2))]
     compiled = torch.compile(textbook, dynamic=False)
     few = [t[:64].detach().requires_grad_() for t in leaves]
     ours = torch.autograd.grad(fused(x[:64], *few), few)
@@ -147,12 +155,15 @@ def show(line: dict[str, Any]) -> str:
     return "| " + " | ".join([line["case"], f"{1e6 * ours:.1f}", *rivals, *rate]) + " |"
 
 
-def write_table(rows: list[str]) -> None:
+def name_of_device() -> str:
+    return "CPU" if DEVICE == "cpu" else torch.cuda.get_device_name()
+
+
+def write_table(rows: list[str], path: Path) -> None:
     """Put the table between its markers in kernels/README.md."""
-    path = Path("kernels/README.md")
     before, _, rest = path.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    machine = f"{name_of_device()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     about = f"{machine}. Rivals' times as multiples of ours."
     path.write_text("\n".join([before + BEGIN, "", about, "", HEAD, *rows, "", END + after]))
 
@@ -162,13 +173,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The ELBO on a GPU.", formatter_class=formatter)
     parser.add_argument("--seconds", type=float, default=300, help="for all cases together")
     parser.add_argument("--out", type=Path, default=Path("bench/history/gpu.json"))
+    parser.add_argument("--readme", type=Path, default=Path("kernels/README.md"), help="where the table stands")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if DEVICE == "cuda" and not torch.cuda.is_available():
         print("no CUDA GPU here: nothing was measured")
         return
     cases = [(*size, dtype) for size in SIZES for dtype in DTYPES]
     cases = [c for c in cases if 8 * c[0] * c[1] * DTYPES[c[3]].itemsize < LARGEST]
-    flush = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
+    flush = torch.empty(FLUSH, dtype=torch.uint8, device=DEVICE)
     share = options.seconds / (3 * len(cases))
     torch.manual_seed(0)
     lines = []
@@ -185,9 +197,9 @@ def main() -> None:
         }
         lines.append({"case": f"training step {N}x{D},{L}", "seconds": race(contenders, share, flush)})
         print(show(lines[-1]), flush=True)
-    write_table([show(line) for line in lines])
+    write_table([show(line) for line in lines], options.readme)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "python": platform.python_version()}
+    about = {"device": name_of_device(), "torch": torch.__version__, "python": platform.python_version()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({**about, "commit": commit, "time": time.time(), "lines": lines}, indent=1))
 

@@ -26,8 +26,7 @@ def launches(monkeypatch):
 
     def record(*args, **options):
         result = launch(*args, **options)
-        dx_hat = result[2]
-        seen.append(None if dx_hat is None else StorageWeakRef(dx_hat.untyped_storage()))
+        seen.append(None if result[2] is None else StorageWeakRef(result[2].untyped_storage()))
         return result
 
     monkeypatch.setattr(plan, "evaluate", record)
