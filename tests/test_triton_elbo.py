@@ -181,6 +181,12 @@ def test_layouts_are_read_as_they_lie():
     assert gradient.stride() == images.stride()
 
 
+def test_a_row_too_long_to_count_is_refused():
+    row = torch.zeros(1, 1).expand(1, 2**31)
+    with pytest.raises(ValueError, match="a row has 2147483648 elements"):
+        bound(row, row, torch.zeros(1, 1))
+
+
 def test_the_noise_is_that_of_every_backend():
     mu, logvar = torch.zeros(40, 18, dtype=F64), torch.zeros(40, 18, dtype=F64)
     seed = 2**62 + 12345

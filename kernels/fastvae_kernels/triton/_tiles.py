@@ -62,5 +62,7 @@ def vector_width(sizes: Sequence[int]) -> int:
 
 def tile(length: int, elements: int) -> tuple[int, int, int]:
     """``(R, C, chunks)``: tiles of R rows and C columns for rows of that length, which decides alone."""
+    if length >= 2**31:
+        raise ValueError(f"a row has {length} elements; the Triton kernels take rows of fewer than 2^31")
     columns = min(triton.next_power_of_2(max(length, 16)), elements)
     return elements // columns, columns, max(1, -(-length // columns))
