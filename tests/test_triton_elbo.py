@@ -17,7 +17,7 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
 import fastvae
-from fastvae import Bernoulli, Gaussian
+from fastvae import Bernoulli, Gaussian, _backend
 
 pytest.importorskip("triton")
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -134,9 +134,22 @@ def test_weights_that_are_tensors():
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_an_empty_batch(reduction):
+def test_an_empty_batch(reduction, poisoned):
     Problem(N=0, reduction=reduction).check()
     Problem(N=0, reduction=reduction, free_bits=0.1, scale=()).check()
+    Problem(N=0, reduction=reduction, scale=(37,)).check()
+    Problem(N=0, reduction=reduction, D=5000, L=2050).check()  # rows in chunks, if there were any
+
+
+def test_an_empty_batch_writes_nowhere():
+    room = torch.full((4,), 7.0)
+    x, mu = torch.randn(0, 5000), torch.randn(0, 2050)
+    how = {"likelihood": "gaussian", "link": "identity", "num_samples": None, "reduction": "none", "x_scale": None}
+    density = _backend.launcher("log_likelihood", "triton").Density(x, x, None, elbo_dtype=F32, **how)
+    density.evaluate(x, x, 0.0, room[1:1], None, room[2:2], want_log_lik=False)
+    latent = _backend.launcher("reparameterize", "triton").Latent(mu, mu, None, None, "none")
+    latent.forward(mu, mu, None, None, neg_kl=room[3:3])
+    assert (room == 7).all()
 
 
 def bound(x, x_hat, mu, **options):

@@ -38,8 +38,7 @@ class DensityPlan:
         x_scale: float | None,
         elbo_dtype: torch.dtype,
     ) -> None:
-        N, K = x.shape[0], num_samples or 1
-        D = x.numel() // N if N else 0
+        N, D, K = x.shape[0], math.prod(x.shape[1:]), num_samples or 1
         self.N, self.K, self.D = N, K, D
         self.compute = compute_dtype(x, x_hat, log_scale)
         event = x.dim() - 1
@@ -81,8 +80,7 @@ class LatentPlan:
     def __init__(
         self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None, num_samples: int | None, reduction: str
     ) -> None:
-        N = mu.shape[0]
-        L = mu.numel() // N if N else 0
+        N, L = mu.shape[0], math.prod(mu.shape[1:])
         self.N, self.L, self.K, self.num_samples = N, L, num_samples or 1, num_samples
         # of elements, of arithmetic
         self.dtype, self.compute = (

@@ -152,16 +152,16 @@ def log_likelihood_fwd_kernel(
                 tl.store(elbo + n, to_element(value_n, elbo), mask=live)
             else:
                 tl.store(partial + t, tl.sum(acc, 0))  # rows beyond the last are all masked
-            if EACH and CHUNKED:  # R is 1, and there are rows: without any, D is 0
+            if EACH and CHUNKED:  # R is 1
                 tl.debug_barrier()
                 if tl.atomic_add(counter + 1 + b, 1) == chunks - 1:
                     value_b = total_of(partial + b * chunks, chunks) / K + constant_of(
                         constant, D, log_scale, LIKELIHOOD
                     )
                     if log_lik is not None:
-                        tl.store(log_lik + b, to_element(value_b, log_lik))
-                    value_b += tl.load(neg_kl + b).to(tl.float64)
-                    tl.store(elbo + b, to_element(value_b, elbo))
+                        tl.store(log_lik + b, to_element(value_b, log_lik), mask=b < N)
+                    value_b += tl.load(neg_kl + b, mask=b < N, other=0.0).to(tl.float64)
+                    tl.store(elbo + b, to_element(value_b, elbo), mask=b < N)
                     tl.store(counter + 1 + b, 0)
     if DS == SUMMED_:
         tl.store(ds + group * D + first + cols, to_element(ds_sum, ds), mask=inside)

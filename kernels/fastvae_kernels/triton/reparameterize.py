@@ -120,14 +120,15 @@ def reparameterize_fwd_kernel(
                 place, start, tiles, unit, constants = b, b * chunks, chunks, tl.full((), 1.0, tl.float64), constant
             else:
                 place, start, tiles, unit, constants = 0, 0, count, tl.full((), mean, tl.float64), constant * N
+            there = place < N if EACH else True  # an empty batch has one block and no row
             if tl.atomic_add(counter + place, 1) == tiles - 1:
                 value_of_all = total_of(partial + start, tiles)
                 if kl is not None:
-                    tl.store(kl + place, to_element(value_of_all * unit, kl))
+                    tl.store(kl + place, to_element(value_of_all * unit, kl), mask=there)
                 if KEPT:
                     value_of_all = total_of(partial + count + start, tiles) + constants
                 value_of_all = tl.where(weight != 0.0, -weight * value_of_all * unit, 0.0)
-                tl.store(neg_kl + place, to_element(value_of_all, neg_kl))
+                tl.store(neg_kl + place, to_element(value_of_all, neg_kl), mask=there)
                 tl.store(counter + place, 0)
 
 
