@@ -27,7 +27,7 @@ from numba.extending import intrinsic
 from ._jit import Kernel, math_jit
 
 # Nanoseconds on one thread, as the launcher estimates them.
-SERIAL_BELOW = 30_000
+SERIAL_BELOW = 20_000
 LEAST_CHUNK = 5_000
 CHUNKS_A_THREAD = 8  # more leave a shorter wait for the last; each costs two atomic additions
 
