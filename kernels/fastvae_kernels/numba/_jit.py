@@ -43,7 +43,7 @@ class Kernel:
     __slots__ = ("address", "cached", "call", "compiled", "pack")
 
     def __init__(self, function: Callable, fields: str) -> None:
-        options = {"nopython": True, "error_model": "numpy", "fastmath": set(FASTMATH)}
+        options = {"nopython": True, "_nrt": False, "error_model": "numpy", "fastmath": set(FASTMATH)}
         compiled: Any = CFunc(function, ((types.intp,), types.void), locals={}, options=options)
         self.cached = False
         with suppress(RuntimeError):  # no directory is writable: "cannot cache function ...: no locator available"
@@ -79,14 +79,14 @@ def math_jit(function: Callable) -> Any:
 
     An option left out is taken from the caller compiled first, so each is spelled out.
     """
-    return njit(forceinline=True, error_model="numpy", fastmath=False)(function)
+    return njit(forceinline=True, _nrt=False, error_model="numpy", fastmath=False)(function)
 
 
 def loop_jit(function: Callable) -> Any:
     """Compile a function that holds loops for all its callers: pasted into five places of a kernel, it would take
     many seconds to compile. It opens with ``outlined()``.
     """
-    return njit(error_model="numpy", fastmath=set(FASTMATH))(function)
+    return njit(_nrt=False, error_model="numpy", fastmath=set(FASTMATH))(function)
 
 
 @intrinsic(prefer_literal=True)

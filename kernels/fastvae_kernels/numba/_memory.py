@@ -22,10 +22,12 @@ from ._jit import loop_jit, math_jit, outlined
 from ._math import like
 from ._vector import LANES_F32, LANES_F64, Vector, element, lanes, llvm_type, pointer_to, splat, total, with_element
 
-F32, F64, BF16, U8, U32 = range(5)
+F32, F64, BF16, U8, U32, I64 = range(6)
 CODES = {torch.float32: F32, torch.float64: F64, torch.bfloat16: BF16, torch.uint8: U8, torch.bool: U8}
-ITEM_SIZES = {F32: 4, F64: 8, BF16: 2, U8: 1, U32: 4}
-ELEMENTS = {F32: types.float32, F64: types.float64, BF16: types.uint16, U8: types.uint8, U32: types.uint32}
+ITEM_SIZES = {F32: 4, F64: 8, BF16: 2, U8: 1, U32: 4, I64: 8}
+ELEMENTS = {
+    F32: types.float32, F64: types.float64, BF16: types.uint16, U8: types.uint8, U32: types.uint32, I64: types.int64
+}  # fmt: skip
 
 
 @intrinsic(prefer_literal=True)

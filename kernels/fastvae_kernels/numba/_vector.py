@@ -12,12 +12,15 @@ import operator
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 LANES_F32, LANES_F64 = 16, 8  # one register of AVX-512, two of AVX2: the same order of summation on both
+# of float64 in one register, where a kernel needs as many sums as there are registers
+LANES_REGISTER = 8 if get_host_cpu_features().get("avx512f") else 4
 
 
 class Vector(types.Type):
@@ -203,3 +206,30 @@ def total(typingctx, vector):
         return builder.extract_element(value, ir.IntType(32)(0))
 
     return vector.dtype(vector), codegen
+
+
+@intrinsic
+def register(typingctx, vector):
+    """A vector of zeros as long as a register, or as ``vector`` if that is shorter."""
+    result = Vector(vector.dtype, min(LANES_REGISTER, vector.lanes))
+    return result(vector), lambda context, builder, signature, args: ir.Constant(llvm_type(result), None)
+
+
+@intrinsic
+def totals(typingctx, a, b, c, d):
+    """The sums of the lanes of four vectors of 4 or 8 lanes, as a vector of 4; of 8, that of the lower and upper 4."""
+    result = Vector(a.dtype, 4)
+
+    def of_four(builder: Any, vectors: Any) -> Any:
+        pairs = []
+        for x, y in (vectors[:2], vectors[2:]):
+            pairs.append(builder.fadd(_shuffle(builder, x, y, [0, 4, 2, 6]), _shuffle(builder, x, y, [1, 5, 3, 7])))
+        return builder.fadd(_shuffle(builder, *pairs, [0, 1, 4, 5]), _shuffle(builder, *pairs, [2, 3, 6, 7]))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if a.lanes == 4:
+            return of_four(builder, args)
+        halves = ([_shuffle(builder, x, x, list(range(k, k + 4))) for x in args] for k in (0, 4))
+        return builder.fadd(*(of_four(builder, half) for half in halves))
+
+    return result(a, a, a, a), codegen

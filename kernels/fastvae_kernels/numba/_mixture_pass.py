@@ -1,0 +1,202 @@
+"""One pass over the rows of one mixture, or of many: E-step, log-likelihood and sufficient statistics tile by tile, and
+the M-step for whoever sums up last. Responsibilities are never stored.
+
+Traffic: the rows once, N D elements a pass; everything else stays in a cache.
+Work unit: a slot of a problem, the tiles s, s + SLOTS, s + 2 SLOTS, ... of its rows, added up in that order; slots are
+added in index order. Tiles depend on D and K alone, so the bits are the same for any number of threads, for a problem
+alone or in a batch, and for rows that come in chunks of whole tiles.
+Specification: fastvae/reference/gmm.py
+"""
+
+from functools import cache
+
+import numpy as np
+
+from ._jit import Kernel, kernel, loop_jit, outlined, unpack
+from ._memory import F32, F64, I64, array_at
+from ._mixture_tiles import (
+    DIAG,
+    FULL,
+    PANEL,
+    SPHERICAL,
+    add_all_products,
+    add_distances,
+    add_linear,
+    add_squares,
+    load,
+    load_weights,
+    logits_of_distances,
+    logits_of_products,
+    logits_of_squares,
+    nearest,
+    posterior,
+    width,
+)
+from ._mixture_update import finish_parameters, merge, update_diag, update_full, update_spherical
+from ._noise import HIGH_SHIFT, LOW_WORD, philox
+from ._threads import _count, finished, take
+
+POSTERIOR, GIVEN, NEAREST, RANDOM = range(4)  # where responsibilities come from
+NOTHING, LINEAR, PRODUCTS = range(3)  # statistics that are wanted
+LEAVE, MERGE, PARAMETERS, CENTERS = range(4)  # what follows on the last slot of a problem
+FIELDS = "39q 1d"
+
+SLOTS, SLOT_BYTES = 32, 64 << 20
+TILE_ELEMENTS, LOGIT_ELEMENTS, MOST_ROWS, LEAST_ROWS = 8192, 16384, 512, 32
+
+
+@loop_jit
+def random_responsibilities(logit, w, row, rows, T, K, S, seed, restart, problem):
+    """Uniform numbers, normalised; a function of seed, problem, restart, row and component."""
+    outlined()
+    key = np.uint64(seed)
+    k0, k1 = np.uint32(key & LOW_WORD), np.uint32(key >> HIGH_SHIFT)
+    for t in range(T):
+        norm = 0.0
+        for k in range(K):
+            c2, c3 = np.uint32(problem), np.uint32(restart | (k // 2) << 12)
+            at = np.uint64(row + t)
+            words = philox(np.uint32(at & LOW_WORD), np.uint32(at >> HIGH_SHIFT), c2, c3, k0, k1)
+            u = (words[2 * (k % 2)] + 0.5) * 2.0**-32
+            logit[k * S + t] = u
+            norm += u
+        for k in range(K):
+            logit[k * S + t] *= w[t] / norm
+
+
+@loop_jit
+def move_centers(statistics, parameters, centers, D, K):
+    """The means of the rows next to each center, which stays where it has none; how far they moved, how many stayed."""
+    outlined()
+    moved, empty = 0.0, 0
+    for k in range(K):
+        n = statistics[k * (D + 1) + D]
+        for d in range(D):
+            step = statistics[k * (D + 1) + d] / n if n > 0 else 0.0
+            parameters[2 * K + k * D + d] = centers[k * D + d] + step
+            moved += step * step
+        if not n > 0:
+            empty += 1
+    return moved, empty
+
+
+@cache
+def make_pass(family: int) -> Kernel:
+    """The kernel for a covariance family, FULL for tied ones too."""
+
+    @kernel(FIELDS)
+    def mixture_pass(block):
+        # *_problem, *_row are strides in elements; `old` holds the parameters to evaluate, `new` those to write
+        (
+            _arrived, x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, resp, resp_code, seed,
+            N, D, K, T, first_tile, last_tile, slots, active, ids, shift, old, new, centers, size,
+            statistics, F, done, flags, result, room, room_size, matrices, source, wanted, after, fresh, rescue,
+            reg_covar,
+        ) = unpack(block, FIELDS)  # fmt: skip
+        S = T + 8
+        mine = room + 8 * room_size * _count(block, 4, 1)
+        W = width(D)
+        xt, e = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, W * S, F64)
+        logit = array_at(mine + 8 * (D + W) * S, K * S, F64)
+        rest = mine + 8 * (D + W + K) * S
+        w_t, log_prob, re = (
+            array_at(rest, S, F64),
+            array_at(rest + 8 * S, S, F64),
+            array_at(rest + 16 * S, PANEL * S, F64),
+        )
+        rest += 8 * (2 + PANEL) * S
+        zero, one, u = array_at(rest, K, F64), array_at(rest + 8 * K, K, F64), array_at(rest + 16 * K, D * D, F64)
+        for k in range(K):
+            zero[k], one[k] = 0.0, 1.0
+        for t in range(D * S, W * S):
+            e[t] = 0.0
+        tied = matrices < K
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                s, i = unit % slots, unit // slots
+                p = array_at(active + 8 * i, 1, I64)[0]
+                data = p // restarts
+                shift_p = array_at(shift + 8 * data * D, D, F64)
+                old_p = array_at(old + 8 * p * size, size, F64)
+                centers_p = array_at(centers + 8 * p * size + 16 * K, K * D, F64)
+                sums = array_at(statistics + 8 * p * slots * F, slots * F, F64)
+                mine_s = sums[s * F : s * F + F]
+                if fresh:
+                    for j in range(F):
+                        mine_s[j] = 0.0
+                x_p = x + data * x_problem * (4 if x_code == F32 else 8)
+                w_p = w + data * w_problem * 8 if w else 0
+                tile = first_tile + (s - first_tile) % slots
+                value = 0.0
+                while tile < last_tile:
+                    row = (tile - first_tile) * T
+                    rows = min(T, N - row)
+                    whole = (rows + 15) // 16 * 16
+                    load(xt, x_p, x_code, row, x_row, rows, whole, D, S, shift_p)
+                    load_weights(w_t, w_p, row, w_row, rows, whole)
+                    if source == POSTERIOR:
+                        c, means, P = old_p[K:], old_p[2 * K :], old_p[2 * K + K * D :]
+                        if family == DIAG:
+                            logits_of_squares(logit, xt, means, P, c, whole, D, K, S)
+                        elif family == SPHERICAL:
+                            logits_of_distances(logit, xt, means, P, c, whole, D, K, S)
+                        else:
+                            step = 0 if tied else D * D
+                            logits_of_products(logit, e, xt, means, P, c, whole, D, K, S, step)
+                        value += posterior(logit, log_prob, w_t, whole, K, S)
+                    elif source == NEAREST:
+                        logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S)
+                        value += nearest(logit, log_prob, w_t, whole, K, S)
+                    elif source == RANDOM:
+                        id_p = array_at(ids + 8 * data, 1, I64)[0]
+                        random_responsibilities(
+                            logit, w_t, tile * T, rows, whole, K, S, seed, p % restarts, id_p
+                        )  # fmt: skip
+                    else:
+                        resp_p = resp + p * N * K * (4 if resp_code == F32 else 8)
+                        load(logit, resp_p, resp_code, row, K, rows, whole, K, S, zero)
+                        for k in range(K):
+                            for t in range(whole):
+                                logit[k * S + t] *= w_t[t]
+                    if wanted == PRODUCTS:
+                        square = mine_s[K * (D + 1) :]
+                        if family == FULL:
+                            step = 0 if tied else W * W
+                            add_all_products(square, mine_s, e, re, xt, centers_p, logit, whole, D, K, S, step)
+                        else:
+                            for k in range(K):
+                                r, center, linear = logit[k * S :], centers_p[k * D :], mine_s[k * (D + 1) :]
+                                if family == DIAG:
+                                    add_squares(square[k * D :], linear, xt, center, r, whole, D, S)
+                                else:
+                                    add_linear(linear, xt, center, r, whole, D, S)
+                                    add_distances(square[k:], xt, center, r, whole, D, S)
+                    elif wanted == LINEAR:
+                        for k in range(K):
+                            add_linear(mine_s[k * (D + 1) :], xt, centers_p[k * D :], logit[k * S :], whole, D, S)
+                    tile += slots
+                mine_s[F - 1] += value
+                if after != LEAVE and _count(done + 8 * p, 0, 1) + 1 == slots:
+                    array_at(done + 8 * p, 1, I64)[0] = 0
+                    merge(sums, 0, F, F, slots)
+                    result_p = array_at(result + 24 * p, 3, F64)
+                    result_p[0] = sums[F - 1]
+                    new_p = array_at(new + 8 * p * size, size, F64)
+                    if after == PARAMETERS:
+                        flags_p = array_at(flags + 8 * p * K, K, I64)
+                        for k in range(K):
+                            if family == DIAG:
+                                flags_p[k] = update_diag(k, sums, new_p, centers_p, D, K, reg_covar)
+                            elif family == SPHERICAL:
+                                flags_p[k] = update_spherical(k, sums, new_p, centers_p, D, K, reg_covar)
+                            else:
+                                flags_p[k] = update_full(k, sums, new_p, centers_p, u, D, K, tied, reg_covar)
+                        flag, split = finish_parameters(new_p, flags_p, D, K, matrices, family, rescue)
+                        result_p[1], result_p[2] = flag, split
+                    elif after == CENTERS:
+                        result_p[1], result_p[2] = move_centers(sums, new_p, centers_p, D, K)
+            finished(block, stop - start)
+            start, stop = take(block)
+
+    return mixture_pass

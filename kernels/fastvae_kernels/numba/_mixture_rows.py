@@ -1,0 +1,110 @@
+"""What a mixture says of each row: log density, log responsibilities, the most likely component.
+
+Traffic: reads N D elements, writes N, N K and N, as wanted. Work unit: a tile of rows of a problem.
+Specification: fastvae/reference/gmm.py
+"""
+
+from functools import cache
+
+from ._jit import Kernel, kernel, loop_jit, outlined, unpack
+from ._math import exp, like, log, select
+from ._memory import F32, F64, I64, array_at, read, vector, write
+from ._mixture_tiles import (
+    DIAG,
+    LOWEST,
+    SPHERICAL,
+    load,
+    logits_of_distances,
+    logits_of_products,
+    logits_of_squares,
+)
+from ._threads import _count, finished, take
+
+FIELDS = "22q"
+
+
+@loop_jit
+def log_norms(logit, log_prob, label, T, K, S):
+    """log sum_k e^logit and the largest component, of each row."""
+    outlined()
+    v = vector(F64)
+    for t in range(0, T, 8):
+        top, best = read(logit, t, v), like(v, 0)
+        for k in range(1, K):
+            a = read(logit, k * S + t, v)
+            best = select(a > top, like(v, k), best)
+            top = select(top >= a, top, a)  # this way round NaN stays
+        top = select(top < like(v, LOWEST), like(v, LOWEST), top)
+        norm = like(v, 0)
+        for k in range(K):
+            norm = norm + exp(read(logit, k * S + t, v) - top)
+        write(log_prob, t, top + log(norm))
+        write(label, t, best)
+
+
+@loop_jit
+def put_rows(address, code, row, rows, K, S, logit, log_prob):
+    """Log responsibilities, row by row."""
+    outlined()
+    if code == F32:
+        out = array_at(address + row * K * 4, rows * K, F32)
+        for t in range(rows):
+            for k in range(K):
+                out[t * K + k] = logit[k * S + t] - log_prob[t]
+    else:
+        out_ = array_at(address + row * K * 8, rows * K, F64)
+        for t in range(rows):
+            for k in range(K):
+                out_[t * K + k] = logit[k * S + t] - log_prob[t]
+
+
+@cache
+def make_rows(family: int) -> Kernel:
+    """The kernel for a covariance family, FULL for tied ones too."""
+
+    @kernel(FIELDS)
+    def mixture_rows(block):
+        (
+            _arrived, x, x_code, x_row, x_problem, N, D, K, T, tiles, shift, parameters, size, parameters_problem,
+            log_resp, resp_code, log_prob, labels, room, room_size, shift_problem, matrices,
+        ) = unpack(block, FIELDS)  # fmt: skip
+        S = T + 8
+        mine = room + 8 * room_size * _count(block, 4, 1)
+        xt, e = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, D * S, F64)
+        logit = array_at(mine + 16 * D * S, K * S, F64)
+        rest = mine + 8 * (2 * D + K) * S
+        norm, label = array_at(rest, S, F64), array_at(rest + 8 * S, S, F64)
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                p, row = unit // tiles, unit % tiles * T
+                rows = min(T, N - row)
+                whole = (rows + 15) // 16 * 16
+                theta = array_at(parameters + 8 * p * parameters_problem, size, F64)
+                shift_p = array_at(shift + 8 * p * shift_problem, D, F64)
+                load(
+                    xt, x + p * x_problem * (4 if x_code == F32 else 8), x_code, row, x_row, rows, whole, D, S, shift_p
+                )
+                c, means, P = theta[K:], theta[2 * K :], theta[2 * K + K * D :]
+                if family == DIAG:
+                    logits_of_squares(logit, xt, means, P, c, whole, D, K, S)
+                elif family == SPHERICAL:
+                    logits_of_distances(logit, xt, means, P, c, whole, D, K, S)
+                else:
+                    step = D * D if matrices == K else 0
+                    logits_of_products(logit, e, xt, means, P, c, whole, D, K, S, step)
+                log_norms(logit, norm, label, whole, K, S)
+                out = array_at(log_prob + 8 * (p * N + row), rows, F64)
+                for t in range(rows):
+                    out[t] = norm[t]
+                if log_resp:
+                    resp_p = log_resp + p * N * K * (4 if resp_code == F32 else 8)
+                    put_rows(resp_p, resp_code, row, rows, K, S, logit, norm)
+                if labels:
+                    out_ = array_at(labels + 8 * (p * N + row), rows, I64)
+                    for t in range(rows):
+                        out_[t] = int(label[t])
+            finished(block, stop - start)
+            start, stop = take(block)
+
+    return mixture_rows

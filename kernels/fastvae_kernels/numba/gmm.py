@@ -1,0 +1,287 @@
+"""Gaussian mixtures by EM, one or thousands at once: Numba.
+
+    E and M in one pass    r_nk = pi_k N(x_n; mu_k, Sigma_k) / p(x_n);  sum_n of r, r e, r e e' for e = x - mu_k
+    then                   pi, mu, Sigma, its Cholesky factor and the constants of the next pass
+
+Traffic, elements a pass: reads N D; the [N, K] responsibilities live in tiles that fit a cache. Launches: one a pass,
+for all problems that still run. Each step of the algorithm is a mode of one kernel, `_mixture_pass`; here stands which
+problems take which step next. All sums are float64.
+Specification: fastvae/reference/gmm.py, fastvae/reference/gmm_fit.py
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._buffers import scratch
+from ._memory import CODES
+from ._mixture_launch import Mixtures, address, moments, stride_of
+from ._mixture_pass import (
+    CENTERS,
+    GIVEN,
+    LINEAR,
+    MERGE,
+    NEAREST,
+    NOTHING,
+    PARAMETERS,
+    POSTERIOR,
+    PRODUCTS,
+    RANDOM,
+)
+from ._mixture_rows import make_rows
+from ._mixture_tiles import DIAG, FULL, SPHERICAL, TIED
+from ._mixture_update import FAR, HALF_LOG_2PI, SINGULAR
+from ._threads import run
+
+FAMILIES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
+CONVERGED, MAX_ITER, RESCUED, DEGENERATE = 1, 2, 4, 8  # of a fit: the values of fastvae.Status
+BATCH_ELEMENTS = 1 << 23  # partial sums of the problems that run side by side
+LLOYD_ROWS = 1 << 17  # of a problem, that k-means looks at
+LLOYD_STEPS, LLOYD_TOL = 300, 1e-4  # scikit-learn's
+MOST_RESCUES = 10  # of a problem, before it is given up
+
+
+class Fitted(NamedTuple):
+    """Parameters and history of B problems, float64: see fastvae.gmm.MixtureFit."""
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    log_likelihood: Tensor  # [B], sum of w log p of these parameters
+    lower_bounds: Tensor  # [B, most iterations + 1], NaN behind the last
+    n_iter: Tensor
+    status: Tensor
+
+
+class Run:
+    """EM for some problems, each with its restarts, side by side."""
+
+    def __init__(self, mixtures: Mixtures, total: np.ndarray, spread: np.ndarray) -> None:
+        self.mixtures = m = mixtures
+        self.total, self.spread = np.repeat(total, m.restarts), np.repeat(spread, m.restarts)
+        self.now, self.next = m.parameters(), m.parameters()  # of the last pass, to be written in the next
+        self.final, self.n_iter, self.status = m.parameters(), np.zeros(m.P, np.int64), np.zeros(m.P, np.int64)
+        self.bounds: list[np.ndarray] = []
+        self.rescues = np.zeros(m.P, np.int64)
+
+    def start(self, how: Any, rescue: bool) -> np.ndarray:
+        """Initial parameters, in `now`; the problems that have some."""
+        m, active = self.mixtures, np.arange(self.mixtures.P)
+        if not isinstance(how, str):
+            self.now[:] = np.repeat(pack(m, *how), m.restarts, axis=0)
+            return active
+        if how in ("k-means++", "random_from_data"):
+            m.seeds(active, self.next, how == "k-means++")
+            means = m.parts(self.next)[2] + np.repeat(m.shift, m.restarts, axis=0)[:, None]
+            weights = np.full((m.P, m.K), 1 / m.K)
+            one = np.eye(m.D) if m.family in (FULL, TIED) else np.ones(m.shape)
+            V = np.broadcast_to(m.reg_covar * one, (m.P, *([] if m.family == TIED else [m.K]), *m.shape))
+            self.now[:] = pack(m, weights, means, V, np.repeat(m.shift, m.restarts, axis=0))
+            return active if m.reg_covar > 0 else self.give_up(active, active == active)
+        if how == "random":
+            m.sweep(active, self.now, self.next, self.next, RANDOM, LINEAR, CENTERS)
+            source = RANDOM
+        else:
+            m.seeds(active, self.next, True)
+            self.cluster(active)
+            source = NEAREST
+        result = m.sweep(active, self.next, self.now, self.next, source, PRODUCTS, PARAMETERS, rescue=rescue)
+        return self.give_up(active, (result[:, 1].astype(np.int64) & SINGULAR) != 0)
+
+    def cluster(self, active: np.ndarray) -> None:
+        """k-means by Lloyd's iterations, from the means in `next`, where the last ones are left."""
+        m = self.mixtures
+        step, scratch_ = stride_of(m.N, LLOYD_ROWS), self.now
+        for _ in range(LLOYD_STEPS):
+            result = m.sweep(active, self.next, scratch_, self.next, NEAREST, LINEAR, CENTERS, step=step)
+            if (empty := result[:, 2] > 0).any():
+                self.relocate(active[empty], scratch_)
+            self.next[active] = scratch_[active]
+            active = active[empty | (result[:, 1] > LLOYD_TOL * self.spread[active] / m.D)]
+            if len(active) == 0:
+                return
+
+    def relocate(self, problems: np.ndarray, theta: np.ndarray) -> None:
+        """Put each center without rows on a row that lies farthest from its own."""
+        m = self.mixtures
+        for p in problems:
+            counts = m.statistics[p, 0, : m.K * (m.D + 1)].reshape(m.K, m.D + 1)[:, m.D]
+            centers, data = m.parts(theta[p : p + 1])[2][0], p // m.restarts
+            rows = m.X[data, :: stride_of(m.N, LLOYD_ROWS)].double().numpy() - m.shift[data]
+            distance = np.full(len(rows), np.inf)
+            for k in np.flatnonzero(counts > 0):
+                np.minimum(distance, np.square(rows - centers[k]).sum(1), out=distance)
+            if m.w is not None:
+                distance = distance * (m.w[data, :: stride_of(m.N, LLOYD_ROWS)].numpy() > 0)
+            empty = np.flatnonzero(~(counts > 0))
+            farthest = np.argsort(-distance, kind="stable")[: len(empty)]
+            centers[empty[: len(farthest)]] = rows[farthest]
+
+    def give_up(self, active: np.ndarray, bad: np.ndarray) -> np.ndarray:
+        """Note that those have no parameters, or none better than `now`; the others."""
+        self.status[active[bad]] |= DEGENERATE
+        self.final[active[bad]] = self.now[active[bad]]
+        return active[~bad]
+
+    def climb(
+        self, active: np.ndarray, tol: float, max_iter: int, rescue: bool, progress: Callable[[int, int], Any] | None
+    ) -> None:
+        """EM from the parameters in `now`, to `final`."""
+        m, before = self.mixtures, np.full(self.mixtures.P, -np.inf)
+        for iteration in range(1, max_iter + 1):
+            if len(active) == 0:
+                break
+            result = m.sweep(active, self.now, self.next, self.now, POSTERIOR, PRODUCTS, PARAMETERS, rescue=rescue)
+            bound = result[:, 0] / self.total[active]
+            flags = result[:, 1].astype(np.int64)
+            if (far := (flags & FAR) != 0).any():  # the same responsibilities, about the new means
+                centers = self.next[active[far]]
+                whole = m.parameters()
+                whole[active[far]] = centers
+                again = m.sweep(active[far], self.now, self.next, whole, POSTERIOR, PRODUCTS, PARAMETERS, rescue=rescue)
+                flags[far], result[far, 2] = again[:, 1].astype(np.int64) & SINGULAR, again[:, 2]
+            self.bounds.append(np.full(m.P, np.nan))
+            self.bounds[-1][active] = bound
+            split = result[:, 2] != 0
+            self.rescues[active[split]] += 1
+            self.status[active[split]] |= RESCUED
+            bad = ((flags & SINGULAR) != 0) | ~np.isfinite(bound) | (self.rescues[active] > MOST_RESCUES)
+            bound, split = bound[~bad], split[~bad]
+            active = self.give_up(active, bad)
+            self.n_iter[active] = iteration
+            done = (np.abs(bound - before[active]) < tol) & ~split
+            before[active] = bound
+            finished = active[done]
+            self.status[finished] |= CONVERGED
+            self.final[finished] = self.next[finished]
+            active = active[~done]
+            self.now, self.next = self.next, self.now
+            if progress is not None:
+                progress(iteration, max_iter)
+        self.status[active] |= MAX_ITER
+        self.final[active] = self.now[active]
+
+    def outcome(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each problem the best restart, its bounds and its log-likelihood."""
+        m, active = self.mixtures, np.arange(self.mixtures.P)
+        last = m.sweep(active, self.final, self.final, self.final, POSTERIOR, NOTHING, MERGE)[:, 0]
+        bounds = np.stack([*self.bounds, np.full(m.P, np.nan)], axis=1)
+        bounds[active, self.n_iter] = last / self.total
+        rank = np.where(self.status & DEGENERATE, -np.inf, np.nan_to_num(last, nan=-np.inf))
+        best = active.reshape(m.B, m.restarts)[np.arange(m.B), rank.reshape(m.B, m.restarts).argmax(1)]
+        return best, bounds[best], last[best]
+
+
+def pack(m: Mixtures, weights: Any, means: Any, covariances: Any, shift: Any = None) -> np.ndarray:
+    """Parameter blocks of given mixtures, ``[len(weights), size]``; NaN where a covariance is not positive definite."""
+    theta = np.zeros((len(weights), m.size))
+    w, c, mu, factors, V = m.parts(theta)
+    w[:], V[:], mu[:] = weights, covariances, np.asarray(means) - (m.shift if shift is None else shift)[:, None]
+    if m.family in (FULL, TIED):
+        L, info = torch.linalg.cholesky_ex(torch.from_numpy(V))
+        L.masked_fill_((info != 0)[..., None, None], math.nan)
+        eye = torch.eye(m.D, dtype=torch.float64).expand_as(L)
+        factors[:] = torch.linalg.solve_triangular(L, eye, upper=False).numpy()
+        log_det = np.log(factors.diagonal(0, -2, -1)).sum(-1)
+    else:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            factors[:] = 1 / np.sqrt(np.where(V > 0, V, np.nan))
+            log_det = np.log(factors).sum(-1) if m.family == DIAG else m.D * np.log(factors)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        c[:] = np.log(w) + (log_det[:, None] if m.family == TIED else log_det) - m.D * HALF_LOG_2PI
+    return theta
+
+
+def fit(
+    X: Tensor,
+    n_components: int,
+    covariance_type: str,
+    *,
+    start: Any,
+    n_init: int,
+    tol: float,
+    max_iter: int,
+    reg_covar: float,
+    sample_weight: Tensor | None,
+    seed: int,
+    problems: Tensor,
+    rescue: bool,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Fitted:
+    """Fit each of B problems, X ``[B, N, D]``, and keep the best of its restarts."""
+    B = X.shape[0]
+    ids, family = np.ascontiguousarray(problems.numpy()), FAMILIES[covariance_type]
+    restarts = n_init if isinstance(start, str) else 1
+    parts: list[list[np.ndarray]] = []
+    one = Mixtures(X[:0], None, n_components, family)
+    at_once = max(1, BATCH_ELEMENTS // (one.slots * one.F * restarts))
+    for first in range(0, B, at_once):
+        rows = slice(first, min(first + at_once, B))
+        w = None if sample_weight is None else sample_weight[rows]
+        total, mean, spread = moments(X[rows], w, family)
+        m = Mixtures(X[rows], w, n_components, family, restarts, ids[rows], mean, seed, reg_covar)
+        em = Run(m, total, spread)
+        how = start if isinstance(start, str) else [t.expand(B, *t.shape[1:])[rows].double().numpy() for t in start]
+        em.climb(em.start(how, rescue), tol, max_iter, rescue, progress)
+        best, bounds, log_likelihood = em.outcome()
+        weights, _, means, _, covariances = m.parts(em.final[best])
+        parts.append(
+            [weights, means + mean[:, None], covariances, log_likelihood, bounds, em.n_iter[best], em.status[best]]
+        )
+    widest = max(part[4].shape[1] for part in parts)
+    for part in parts:
+        part[4] = np.pad(part[4], ((0, 0), (0, widest - part[4].shape[1])), constant_values=np.nan)
+    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    joined[4] = joined[4][:, : int(joined[5].max()) + 1]
+    return Fitted(*(torch.from_numpy(np.ascontiguousarray(column)) for column in joined))
+
+
+def e_step(
+    X: Tensor,
+    weights: Tensor,
+    means: Tensor,
+    covariances: Tensor,
+    covariance_type: str,
+    *,
+    want_log_resp: bool = True,
+    want_labels: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Log responsibilities ``[B, N, K]``, log densities ``[B, N]`` and labels ``[B, N]`` of the rows of X."""
+    shift = np.ascontiguousarray(means.double().mean(1).numpy())
+    m = Mixtures(X, None, weights.shape[1], FAMILIES[covariance_type], shift=shift)
+    theta = pack(m, *(t.double().numpy() for t in (weights, means, covariances)))
+    dtype = torch.promote_types(X.dtype, means.dtype)
+    log_resp = X.new_empty((m.B, m.N, m.K), dtype=dtype) if want_log_resp else None
+    log_prob = X.new_empty((m.B, m.N), dtype=torch.float64)
+    labels = X.new_empty((m.B, m.N), dtype=torch.int64) if want_labels else None
+    args = (
+        0, m.X.data_ptr(), CODES[X.dtype], m.X.stride(1), m.X.stride(0), m.N, m.D, m.K, m.T, m.tiles,
+        address(m.shift), address(theta), m.size, m.size, 0 if log_resp is None else log_resp.data_ptr(), CODES[dtype],
+        log_prob.data_ptr(), 0 if labels is None else labels.data_ptr(),
+        scratch(m.room * torch.get_num_threads()), m.room, m.D, m.matrices,
+    )  # fmt: skip
+    if X.numel():
+        run(make_rows(m.kernel_family), args, m.B * m.tiles, m.B * m.ns / 2)
+    return log_resp, log_prob.to(dtype), labels
+
+
+def m_step(
+    X: Tensor, resp: Tensor, covariance_type: str, sample_weight: Tensor | None, reg_covar: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means and covariances from responsibilities ``[B, N, K]``; NaN for a component without rows."""
+    shift = np.ascontiguousarray(X[:, 0].double().numpy())
+    m = Mixtures(X, sample_weight, resp.shape[2], FAMILIES[covariance_type], shift=shift, reg_covar=reg_covar)
+    resp, active = resp.contiguous(), np.arange(m.B)
+    theta, new = m.parameters(), m.parameters()
+    for _ in range(2):  # about the first row, then about the means
+        m.sweep(active, theta, new, theta, GIVEN, LINEAR, CENTERS, resp=resp)
+        theta, new = new, theta
+    m.sweep(active, theta, new, theta, GIVEN, PRODUCTS, PARAMETERS, resp=resp)
+    weights, _, means, _, covariances = m.parts(new)
+    dtype = torch.promote_types(X.dtype, resp.dtype)
+    out = weights, means + shift[:, None], covariances
+    return tuple(torch.from_numpy(np.ascontiguousarray(part)).to(dtype) for part in out)  # type: ignore[return-value]
