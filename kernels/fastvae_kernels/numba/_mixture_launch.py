@@ -1,21 +1,23 @@
 """How passes over many mixtures are launched: where each problem's rows, parameters and sums lie."""
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import _mixture_pass as passes
 from ._buffers import scratch
 from ._memory import CODES
-from ._mixture_pass import CENTERS, LINEAR, NEAREST
+from ._mixture_pass import CENTERS, LEAVE, LINEAR, NEAREST, make_pass
 from ._mixture_start import BLOCK, make_seeds
 from ._mixture_tiles import DIAG, FULL, PANEL, SPHERICAL, TIED
 from ._threads import run
 
 SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums of a problem, of at most so many numbers
 SEED_ROWS, SEED_ELEMENTS = 1 << 14, 1 << 20  # rows that seeds are drawn from
+PIECE_ELEMENTS = 1 << 20  # of a stream, read before a launch
 
 
 def tile_rows(D: int, K: int) -> int:
@@ -29,7 +31,7 @@ class Mixtures:
 
     def __init__(
         self,
-        X: Tensor,
+        X: "Tensor | Stream",
         sample_weight: Tensor | None,
         K: int,
         family: int,
@@ -39,12 +41,17 @@ class Mixtures:
         seed: int = 0,
         reg_covar: float = 0.0,
     ) -> None:
-        self.X = X = X if X.stride(2) == 1 or X.shape[2] == 1 else X.contiguous()
         self.w = None if sample_weight is None else sample_weight.double()
-        self.B, self.N, self.D = B, N, D = X.shape
+        if isinstance(X, Tensor):
+            X = X if X.stride(2) == 1 or X.shape[2] == 1 else X.contiguous()
+            self.B, self.N, self.D = X.shape
+        else:
+            self.B, self.N, self.D = 1, X.N, X.D
+        self.X: Any = X
+        B, D = self.B, self.D
         self.K, self.family, self.restarts, self.seed, self.reg_covar = K, family, restarts, seed, reg_covar
         self.P, self.T = B * restarts, tile_rows(D, K)
-        self.tiles = max(1, -(-N // self.T))
+        self.tiles = max(1, -(-self.N // self.T))
         full = family in (FULL, TIED)
         self.matrices, self.shape = 1 if family == TIED else K, (D, D) if full else (D,) if family == DIAG else ()
         self.factor = math.prod(self.shape)
@@ -59,7 +66,7 @@ class Mixtures:
         self.done, self.flags = np.zeros(self.P, np.int64), np.zeros((self.P, K), np.int64)
         self.result = np.zeros((self.P, 3))
         per_row = {FULL: D * (D + 1), TIED: D * (D + 1), DIAG: 7 * D, SPHERICAL: 5 * D}[family]
-        self.ns = K * (0.06 * per_row + 2.0) * N
+        self.ns_per_row = K * (0.06 * per_row + 2.0)
 
     def parameters(self) -> np.ndarray:
         """Room for those of all problems."""
@@ -84,42 +91,95 @@ class Mixtures:
         after: int,
         *,
         rescue: bool = False,
-        step: int = 1,
         resp: Tensor | None = None,
     ) -> np.ndarray:
-        """One pass over the rows of the active problems, or every ``step``-th; their results, ``[len(active), 3]``."""
-        X, w = self.X, self.w
-        N = -(-self.N // step)
-        tiles = max(1, -(-N // self.T))
-        slots = min(self.slots, tiles)
-        threads = torch.get_num_threads()
-        args = (
-            0, X.data_ptr(), CODES[X.dtype], X.stride(1) * step, X.stride(0), self.restarts,
-            0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1) * step, 0 if w is None else w.stride(0),
-            0 if resp is None else resp.data_ptr(), 0 if resp is None else CODES[resp.dtype], self.seed,
-            N, self.D, self.K, self.T, 0, tiles, slots, address(active), address(self.ids), address(self.shift),
-            address(old), address(new), address(centers), self.size, address(self.statistics), self.F,
-            address(self.done), address(self.flags), address(self.result), scratch(self.room * threads), self.room,
-            self.matrices, source, wanted, after, 1, int(rescue), self.reg_covar,
-        )  # fmt: skip
-        run(passes.make_pass(self.kernel_family), args, len(active) * slots, self.ns / step * len(active))
+        """One pass over the rows of the active problems; their results, ``[len(active), 3]``."""
+        threads, tile = torch.get_num_threads(), 0
+        for X, w, last in self.pieces():
+            N = X.shape[1]
+            tiles = max(1, -(-N // self.T))
+            args = (
+                0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts,
+                0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1), 0 if w is None else w.stride(0),
+                0 if resp is None else resp.data_ptr(), 0 if resp is None else CODES[resp.dtype], self.seed,
+                N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), address(self.ids),
+                address(self.shift), address(old), address(new), address(centers), self.size,
+                address(self.statistics), self.F, address(self.done), address(self.flags), address(self.result),
+                scratch(self.room * threads), self.room, self.matrices, source, wanted, after if last else LEAVE,
+                int(tile == 0), int(rescue), self.reg_covar,
+            )  # fmt: skip
+            run(make_pass(self.kernel_family), args, len(active) * self.slots, self.ns_per_row * N * len(active))
+            tile += tiles
         return self.result[active]
 
-    def seeds(self, active: np.ndarray, centers: np.ndarray, spread: bool) -> None:
-        """Rows to start from, as means of the parameters ``centers``: spread as k-means++ does, or any."""
-        most = min(SEED_ROWS, max(SEED_ELEMENTS // self.D, 4 * self.K))
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+        """The rows and their weights: all at once, or a stream's chunk after chunk; whether it is the last."""
+        if isinstance(self.X, Tensor):
+            yield self.X, self.w, True
+        else:
+            yield from self.X.pieces(self.T)
+
+    def sample(self, most: int) -> "Mixtures":
+        """The same problems with every so many-th of their rows, ``most`` or a few more."""
         step = stride_of(self.N, most)
-        X, w, N = self.X, self.w, -(-self.N // step)
+        if isinstance(self.X, Tensor):
+            if step == 1:
+                return self
+            X, w = self.X[:, ::step], None if self.w is None else self.w[:, ::step]
+        else:
+            X, w = self.X.every(step)
+        return Mixtures(X, w, self.K, self.family, self.restarts, self.ids, self.shift, self.seed, self.reg_covar)
+
+    def seeds(self, centers: np.ndarray, spread: bool) -> None:
+        """Rows to start from, as means of the parameters ``centers``: spread as k-means++ does, or any."""
+        few = self.sample(min(SEED_ROWS, max(SEED_ELEMENTS // self.D, 4 * self.K)))
+        X, w, N, active = few.X, few.w, few.N, np.arange(self.P)
         M = -(-N // BLOCK) * BLOCK + 8
         room, threads = ((self.D + 5) * M + self.D + 7) // 8 * 8, torch.get_num_threads()
         args = (
-            0, X.data_ptr(), CODES[X.dtype], X.stride(1) * step, X.stride(0), self.restarts,
-            0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1) * step, 0 if w is None else w.stride(0),
+            0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts,
+            0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1), 0 if w is None else w.stride(0),
             self.seed, N, self.D, self.K, address(active), address(self.ids), address(self.shift), address(centers),
             self.size, scratch(room * threads), room, int(spread),
         )  # fmt: skip
         trials = 3 + int(math.log(self.K))
-        run(make_seeds(), args, len(active), len(active) * N * self.K * trials * (0.4 * self.D + 1.0))
+        run(make_seeds(), args, self.P, self.P * N * self.K * trials * (0.4 * self.D + 1.0))
+
+
+class Stream:
+    """One problem whose rows are read again in each pass: ``chunks()`` gives them afresh, ``[n, D]`` each."""
+
+    def __init__(self, chunks: Callable[[], Iterable[Tensor]], D: int, dtype: torch.dtype, w: Tensor | None) -> None:
+        self.chunks, self.D, self.dtype, self.w, self.N = chunks, D, dtype, w, 0
+        self.N = sum(len(chunk) for chunk in chunks())
+
+    def pieces(self, T: int) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+        """The rows cut anew, into blocks of whole tiles of T rows; the last may end within one."""
+        room = torch.empty(1, -(-PIECE_ELEMENTS // (self.D * T)) * T, self.D, dtype=self.dtype)
+        length, held, row = room.shape[1], 0, 0
+        for chunk in self.chunks():
+            while len(chunk):
+                if held == length:
+                    yield room, self.weights(row, held), False
+                    row, held = row + held, 0
+                taken = min(length - held, len(chunk))
+                room[0, held : held + taken] = chunk[:taken]
+                chunk, held = chunk[taken:], held + taken
+        if row + held != self.N:
+            raise ValueError(f"X must give the same rows each time, got {self.N} in the first pass, now {row + held}")
+        yield room[:, :held], self.weights(row, held), True
+
+    def weights(self, row: int, rows: int) -> Tensor | None:
+        """Those of some rows."""
+        return None if self.w is None else self.w[:, row : row + rows]
+
+    def every(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Every so many-th row."""
+        rows, at = [], 0
+        for chunk in self.chunks():
+            rows.append(chunk[-at % step :: step].clone())
+            at += len(chunk)
+        return torch.cat(rows)[None], None if self.w is None else self.w[:, ::step]
 
 
 def address(array: np.ndarray) -> int:
@@ -137,10 +197,10 @@ def stride_of(N: int, most: int) -> int:
     return max(step, 1)
 
 
-def moments(X: Tensor, sample_weight: Tensor | None, family: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def moments(X: Tensor | Stream, sample_weight: Tensor | None, family: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The sum of weights [B], weighted mean [B, D] and mean squared distance from it [B] of each problem's rows."""
-    shift = np.zeros((X.shape[0], X.shape[2]))
-    for _ in range(2):  # the first mean carries the rounding of large offsets
+    shift = np.zeros((X.shape[0], X.shape[2]) if isinstance(X, Tensor) else (1, X.D))
+    for _ in range(2):  # the first mean has the rounding of a large offset
         m = Mixtures(X, sample_weight, 1, family, shift=shift)
         zero = m.parameters()
         squares = m.sweep(np.arange(m.B), zero, m.parameters(), zero, NEAREST, LINEAR, CENTERS)[:, 0]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ._buffers import scratch
 from ._memory import CODES
-from ._mixture_launch import Mixtures, address, moments, stride_of
+from ._mixture_launch import Mixtures, Stream, address, moments
 from ._mixture_pass import (
     CENTERS,
     GIVEN,
@@ -75,7 +75,7 @@ class Run:
             self.now[:] = np.repeat(pack(m, *how), m.restarts, axis=0)
             return active
         if how in ("k-means++", "random_from_data"):
-            m.seeds(active, self.next, how == "k-means++")
+            m.seeds(self.next, how == "k-means++")
             means = m.parts(self.next)[2] + np.repeat(m.shift, m.restarts, axis=0)[:, None]
             weights = np.full((m.P, m.K), 1 / m.K)
             one = np.eye(m.D) if m.family in (FULL, TIED) else np.ones(m.shape)
@@ -86,40 +86,23 @@ class Run:
             m.sweep(active, self.now, self.next, self.next, RANDOM, LINEAR, CENTERS)
             source = RANDOM
         else:
-            m.seeds(active, self.next, True)
-            self.cluster(active)
+            m.seeds(self.next, True)
+            self.cluster(active, m.sample(LLOYD_ROWS))
             source = NEAREST
         result = m.sweep(active, self.next, self.now, self.next, source, PRODUCTS, PARAMETERS, rescue=rescue)
         return self.give_up(active, (result[:, 1].astype(np.int64) & SINGULAR) != 0)
 
-    def cluster(self, active: np.ndarray) -> None:
-        """k-means by Lloyd's iterations, from the means in `next`, where the last ones are left."""
-        m = self.mixtures
-        step, scratch_ = stride_of(m.N, LLOYD_ROWS), self.now
+    def cluster(self, active: np.ndarray, few: Mixtures) -> None:
+        """k-means by Lloyd's iterations over few of the rows, from the means in `next`, where the last are left."""
+        room = self.now
         for _ in range(LLOYD_STEPS):
-            result = m.sweep(active, self.next, scratch_, self.next, NEAREST, LINEAR, CENTERS, step=step)
+            result = few.sweep(active, self.next, room, self.next, NEAREST, LINEAR, CENTERS)
             if (empty := result[:, 2] > 0).any():
-                self.relocate(active[empty], scratch_)
-            self.next[active] = scratch_[active]
-            active = active[empty | (result[:, 1] > LLOYD_TOL * self.spread[active] / m.D)]
+                relocate(few, active[empty], room)
+            self.next[active] = room[active]
+            active = active[empty | (result[:, 1] > LLOYD_TOL * self.spread[active] / few.D)]
             if len(active) == 0:
                 return
-
-    def relocate(self, problems: np.ndarray, theta: np.ndarray) -> None:
-        """Put each center without rows on a row that lies farthest from its own."""
-        m = self.mixtures
-        for p in problems:
-            counts = m.statistics[p, 0, : m.K * (m.D + 1)].reshape(m.K, m.D + 1)[:, m.D]
-            centers, data = m.parts(theta[p : p + 1])[2][0], p // m.restarts
-            rows = m.X[data, :: stride_of(m.N, LLOYD_ROWS)].double().numpy() - m.shift[data]
-            distance = np.full(len(rows), np.inf)
-            for k in np.flatnonzero(counts > 0):
-                np.minimum(distance, np.square(rows - centers[k]).sum(1), out=distance)
-            if m.w is not None:
-                distance = distance * (m.w[data, :: stride_of(m.N, LLOYD_ROWS)].numpy() > 0)
-            empty = np.flatnonzero(~(counts > 0))
-            farthest = np.argsort(-distance, kind="stable")[: len(empty)]
-            centers[empty[: len(farthest)]] = rows[farthest]
 
     def give_up(self, active: np.ndarray, bad: np.ndarray) -> np.ndarray:
         """Note that those have no parameters, or none better than `now`; the others."""
@@ -176,6 +159,22 @@ class Run:
         return best, bounds[best], last[best]
 
 
+def relocate(m: Mixtures, problems: np.ndarray, theta: np.ndarray) -> None:
+    """Put each center without rows on a row that lies farthest from the others."""
+    for p in problems:
+        counts = m.statistics[p, 0, : m.K * (m.D + 1)].reshape(m.K, m.D + 1)[:, m.D]
+        centers, data = m.parts(theta[p : p + 1])[2][0], p // m.restarts
+        rows = m.X[data].double().numpy() - m.shift[data]
+        distance = np.full(len(rows), np.inf)
+        for k in np.flatnonzero(counts > 0):
+            np.minimum(distance, np.square(rows - centers[k]).sum(1), out=distance)
+        if m.w is not None:
+            distance = distance * (m.w[data].numpy() > 0)
+        empty = np.flatnonzero(~(counts > 0))
+        farthest = np.argsort(-distance, kind="stable")[: len(empty)]
+        centers[empty[: len(farthest)]] = rows[farthest]
+
+
 def pack(m: Mixtures, weights: Any, means: Any, covariances: Any, shift: Any = None) -> np.ndarray:
     """Parameter blocks of given mixtures, ``[len(weights), size]``; NaN where a covariance is not positive definite."""
     theta = np.zeros((len(weights), m.size))
@@ -197,7 +196,7 @@ def pack(m: Mixtures, weights: Any, means: Any, covariances: Any, shift: Any = N
 
 
 def fit(
-    X: Tensor,
+    X: Tensor | Stream,
     n_components: int,
     covariance_type: str,
     *,
@@ -212,18 +211,19 @@ def fit(
     rescue: bool,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Fitted:
-    """Fit each of B problems, X ``[B, N, D]``, and keep the best of its restarts."""
-    B = X.shape[0]
+    """Fit each of B problems, X ``[B, N, D]``, or one that comes in chunks; keep the best of its restarts."""
+    B = X.shape[0] if isinstance(X, Tensor) else 1
     ids, family = np.ascontiguousarray(problems.numpy()), FAMILIES[covariance_type]
     restarts = n_init if isinstance(start, str) else 1
     parts: list[list[np.ndarray]] = []
-    one = Mixtures(X[:0], None, n_components, family)
+    one = Mixtures(X[:0] if isinstance(X, Tensor) else X, None, n_components, family)
     at_once = max(1, BATCH_ELEMENTS // (one.slots * one.F * restarts))
     for first in range(0, B, at_once):
         rows = slice(first, min(first + at_once, B))
         w = None if sample_weight is None else sample_weight[rows]
-        total, mean, spread = moments(X[rows], w, family)
-        m = Mixtures(X[rows], w, n_components, family, restarts, ids[rows], mean, seed, reg_covar)
+        some = X[rows] if isinstance(X, Tensor) else X
+        total, mean, spread = moments(some, w, family)
+        m = Mixtures(some, w, n_components, family, restarts, ids[rows], mean, seed, reg_covar)
         em = Run(m, total, spread)
         how = start if isinstance(start, str) else [t.expand(B, *t.shape[1:])[rows].double().numpy() for t in start]
         em.climb(em.start(how, rescue), tol, max_iter, rescue, progress)
@@ -265,7 +265,7 @@ def e_step(
         scratch(m.room * torch.get_num_threads()), m.room, m.D, m.matrices,
     )  # fmt: skip
     if X.numel():
-        run(make_rows(m.kernel_family), args, m.B * m.tiles, m.B * m.ns / 2)
+        run(make_rows(m.kernel_family), args, m.B * m.tiles, m.B * m.N * m.ns_per_row / 2)
     return log_resp, log_prob.to(dtype), labels
 
 
