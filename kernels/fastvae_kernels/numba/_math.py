@@ -32,6 +32,7 @@ from numba.extending import intrinsic
 from ..coefficients import (
     EXP_MAX,
     EXP_MIN,
+    EXP_NORMAL,
     EXPM1_MIN,
     LN2_HI,
     LN2_LO,
@@ -193,6 +194,17 @@ def exp(x):
     t, n, r = _reduce(x)
     r = fma(n, -like(x, LN2_LO), r)
     return _scale(like(x, 1.0) + fma(r * r, polynomial(r, Q), r), t)
+
+
+@math_jit
+def exp_negative(x):
+    """e^x for x <= 0, and 0 where that is no normal number: fewer instructions than exp."""
+    small = x < like(x, EXP_NORMAL)
+    t, n, r = _reduce(select(small, like(x, EXP_NORMAL), x))
+    r = fma(n, -like(x, LN2_LO), r)
+    half = _half_power(t)
+    y = like(x, 2.0) * fma(half, fma(r * r, polynomial(r, Q), r), half)
+    return select(small, like(x, 0.0), y)
 
 
 @math_jit

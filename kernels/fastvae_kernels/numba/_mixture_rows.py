@@ -7,7 +7,7 @@ Specification: fastvae/reference/gmm.py
 from functools import cache
 
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
-from ._math import exp, like, log, select
+from ._math import exp_negative, like, log_normal, select
 from ._memory import F32, F64, I64, array_at, read, vector, write
 from ._mixture_tiles import (
     DIAG,
@@ -37,8 +37,8 @@ def log_norms(logit, log_prob, label, T, K, S):
         top = select(top < like(v, LOWEST), like(v, LOWEST), top)
         norm = like(v, 0)
         for k in range(K):
-            norm = norm + exp(read(logit, k * S + t, v) - top)
-        write(log_prob, t, top + log(norm))
+            norm = norm + exp_negative(read(logit, k * S + t, v) - top)
+        write(log_prob, t, top + log_normal(norm) + (norm - norm))  # 0, or NaN: log_normal knows none
         write(label, t, best)
 
 

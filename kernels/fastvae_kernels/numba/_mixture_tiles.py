@@ -16,9 +16,9 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 """
 
 from ._jit import loop_jit, math_jit, outlined
-from ._math import exp, fma, like, log, select
+from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F32, F64, array_at, number, read, vector, write
-from ._vector import lanes, register, total, totals
+from ._vector import deinterleave, lanes, register, total, totals
 
 FULL, TIED, DIAG, SPHERICAL = range(4)
 PANEL = 8  # rows of products whose factors r e stay in the first cache
@@ -37,18 +37,30 @@ def load(xt, address, code, row, stride, rows, T, D, S, shift):
     outlined()
     length = max(rows - 1, 0) * stride + D
     if code == F32:
-        x = array_at(address + row * stride * 4, length, F32)
-        for t in range(rows):
-            for d in range(D):
-                xt[d * S + t] = x[t * stride + d] - shift[d]
+        turn(xt, array_at(address + row * stride * 4, length, F32), stride, rows, D, S, shift)
     else:
-        y = array_at(address + row * stride * 8, length, F64)
-        for t in range(rows):
-            for d in range(D):
-                xt[d * S + t] = y[t * stride + d] - shift[d]
+        turn(xt, array_at(address + row * stride * 8, length, F64), stride, rows, D, S, shift)
     for d in range(D):
         for t in range(rows, T):
             xt[d * S + t] = 0.0
+
+
+@loop_jit
+def turn(xt, x, stride, rows, D, S, shift):
+    """xt[d, t] = x[t, d] - shift[d]."""
+    outlined()
+    one, whole = number(F64), 0
+    if D == 2 and stride == 2:
+        v = vector(F64)
+        s0, s1 = like(v, shift[0]), like(v, shift[1])
+        whole = rows // 8 * 8
+        for t in range(0, whole, 8):
+            x0, x1 = deinterleave(read(x, 2 * t, v), read(x, 2 * t + 8, v))
+            write(xt, t, x0 - s0)
+            write(xt, S + t, x1 - s1)
+    for t in range(whole, rows):
+        for d in range(D):
+            write(xt, d * S + t, read(x, t * stride + d, one) - read(shift, d, one))
 
 
 @loop_jit
@@ -100,6 +112,19 @@ def logits_full(logit, e, P, c, T, D, S):
 
 
 @loop_jit
+def logits_two(logit, xt, center, P, c, T, S):
+    """The same for D = 2, where the residuals stay in registers."""
+    outlined()
+    v = vector(F64)
+    m0, m1, half, c = like(v, center[0]), like(v, center[1]), like(v, -0.5), like(v, c)
+    p00, p10, p11 = like(v, P[0]), like(v, P[2]), like(v, P[3])
+    for t in range(0, T, 8):
+        e0, e1 = read(xt, t, v) - m0, read(xt, S + t, v) - m1
+        a, b = p00 * e0, fma(p11, e1, p10 * e0)
+        write(logit, t, fma(half, fma(a, a, b * b), c))
+
+
+@loop_jit
 def logits_diag(logit, xt, center, P, c, T, D, S):
     """C - sum_d (P_d (x_d - mu_d))^2 / 2."""
     outlined()
@@ -148,8 +173,13 @@ def logits_of_products(logit, e, xt, means, P, c, T, D, K, S, step):
     """Log joint densities of the tile's rows and all components; ``step`` from one P to the next, 0 if tied."""
     outlined()
     for k in range(K):
-        residuals(e, xt, means[k * D :], T, D, S)
-        logits_full(logit[k * S :], e, P[k * step :], c[k], T, D, S)
+        if D == 1:
+            logits_diag(logit[k * S :], xt, means[k:], P[k * step :], c[k], T, D, S)
+        elif D == 2:
+            logits_two(logit[k * S :], xt, means[2 * k :], P[k * step :], c[k], T, S)
+        else:
+            residuals(e, xt, means[k * D :], T, D, S)
+            logits_full(logit[k * S :], e, P[k * step :], c[k], T, D, S)
 
 
 @loop_jit
@@ -181,14 +211,14 @@ def posterior(logit, log_prob, w, T, K, S):
             top = select(top > a, top, a)  # this way round NaN stays
         norm = like(v, 0)
         for k in range(K):
-            a = exp(read(logit, k * S + t, v) - top)
+            a = exp_negative(read(logit, k * S + t, v) - top)
             norm = norm + a
             write(logit, k * S + t, a)
         wt = read(w, t, v)
         scale = wt / norm
         for k in range(K):
             write(logit, k * S + t, read(logit, k * S + t, v) * scale)
-        value = top + log(norm)
+        value = top + log_normal(norm) + (norm - norm)  # which is 0, or NaN: log_normal knows none
         write(log_prob, t, value)
         acc = fma(wt, value, acc)
     return total(acc)
@@ -274,12 +304,23 @@ def add_products(square, linear, e, re, r, T, D, S):
 
 
 @loop_jit
-def add_all_products(square, linear, e, re, xt, centers, logit, T, D, K, S, step):
-    """Of all components; ``step`` from one matrix to the next, 0 if tied."""
+def add_products_two(square, linear, xt, center, r, T, S):
+    """The same for D = 2, where all sums stay in registers."""
     outlined()
-    for k in range(K):
-        residuals(e, xt, centers[k * D :], T, D, S)
-        add_products(square[k * step :], linear[k * (D + 1) :], e, re, logit[k * S :], T, D, S)
+    v = vector(F64)
+    m0, m1, zero = like(v, center[0]), like(v, center[1]), like(v, 0)
+    n, s0, s1, q00, q10, q11 = zero, zero, zero, zero, zero, zero
+    for t in range(0, T, 8):
+        rt, e0, e1 = read(r, t, v), read(xt, t, v) - m0, read(xt, S + t, v) - m1
+        a, b = rt * e0, rt * e1
+        n, s0, s1 = n + rt, s0 + a, s1 + b
+        q00, q10, q11 = fma(a, e0, q00), fma(b, e0, q10), fma(b, e1, q11)
+    linear[0] += total(s0)
+    linear[1] += total(s1)
+    linear[2] += total(n)
+    square[0] += total(q00)
+    square[4] += total(q10)
+    square[5] += total(q11)
 
 
 @loop_jit
@@ -299,6 +340,21 @@ def add_squares(square, linear, xt, center, r, T, D, S):
             s0, s1, q0, q1 = s0 + a0, s1 + a1, fma(a0, e0, q0), fma(a1, e1, q1)
         linear[d] += total(s0 + s1)
         square[d] += total(q0 + q1)
+
+
+@loop_jit
+def add_all_products(square, linear, e, re, xt, centers, logit, T, D, K, S, step):
+    """Of all components; ``step`` from one matrix to the next, 0 if tied."""
+    outlined()
+    for k in range(K):
+        matrix, sums, r = square[k * step :], linear[k * (D + 1) :], logit[k * S :]
+        if D == 1:
+            add_squares(matrix, sums, xt, centers[k:], r, T, D, S)
+        elif D == 2:
+            add_products_two(matrix, sums, xt, centers[2 * k :], r, T, S)
+        else:
+            residuals(e, xt, centers[k * D :], T, D, S)
+            add_products(matrix, sums, e, re, r, T, D, S)
 
 
 @loop_jit

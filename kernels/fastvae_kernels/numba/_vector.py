@@ -233,3 +233,15 @@ def totals(typingctx, a, b, c, d):
         return builder.fadd(*(of_four(builder, half) for half in halves))
 
     return result(a, a, a, a), codegen
+
+
+@intrinsic
+def deinterleave(typingctx, a, b):
+    """The even and the odd lanes of a and b, one behind the other."""
+    result = types.UniTuple(a, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        parts = [_shuffle(builder, *args, list(range(k, 2 * a.lanes, 2))) for k in (0, 1)]
+        return context.make_tuple(builder, result, parts)
+
+    return result(a, a), codegen
