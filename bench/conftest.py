@@ -24,9 +24,14 @@ RACES: list[tuple[str, dict[str, list[float]], dict]] = []
 
 @pytest.fixture
 def race(benchmark, request):
-    """Call ``race(ours=..., eager=..., ...)`` with functions of no argument."""
+    """Call ``race(ours=..., eager=..., ...)`` with functions of no argument.
 
-    def run(**contenders: Callable[[], object]) -> None:
+    An attribute ``parts`` of one says how many times it does what the others do. ``settle`` are seconds of rest, and a
+    call that is not timed, before each round: threads of BLAS go on spinning for as long after their last product, and
+    whoever comes next has one core less.
+    """
+
+    def run(settle: float = 0.0, **contenders: Callable[[], object]) -> None:
         calls = {}
         for name, function in contenders.items():
             for _ in range(3):  # compilation, caches
@@ -38,10 +43,14 @@ def race(benchmark, request):
         stop = time.perf_counter() + SECONDS * len(contenders)
         while time.perf_counter() < stop or len(next(iter(times.values()))) < FEWEST_ROUNDS:
             for name, function in contenders.items():
+                if settle:
+                    time.sleep(settle)
+                    function()
                 start = time.perf_counter()
                 for _ in range(calls[name]):
                     function()
-                times[name].append((time.perf_counter() - start) / calls[name])
+                parts = calls[name] * getattr(function, "parts", 1)
+                times[name].append((time.perf_counter() - start) / parts)
         ours = next(iter(contenders))
         benchmark.pedantic(contenders[ours], rounds=FEWEST_ROUNDS, iterations=calls[ours])
         for name, values in times.items():

@@ -1,8 +1,10 @@
 """fastvae: the ELBO of a variational autoencoder in one pass over the data, for PyTorch training loops."""
 
+from . import gmm as gmm
 from . import reference as reference
 from ._backend import BackendError, show_config
 from ._elbo import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
+from ._status import Status
 from .likelihoods import Bernoulli, Gaussian
 from .vae import VAE
 
@@ -12,8 +14,10 @@ __all__ = [
     "Bernoulli",
     "ElboTerms",
     "Gaussian",
+    "Status",
     "elbo",
     "elbo_terms",
+    "gmm",
     "kl_divergence",
     "reference",
     "reparameterize",

@@ -22,6 +22,7 @@ KERNELS = {  # the files of a backend that an op needs
     "elbo": ("reparameterize", "log_likelihood"),
     "reparameterize": ("reparameterize",),
     "kl_divergence": ("reparameterize",),
+    "gmm": ("gmm",),
 }
 DEVICES = {"triton": "cuda", "numba": "cpu"}  # where each kernel backend runs
 

@@ -19,17 +19,19 @@ Arguments, the same in every function, for N rows, D features, K components:
 Leading dims `*batch` are independent problems and broadcast against each other: X `[N, D]` goes with means `[B, K, D]`.
 Results have the promoted dtype of the arguments, float32 at least, since there are no half-precision factorisations;
 log probabilities are in nats. Nothing is checked or repaired here: what is not defined comes out as NaN, in its own
-problem of a batch only.
+problem of a batch only. Residuals x - mu_k, `[*batch, K, N, D]`, are formed for a block of rows at a time.
 """
 
 import math
+from collections.abc import Iterator
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
+BLOCK = 2**21  # elements of the residuals of a block: 16 MB in float64
 
 
 class Mixture(NamedTuple):
@@ -37,7 +39,7 @@ class Mixture(NamedTuple):
 
     Attributes
     ----------
-    weights : Tensor
+    weights : Tensor, or in `fastvae.gmm` a NumPy array, as means and covariances
         pi, `[*batch, K]`, >= 0 and summing to 1 over K.
     means : Tensor
         mu, `[*batch, K, D]`.
@@ -48,9 +50,9 @@ class Mixture(NamedTuple):
         "full", "tied", "diag" or "spherical".
     """
 
-    weights: Tensor
-    means: Tensor
-    covariances: Tensor
+    weights: Any
+    means: Any
+    covariances: Any
     covariance_type: str = "full"
 
 
@@ -59,14 +61,14 @@ class EStep(NamedTuple):
 
     Attributes
     ----------
-    log_resp : Tensor
+    log_resp : Tensor, or in `fastvae.gmm` a NumPy array, as log_prob
         log p(z=k | x_n), `[*batch, N, K]`.
     log_prob : Tensor
         log p(x_n), `[*batch, N]`.
     """
 
-    log_resp: Tensor
-    log_prob: Tensor
+    log_resp: Any
+    log_prob: Any
 
 
 def joint_log_prob(X: Tensor, mixture: Mixture) -> Tensor:
@@ -90,19 +92,24 @@ def joint_log_prob(X: Tensor, mixture: Mixture) -> Tensor:
     tensor([[-1.6121, -2.8052]])
     """
     X, weights, means, covariances = _promote(X, *mixture[:3])
-    residual = X[..., None, :, :] - means[..., :, None, :]  # [*batch, K, N, D]
     if _known(mixture.covariance_type) in ("full", "tied"):
         tied = mixture.covariance_type == "tied"
         L = _cholesky(covariances[..., None, :, :] if tied else covariances)  # [*batch, 1 or K, D, D]
-        z = torch.linalg.solve_triangular(L, residual.mT, upper=False).mT  # [*batch, K, N, D]
         half_log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # [*batch, 1 or K]
+
+        def whiten(residual: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(L, residual.mT, upper=False).mT
     else:
         diag = mixture.covariance_type == "diag"
         std = (covariances if diag else covariances[..., None].expand_as(means)).sqrt()  # [*batch, K, D]
-        z = residual / std[..., None, :]  # [*batch, K, N, D]
         half_log_det = std.log().sum(-1)  # [*batch, K]
+
+        def whiten(residual: Tensor) -> Tensor:
+            return residual / std[..., None, :]
+
+    squares = [whiten(e).square().sum(-1) for e in _residuals(X, means)]  # |z|^2, each [*batch, K, rows]
     constant = 0.5 * X.shape[-1] * math.log(2 * math.pi)
-    log_normal = -0.5 * z.square().sum(-1) - half_log_det[..., None] - constant  # [*batch, K, N]
+    log_normal = -0.5 * torch.cat(squares, -1) - half_log_det[..., None] - constant  # [*batch, K, N]
     # log sees a 1 in place of a 0, else the gradient would be 0 * inf = NaN. A negative weight stays visible as NaN.
     out = weights == 0
     log_weights = weights.masked_fill(out, 1.0).log().masked_fill(out, -math.inf)  # [*batch, K]
@@ -182,16 +189,16 @@ def m_step(
     N_k = r.sum(-2)  # [*batch, K]
     weights = N_k / N_k.sum(-1, keepdim=True)  # [*batch, K]
     means = r.mT @ X / N_k[..., None]  # [*batch, K, D]
-    residual = X[..., None, :, :] - means[..., :, None, :]  # [*batch, K, N, D]
-    weighted = r.mT[..., None] * residual  # [*batch, K, N, D]
+    blocks = ((q.mT[..., None], e) for q, e in zip(r.split(_rows(X, means), -2), _residuals(X, means), strict=True))
     if _known(covariance_type) in ("full", "tied"):
-        scatter = weighted.mT @ residual  # [*batch, K, D, D]
+        scatter = reduce(torch.add, ((q * e).mT @ e for q, e in blocks))  # [*batch, K, D, D]
         scatter = 0.5 * (scatter + scatter.mT)  # r x_i x_j and r x_j x_i round differently
         ridge = reg_covar * torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)  # [D, D]
         if covariance_type == "tied":
             return Mixture(weights, means, scatter.sum(-3) / N_k.sum(-1)[..., None, None] + ridge, "tied")
         return Mixture(weights, means, scatter / N_k[..., None, None] + ridge, "full")
-    variances = (weighted * residual).sum(-2) / N_k[..., None] + reg_covar  # [*batch, K, D]
+    squares = reduce(torch.add, ((q * e * e).sum(-2) for q, e in blocks))  # [*batch, K, D]
+    variances = squares / N_k[..., None] + reg_covar  # [*batch, K, D]
     return Mixture(weights, means, variances if covariance_type == "diag" else variances.mean(-1), covariance_type)
 
 
@@ -277,6 +284,17 @@ def fit_normal(X: Tensor, *, sample_weight: Tensor | None = None) -> Mixture:
 def _promote(*tensors: Tensor) -> list[Tensor]:
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     return [t.to(dtype) for t in tensors]
+
+
+def _rows(X: Tensor, means: Tensor) -> int:
+    """The rows of a block: their residuals from every mean of every problem have about BLOCK elements."""
+    problems = math.prod(torch.broadcast_shapes(X.shape[:-2], means.shape[:-2]))
+    return max(1, BLOCK // max(1, problems * means.shape[-2] * means.shape[-1]))
+
+
+def _residuals(X: Tensor, means: Tensor) -> Iterator[Tensor]:
+    """x - mu_k, a block of rows after the other, each `[*batch, K, rows, D]`."""
+    return (rows[..., None, :, :] - means[..., :, None, :] for rows in X.split(_rows(X, means), -2))
 
 
 def _known(covariance_type: str) -> str:

@@ -65,6 +65,8 @@ class Mixtures:
         self.statistics = np.empty((self.P, self.slots, self.F))
         self.done, self.flags = np.zeros(self.P, np.int64), np.zeros((self.P, K), np.int64)
         self.result = np.zeros((self.P, 3))
+        fixed = self.ids, self.shift, self.statistics, self.done, self.flags, self.result
+        self.at = tuple(map(address, fixed))  # 2 us each
         per_row = {FULL: D * (D + 1), TIED: D * (D + 1), DIAG: 7 * D, SPHERICAL: 5 * D}[family]
         self.ns_per_row = K * (0.06 * per_row + 2.0)
 
@@ -102,9 +104,9 @@ class Mixtures:
                 0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts,
                 0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1), 0 if w is None else w.stride(0),
                 0 if resp is None else resp.data_ptr(), 0 if resp is None else CODES[resp.dtype], self.seed,
-                N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), address(self.ids),
-                address(self.shift), address(old), address(new), address(centers), self.size,
-                address(self.statistics), self.F, address(self.done), address(self.flags), address(self.result),
+                N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), self.at[0],
+                self.at[1], address(old), address(new), address(centers), self.size,
+                self.at[2], self.F, *self.at[3:],
                 scratch(self.room * threads), self.room, self.matrices, source, wanted, after if last else LEAVE,
                 int(tile == 0), int(rescue), self.reg_covar,
             )  # fmt: skip
@@ -139,7 +141,7 @@ class Mixtures:
         args = (
             0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts,
             0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1), 0 if w is None else w.stride(0),
-            self.seed, N, self.D, self.K, address(active), address(self.ids), address(self.shift), address(centers),
+            self.seed, N, self.D, self.K, address(active), self.at[0], address(self.shift), address(centers),
             self.size, scratch(room * threads), room, int(spread),
         )  # fmt: skip
         trials = 3 + int(math.log(self.K))
@@ -149,9 +151,10 @@ class Mixtures:
 class Stream:
     """One problem whose rows are read again in each pass: ``chunks()`` gives them afresh, ``[n, D]`` each."""
 
-    def __init__(self, chunks: Callable[[], Iterable[Tensor]], D: int, dtype: torch.dtype, w: Tensor | None) -> None:
-        self.chunks, self.D, self.dtype, self.w, self.N = chunks, D, dtype, w, 0
-        self.N = sum(len(chunk) for chunk in chunks())
+    def __init__(
+        self, chunks: Callable[[], Iterable[Tensor]], N: int, D: int, dtype: torch.dtype, w: Tensor | None
+    ) -> None:
+        self.chunks, self.N, self.D, self.dtype, self.w = chunks, N, D, dtype, w
 
     def pieces(self, T: int) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
         """The rows cut anew, into blocks of whole tiles of T rows; the last may end within one."""

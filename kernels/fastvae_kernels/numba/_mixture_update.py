@@ -118,7 +118,7 @@ def update_full(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
         covariance = P[D * D :]
         flag = covariance_of(covariance, square, statistics, D, K, reg_covar)
         log_det = factor(covariance, P, u, D)
-    elif not tied and n > 0:
+    elif not tied:
         covariance, linear = P[(K + k) * D * D :], statistics[k * (D + 1) :]
         flag = covariance_of(covariance, square[k * width(D) * width(D) :], linear, D, 1, reg_covar)
         log_det = factor(covariance, P[k * D * D :], u, D)

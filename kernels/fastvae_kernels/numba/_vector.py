@@ -224,7 +224,7 @@ def totals(typingctx, a, b, c, d):
         pairs = []
         for x, y in (vectors[:2], vectors[2:]):
             pairs.append(builder.fadd(_shuffle(builder, x, y, [0, 4, 2, 6]), _shuffle(builder, x, y, [1, 5, 3, 7])))
-        return builder.fadd(_shuffle(builder, *pairs, [0, 1, 4, 5]), _shuffle(builder, *pairs, [2, 3, 6, 7]))
+        return builder.fadd(*(_shuffle(builder, pairs[0], pairs[1], lanes) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7])))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if a.lanes == 4:
@@ -241,7 +241,7 @@ def deinterleave(typingctx, a, b):
     result = types.UniTuple(a, 2)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        parts = [_shuffle(builder, *args, list(range(k, 2 * a.lanes, 2))) for k in (0, 1)]
+        parts = [_shuffle(builder, args[0], args[1], list(range(k, 2 * a.lanes, 2))) for k in (0, 1)]
         return context.make_tuple(builder, result, parts)
 
     return result(a, a), codegen

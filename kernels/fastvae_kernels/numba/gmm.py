@@ -90,6 +90,7 @@ class Run:
             self.cluster(active, m.sample(LLOYD_ROWS))
             source = NEAREST
         result = m.sweep(active, self.next, self.now, self.next, source, PRODUCTS, PARAMETERS, rescue=rescue)
+        self.status[result[:, 2] != 0] |= RESCUED
         return self.give_up(active, (result[:, 1].astype(np.int64) & SINGULAR) != 0)
 
     def cluster(self, active: np.ndarray, few: Mixtures) -> None:
@@ -137,7 +138,7 @@ class Run:
             active = self.give_up(active, bad)
             self.n_iter[active] = iteration
             done = (np.abs(bound - before[active]) < tol) & ~split
-            before[active] = bound
+            before[active] = np.where(split, -np.inf, bound)  # the next may be lower, and says nothing
             finished = active[done]
             self.status[finished] |= CONVERGED
             self.final[finished] = self.next[finished]
@@ -195,6 +196,13 @@ def pack(m: Mixtures, weights: Any, means: Any, covariances: Any, shift: Any = N
     return theta
 
 
+def unpack(m: Mixtures, theta: np.ndarray, shift: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means and covariances of parameter blocks."""
+    weights, _, means, _, covariances = m.parts(theta)
+    parts = weights, means + shift[:, None], covariances
+    return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)  # type: ignore[return-value]
+
+
 def fit(
     X: Tensor | Stream,
     n_components: int,
@@ -240,6 +248,11 @@ def fit(
     return Fitted(*(torch.from_numpy(np.ascontiguousarray(column)) for column in joined))
 
 
+def stream(chunks: Any, sample_weight: Tensor | None) -> Stream:
+    """What `fit` takes for rows that come in chunks: a function that gives them, with their N, D and dtype."""
+    return Stream(chunks, chunks.N, chunks.D, chunks.dtype, sample_weight)
+
+
 def e_step(
     X: Tensor,
     weights: Tensor,
@@ -269,6 +282,29 @@ def e_step(
     return log_resp, log_prob.to(dtype), labels
 
 
+def em_step(
+    X: Tensor,
+    weights: Tensor,
+    means: Tensor,
+    covariances: Tensor,
+    covariance_type: str,
+    sample_weight: Tensor | None,
+    reg_covar: float,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """The next weights, means and covariances, float64, and the log-likelihood ``[B]`` of the given ones: one pass."""
+    given = [t.double().numpy() for t in (weights, means, covariances)]
+    shift = np.ascontiguousarray(given[1].mean(1))
+    m = Mixtures(
+        X, sample_weight, weights.shape[1], FAMILIES[covariance_type], shift=shift, reg_covar=reg_covar
+    )  # fmt: skip
+    theta, new, active = pack(m, *given), m.parameters(), np.arange(m.B)
+    result = m.sweep(active, theta, new, theta, POSTERIOR, PRODUCTS, PARAMETERS)
+    log_likelihood = torch.from_numpy(result[:, 0].copy())
+    if len(far := active[(result[:, 1].astype(np.int64) & FAR) != 0]):
+        m.sweep(far, theta, new, new.copy(), POSTERIOR, PRODUCTS, PARAMETERS)
+    return unpack(m, new, shift), log_likelihood
+
+
 def m_step(
     X: Tensor, resp: Tensor, covariance_type: str, sample_weight: Tensor | None, reg_covar: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,7 +317,4 @@ def m_step(
         m.sweep(active, theta, new, theta, GIVEN, LINEAR, CENTERS, resp=resp)
         theta, new = new, theta
     m.sweep(active, theta, new, theta, GIVEN, PRODUCTS, PARAMETERS, resp=resp)
-    weights, _, means, _, covariances = m.parts(new)
-    dtype = torch.promote_types(X.dtype, resp.dtype)
-    out = weights, means + shift[:, None], covariances
-    return tuple(torch.from_numpy(np.ascontiguousarray(part)).to(dtype) for part in out)  # type: ignore[return-value]
+    return unpack(m, new, shift)
