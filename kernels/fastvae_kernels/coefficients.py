@@ -51,6 +51,6 @@ ROUND = (1.5 * 2**23 + 2 * 127, 1.5 * 2**52 + 2 * 1023)
 QUARTERS = (1.5 * 2**23, 1.5 * 2**52)  # x + QUARTERS has round(x) in its low bits
 EXP_MIN, EXP_MAX = (-104.0, -746.0), (89.0, 710.0)  # e^x is 0, infinite
 EXPM1_MIN = (-18.0, -38.0)  # e^x - 1 is -1
-EXP_NORMAL = (-87.0, -708.0)  # e^x is a normal number
+EXP_LEAST = (-70.0, -650.0)  # e^x counts as 0, before its products with small numbers are subnormal, and slow
 TINY = (2.0**-126, 2.0**-1022)  # the smallest normal number
 RESCALE, RESCALE_LOG2 = (2.0**24, 2.0**54), (24.0, 54.0)

@@ -30,9 +30,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..coefficients import (
+    EXP_LEAST,
     EXP_MAX,
     EXP_MIN,
-    EXP_NORMAL,
     EXPM1_MIN,
     LN2_HI,
     LN2_LO,
@@ -198,9 +198,9 @@ def exp(x):
 
 @math_jit
 def exp_negative(x):
-    """e^x for x <= 0, and 0 where that is no normal number: fewer instructions than exp."""
-    small = x < like(x, EXP_NORMAL)
-    t, n, r = _reduce(select(small, like(x, EXP_NORMAL), x))
+    """e^x for x <= 0, a weight relative to 1, and 0 below EXP_LEAST: fewer instructions than exp."""
+    small = x < like(x, EXP_LEAST)
+    t, n, r = _reduce(select(small, like(x, EXP_LEAST), x))
     r = fma(n, -like(x, LN2_LO), r)
     half = _half_power(t)
     y = like(x, 2.0) * fma(half, fma(r * r, polynomial(r, Q), r), half)
