@@ -191,23 +191,21 @@ def address(array: np.ndarray) -> int:
 
 
 def stride_of(N: int, most: int) -> int:
-    """Every which row to take for at most so many, or a few more: no multiple of a small prime, of which the data may
-    have a period.
+    """Every which row to take for at most ``most``, or all if they are few more. No multiple of 2 or 3, of which the
+    data may have a period.
     """
-    step = N // most
-    while step > 1 and math.gcd(step, 210) > 1:
-        step -= 1
-    return max(step, 1)
+    step = -(-N // most) if 2 * most < N else 1
+    while math.gcd(step, 6) > 1:
+        step += 1
+    return step
 
 
 def moments(X: Tensor | Stream, sample_weight: Tensor | None, family: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The sum of weights [B], weighted mean [B, D] and mean squared distance from it [B] of each problem's rows."""
-    shift = np.zeros((X.shape[0], X.shape[2]) if isinstance(X, Tensor) else (1, X.D))
-    for _ in range(2):  # the first mean has the rounding of a large offset
-        m = Mixtures(X, sample_weight, 1, family, shift=shift)
-        zero = m.parameters()
-        squares = m.sweep(np.arange(m.B), zero, m.parameters(), zero, NEAREST, LINEAR, CENTERS)[:, 0]
-        linear = m.statistics[:, 0, : m.D + 1]
-        total = linear[:, m.D].copy()
-        shift = shift + linear[:, : m.D] / total[:, None]
-    return total, shift, -2 * squares / total
+    first = X[:, 0] if isinstance(X, Tensor) else X.every(X.N)[0][:, 0]  # near the data, for they may be far from 0
+    m = Mixtures(X, sample_weight, 1, family, shift=np.array(first.double()))
+    zero = m.parameters()
+    squares = -2 * m.sweep(np.arange(m.B), zero, m.parameters(), zero, NEAREST, LINEAR, CENTERS)[:, 0]
+    linear = m.statistics[:, 0, : m.D + 1]
+    total, mean = linear[:, m.D].copy(), linear[:, : m.D] / linear[:, m.D :]
+    return total, m.shift + mean, squares / total - np.square(mean).sum(1)

@@ -144,7 +144,7 @@ def make_pass(family: int) -> Kernel:
                         else:
                             step = 0 if tied else D * D
                             logits_of_products(logit, e, xt, means, P, c, whole, D, K, S, step)
-                        value += posterior(logit, log_prob, w_t, whole, K, S)
+                        value += posterior(logit, log_prob, re, w_t, whole, K, S)
                     elif source == NEAREST:
                         logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S)
                         value += nearest(logit, log_prob, w_t, whole, K, S)

@@ -24,22 +24,27 @@ FIELDS = "22q"
 
 
 @loop_jit
-def log_norms(logit, log_prob, label, T, K, S):
+def log_norms(logit, log_prob, label, top, norm, T, K, S):
     """log sum_k e^logit and the largest component, of each row."""
     outlined()
     v = vector(F64)
     for t in range(0, T, 8):
-        top, best = read(logit, t, v), like(v, 0)
+        most, best = read(logit, t, v), like(v, 0)
         for k in range(1, K):
             a = read(logit, k * S + t, v)
-            best = select(a > top, like(v, k), best)
-            top = select(top >= a, top, a)  # this way round NaN stays
-        top = select(top < like(v, LOWEST), like(v, LOWEST), top)
-        norm = like(v, 0)
-        for k in range(K):
-            norm = norm + exp_negative(read(logit, k * S + t, v) - top)
-        write(log_prob, t, top + log_normal(norm) + (norm - norm))  # 0, or NaN: log_normal knows none
+            best = select(a > most, like(v, k), best)
+            most = select(most >= a, most, a)  # this way round NaN stays
+        most = select(most < like(v, LOWEST), like(v, LOWEST), most)
+        write(top, t, most)
+        write(norm, t, like(v, 0))
         write(label, t, best)
+    for k in range(K):
+        for t in range(0, T, 8):
+            a = exp_negative(read(logit, k * S + t, v) - read(top, t, v))
+            write(norm, t, read(norm, t, v) + a)
+    for t in range(0, T, 8):
+        n = read(norm, t, v)
+        write(log_prob, t, read(top, t, v) + log_normal(n) + (n - n))  # 0, or NaN: log_normal knows none
 
 
 @loop_jit
@@ -73,7 +78,8 @@ def make_rows(family: int) -> Kernel:
         xt, e = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, D * S, F64)
         logit = array_at(mine + 16 * D * S, K * S, F64)
         rest = mine + 8 * (2 * D + K) * S
-        norm, label = array_at(rest, S, F64), array_at(rest + 8 * S, S, F64)
+        value, label = array_at(rest, S, F64), array_at(rest + 8 * S, S, F64)
+        top, norm = array_at(rest + 16 * S, S, F64), array_at(rest + 24 * S, S, F64)
         start, stop = take(block)
         while start < stop:
             for unit in range(start, stop):
@@ -93,13 +99,13 @@ def make_rows(family: int) -> Kernel:
                 else:
                     step = D * D if matrices == K else 0
                     logits_of_products(logit, e, xt, means, P, c, whole, D, K, S, step)
-                log_norms(logit, norm, label, whole, K, S)
+                log_norms(logit, value, label, top, norm, whole, K, S)
                 out = array_at(log_prob + 8 * (p * N + row), rows, F64)
                 for t in range(rows):
-                    out[t] = norm[t]
+                    out[t] = value[t]
                 if log_resp:
                     resp_p = log_resp + p * N * K * (4 if resp_code == F32 else 8)
-                    put_rows(resp_p, resp_code, row, rows, K, S, logit, norm)
+                    put_rows(resp_p, resp_code, row, rows, K, S, logit, value)
                 if labels:
                     out_ = array_at(labels + 8 * (p * N + row), rows, I64)
                     for t in range(rows):

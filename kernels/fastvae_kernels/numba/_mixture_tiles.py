@@ -69,7 +69,10 @@ def load_weights(w, address, row, stride, rows, T):
     outlined()
     given = array_at(address + row * stride * 8, max(rows - 1, 0) * stride + 1, F64)
     for t in range(rows):
-        w[t] = given[t * stride] if address else 1.0
+        w[t] = 1.0
+    if address:
+        for t in range(rows):
+            w[t] = given[t * stride]
     for t in range(rows, T):
         w[t] = 0.0
 
@@ -199,29 +202,44 @@ def logits_of_distances(logit, xt, means, P, c, T, D, K, S):
 
 
 @loop_jit
-def posterior(logit, log_prob, w, T, K, S):
-    """Logits become weighted responsibilities w r; sum of w log p."""
+def posterior(logit, log_prob, norm, w, T, K, S):
+    """Logits become weighted responsibilities w r; sum of w log p. ``norm`` is scratch.
+
+    Loop after loop over the rows, each of short and independent steps: in one, each step would wait for the last.
+    """
     outlined()
     v = vector(F64)
+    exponentials(logit, log_prob, norm, T, K, S)
     acc = like(v, 0)
     for t in range(0, T, 8):
-        top = like(v, LOWEST)
+        wt, n = read(w, t, v), read(norm, t, v)
+        value = read(log_prob, t, v) + log_normal(n) + (n - n)  # which is 0, or NaN: log_normal knows none
+        write(log_prob, t, value)
+        write(norm, t, wt / n)
+        acc = fma(wt, value, acc)
+    for k in range(K):
+        for t in range(0, T, 8):
+            write(logit, k * S + t, read(logit, k * S + t, v) * read(norm, t, v))
+    return total(acc)
+
+
+@loop_jit
+def exponentials(logit, top, norm, T, K, S):
+    """Logits become e^(logit - top), top the largest of each row; the sums of these."""
+    outlined()
+    v = vector(F64)
+    for t in range(0, T, 8):
+        most = like(v, LOWEST)
         for k in range(K):
             a = read(logit, k * S + t, v)
-            top = select(top > a, top, a)  # this way round NaN stays
-        norm = like(v, 0)
-        for k in range(K):
-            a = exp_negative(read(logit, k * S + t, v) - top)
-            norm = norm + a
+            most = select(most > a, most, a)
+        write(top, t, most)
+        write(norm, t, like(v, 0))
+    for k in range(K):
+        for t in range(0, T, 8):
+            a = exp_negative(read(logit, k * S + t, v) - read(top, t, v))
             write(logit, k * S + t, a)
-        wt = read(w, t, v)
-        scale = wt / norm
-        for k in range(K):
-            write(logit, k * S + t, read(logit, k * S + t, v) * scale)
-        value = top + log_normal(norm) + (norm - norm)  # which is 0, or NaN: log_normal knows none
-        write(log_prob, t, value)
-        acc = fma(wt, value, acc)
-    return total(acc)
+            write(norm, t, read(norm, t, v) + a)
 
 
 @loop_jit
