@@ -21,7 +21,7 @@ fix: $(VENV)/.dev  ## what `check` can mend by itself
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/.test  ## timings, and as JSON in bench/history
+bench: $(VENV)/.bench  ## timings, and as JSON in bench/history
 	mkdir -p bench/history
 	$(RUN) -m pytest bench --benchmark-enable --benchmark-columns=median --benchmark-json=bench/history/latest.json $(ARGS)
 
@@ -48,6 +48,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[demo,test]'
+	touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[demo,test,bench]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python

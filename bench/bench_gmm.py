@@ -120,16 +120,20 @@ def bench_em_step(race, case):
     race(SETTLE, fastvae=lambda: fastvae.gmm.em_step(X, mixture, reg_covar=1e-6), **rivals)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if c[1] <= 100_000 and c[2] <= 16], ids=lambda c: "fit {} {}x{},{}".format(*c)
-)
+FITS = [case for case in CASES if case[1] <= 100_000 and case[2] <= 16]
+
+
+@pytest.mark.parametrize("case", FITS, ids=lambda case: "fit {} {}x{},{}".format(*case))
 def bench_fit(race, case):
     """A whole fit from k-means, each with its own k-means and its own number of iterations, to the same tolerance."""
     kind, N, D, K = case
     X = clusters(N, D, K)
     options = {"covariance_type": kind, "max_iter": 50}
     model = GaussianMixture(K, random_state=0, **options)
-    race(SETTLE, **{"fastvae": lambda: fastvae.gmm.fit(X, K, seed=0, **options), "scikit-learn": limited(lambda: model.fit(X))})
+    race(
+        SETTLE,
+        **{"fastvae": lambda: fastvae.gmm.fit(X, K, seed=0, **options), "scikit-learn": limited(lambda: model.fit(X))},
+    )
 
 
 @pytest.mark.parametrize(

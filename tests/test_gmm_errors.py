@@ -38,11 +38,6 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     # X
     "a list": ({"X": X.tolist()}, TypeError, r"^X must be a NumPy array or a torch\.Tensor, got list"),
     "no X": ({"X": None}, TypeError, r"^X must be a NumPy array or a torch\.Tensor, got NoneType"),
-    "a callable": (
-        {"X": lambda: X},
-        TypeError,
-        r"^X must be a NumPy array or a torch\.Tensor, got the callable functi",
-    ),
     "half": ({"X": X.astype(np.float16)}, TypeError, r"^X must be float32, float64, integer or bool, got a float16 te"),
     "bfloat16": (
         {"X": zeros(N, D).bfloat16()},

@@ -109,15 +109,16 @@ def test_a_rescue_splits_the_widest_component_at_its_mean():
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize(("at", "n_iter"), [(1, 3), (2, 4)])
-def test_a_rescue_is_no_convergence(at, n_iter):
+def test_a_rescue_is_no_convergence(at, n_iter, backend):
     """For this tol any two bounds are close, but those before and behind a rescue are not compared."""
     X = np.concatenate([np.random.default_rng(0).normal(size=(40, 1)), [[100.0], [103.0]]])
     means, variances = np.array([[0.0], [100.0], [50.0]]), np.array([[1.0], [0.3], [2000.0]])
     if at == 1:
         means[1] = 1e9  # no rows at once; at 100, after a step, 103 is too far
     first = Mixture(np.array([0.6, 0.1, 0.3]), means, variances, "diag")
-    how: dict[str, Any] = {"covariance_type": "diag", "init": first, "reg_covar": 0, "backend": "reference"}
+    how: dict[str, Any] = {"covariance_type": "diag", "init": first, "reg_covar": 0, "backend": backend}
     assert public.fit(X, 3, on_degenerate="status", **how).n_iter == at - 1
     fit = public.fit(X, 3, on_degenerate="rescue", tol=1e9, **how)
     assert fit.status == Status.CONVERGED | Status.RESCUED

@@ -15,6 +15,7 @@ from numba.core.ccallback import CFunc
 from fastvae.reference.elbo import PHI_COEFFICIENTS
 from fastvae.reference.noise import philox as reference_philox
 from fastvae.reference.noise import standard_normal
+from fastvae_kernels.coefficients import EXP_LEAST
 from fastvae_kernels.numba import _math as m
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import BF16, F32, F64, U32, array_at, number, read, vector, write
@@ -53,6 +54,21 @@ def make_functions(T, vectors):
             write_all(y, n, i, read(x, i, v))
 
     return functions
+
+
+@functools.cache
+def make_exp_negative(T, vectors):
+    """exp_negative of each x."""
+
+    @kernel("3q")
+    def exp_negative(block):
+        x_address, y_address, n = unpack(block, "3q")
+        x, y = array_at(x_address, n, T), array_at(y_address, n, T)
+        v = vector(T) if vectors else number(T)
+        for i in range(0, n, lanes(v) if vectors else 1):
+            write(y, i, m.exp_negative(read(x, i, v)))
+
+    return exp_negative
 
 
 @functools.cache
@@ -355,6 +371,20 @@ def test_bfloat16_is_rounded_to_nearest_even(dtype, vectors):
 def test_nan_stays_nan_in_bfloat16(vectors):
     x = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F8F8000, 0x7FC00000], np.uint32).view(np.float32)
     assert np.isnan(from_bfloat16(padded(to_bfloat16(x, vectors))[0], np.float32, vectors)[: x.size]).all()
+
+
+@each_form
+@each_float
+def test_exp_of_a_weight_is_exp_down_to_where_it_counts_as_nothing(dtype, vectors):
+    """Within a rounding of exp; 0 from EXP_LEAST down; NaN stays."""
+    T, least = FLOATS[dtype], EXP_LEAST[dtype is np.float64]
+    x = np.concatenate([np.linspace(least, 0, 4000), np.nextafter(least, [-np.inf, 0], dtype=dtype), [-np.inf, np.nan]])
+    x = np.resize(x.astype(dtype), 4096)
+    y = np.empty_like(x)
+    call(make_exp_negative(T, vectors), x, y, len(x))
+    want = np.where(x < least, 0, np.exp(x.astype(np.float64))).astype(dtype)
+    np.testing.assert_array_max_ulp(y[~np.isnan(x)], want[~np.isnan(x)], 2)
+    assert np.isnan(y[np.isnan(x)]).all()
 
 
 def test_the_polynomial_of_phi_is_the_references():

@@ -203,7 +203,7 @@ def stride_of(N: int, most: int) -> int:
 def moments(X: Tensor | Stream, sample_weight: Tensor | None, family: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The sum of weights [B], weighted mean [B, D] and mean squared distance from it [B] of each problem's rows."""
     first = X[:, 0] if isinstance(X, Tensor) else X.every(X.N)[0][:, 0]  # near the data, for they may be far from 0
-    m = Mixtures(X, sample_weight, 1, family, shift=np.array(first.double()))
+    m = Mixtures(X, sample_weight, 1, family, shift=np.ascontiguousarray(first.double().numpy()))
     zero = m.parameters()
     squares = -2 * m.sweep(np.arange(m.B), zero, m.parameters(), zero, NEAREST, LINEAR, CENTERS)[:, 0]
     linear = m.statistics[:, 0, : m.D + 1]

@@ -1,0 +1,176 @@
+"""What the kernels of mixtures promise beyond their values: bits, chunks, layouts, memory, sums about a far mean."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+from mixtures import KINDS, data, identical, start
+
+import fastvae
+from fastvae import gmm
+from fastvae_kernels.numba import _mixture_launch
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def fit(X, K=3, **options):
+    return gmm.fit(X, K, seed=1, backend="numba", **{"max_iter": 4, **options})
+
+
+@every_kind
+@pytest.mark.parametrize("N", [1000, 40_000])  # one tile or a few, of which one is cut; more tiles than slots
+def test_the_same_bits_for_any_number_of_threads_and_in_every_run(kind, N):
+    X = data(N=N)
+    fits = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        fits.append(fit(X, covariance_type=kind))
+    for other in fits[1:]:
+        identical(fits[0], other)
+
+
+@every_kind
+@pytest.mark.parametrize("init", ["kmeans", "k-means++", "random", "random_from_data"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_chunks_give_the_bits_of_the_whole_array(kind, init, weighted, monkeypatch):
+    monkeypatch.setattr(_mixture_launch, "PIECE_ELEMENTS", 2 * 1100)  # several pieces, of three tiles of 512 rows
+    X = data(N=5003)
+    w = np.random.default_rng(0).integers(0, 3, len(X)) if weighted else None
+    cuts = [0, 1, 1, 600, 2500, 5003]  # one row, none, within a tile, across pieces
+    options = {"covariance_type": kind, "init": init, "sample_weight": w, "n_init": 2}
+    chunks = fit(lambda: (X[a:b] for a, b in itertools.pairwise(cuts)), **options)
+    identical(fit(X, **options), chunks)
+
+
+def test_chunks_of_a_sample_give_the_bits_of_the_whole_array(monkeypatch):
+    monkeypatch.setattr(_mixture_launch, "SEED_ROWS", 100)
+    X = data(N=2000).astype(np.float32)
+    identical(fit(X), fit(lambda: [X[:777], X[777:]]))
+
+
+def test_chunks_may_be_tensors_and_go_to_the_reference_as_one_array():
+    X = torch.from_numpy(data(N=300))
+    whole, chunks = (gmm.fit(x, 3, seed=0, backend="reference") for x in (X, lambda: X.split(70)))
+    assert isinstance(chunks.mixture.means, torch.Tensor)
+    assert torch.equal(whole.mixture.means, chunks.mixture.means)
+
+
+X = data(N=40)
+# What each may return when called, and what is said of it.
+BAD_CHUNKS = {
+    "one row": (
+        lambda: [X[0]],
+        ValueError,
+        r"each chunk of X must have the shape \[n, D\] with at least 1 column, got",
+    ),
+    "other columns": (lambda: [X, X[:, :1]], ValueError, r"with 2 columns as the first, got \[40, 1\]"),
+    "other dtype": (
+        lambda: [X, X.astype(np.float32)],
+        TypeError,
+        r"must be torch.float64 as the first, got torch.float32",
+    ),
+    "a list": (lambda: [X.tolist()], TypeError, r"each chunk of X must be a NumPy array or a torch.Tensor, got list"),
+    "no iterable": (lambda: 3, TypeError, r"X must return an iterable of arrays \[n, D\] when called, got 3"),
+    "infinity": (lambda: [X, X / 0.0], ValueError, r"X must be finite, got -?inf at \[40, 0\]"),
+    "too few": (lambda: [X[:2]], ValueError, r"X must have at least n_components = 3 rows, got the shape \[2, 2\]"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_CHUNKS)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_chunks_refused(bad):
+    chunks, error, message = BAD_CHUNKS[bad]
+    with pytest.raises(error, match=message):
+        gmm.fit(chunks, 3)
+
+
+def test_an_iterator_that_runs_once_is_refused():
+    once = iter([X])
+    with pytest.raises((TypeError, ValueError), match="the same iterator twice"):
+        gmm.fit(lambda: once, 3)
+
+
+def test_rows_that_change_between_passes_are_refused():
+    calls = []
+
+    def chunks():
+        calls.append(1)
+        return [X] if len(calls) < 4 else [X[:30]]
+
+    with pytest.raises(ValueError, match="X must give the same rows each time, got 40 in the first pass, now 30"):
+        fit(chunks)
+
+
+@every_kind
+def test_layouts_of_rows_change_no_bit(kind):
+    """Rows a stride apart, features a stride apart, a batch that is expanded, a file mapped into memory."""
+    X = data(N=600, D=3)
+    want = fit(X, covariance_type=kind)
+    wide = np.zeros((600, 7))
+    wide[:, 2:5] = X
+    identical(want, fit(wide[:, 2:5], covariance_type=kind))
+    identical(want, fit(np.asfortranarray(X), covariance_type=kind))
+    pair = fit(np.broadcast_to(X, (2, 600, 3)), covariance_type=kind, max_iter=0)
+    assert np.array_equal(pair.mixture.means[0], fit(X, covariance_type=kind, max_iter=0).mixture.means)
+
+
+def test_a_mapped_file_is_read_where_it_lies(tmp_path):
+    X = data(N=600)
+    np.save(tmp_path / "rows.npy", X)
+    identical(fit(X), fit(np.load(tmp_path / "rows.npy", mmap_mode="r")))
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "D", [1, 2, 3, 4, 5, 8, 9]
+)  # own loops; one, two and three blocks of four, with a rest or none
+def test_one_step_is_that_of_the_reference(kind, D):
+    X = data(N=700, D=D, seed=D)  # two tiles, the second cut within a vector
+    mixture = start(X, kind=kind, seed=D)
+    w = np.random.default_rng(D).uniform(size=len(X))
+    for weights in (None, w):
+        got, want = (gmm.em_step(X, mixture, sample_weight=weights, backend=b) for b in ("numba", "reference"))
+        for a, b in zip((*got[0][:3], got[1]), (*want[0][:3], want[1]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-13 * np.abs(b).max())
+
+
+@every_kind
+def test_a_component_that_jumps_far_keeps_its_digits(kind):
+    """From a mean 1e8 standard deviations away, sums about it would leave nothing of the variance: they are redone."""
+    X = np.random.default_rng(0).normal(size=(300, 2))
+    V = np.eye(2) * 1e16
+    covariances = {"full": V[None], "tied": V, "diag": np.full((1, 2), 1e16), "spherical": np.full(1, 1e16)}[kind]
+    far = gmm.Mixture(np.ones(1), np.full((1, 2), 1e8), covariances, kind)
+    mixture, _ = gmm.em_step(X, far, backend="numba")
+    want = np.cov(X.T, ddof=0)
+    want = {"full": want[None], "tied": want, "diag": want.diagonal()[None], "spherical": want.trace()[None] / 2}[kind]
+    np.testing.assert_allclose(mixture.covariances, want, rtol=1e-7)  # what x - 1e8 has left of x
+    fitted = gmm.fit(X, 1, covariance_type=kind, init=far, reg_covar=0.0, backend="numba")
+    np.testing.assert_allclose(fitted.mixture.covariances, want, rtol=1e-13)
+
+
+def test_responsibilities_are_never_stored():
+    """Peak of what torch and NumPy hold in a fit: far below one [N, K] matrix."""
+    import tracemalloc
+
+    X = torch.randn(200_000, 2)
+    fit(X, 16, max_iter=1)
+    tracemalloc.start()
+    fit(X, 16, max_iter=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000 * 16 * 8 / 4
+
+
+def test_show_config_says_which_backend_fits_mixtures(capsys):
+    fastvae.show_config()
+    assert re.search(r"gmm +numba", capsys.readouterr().out)
