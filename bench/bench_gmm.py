@@ -2,7 +2,8 @@
 
 `make bench` runs it. One iteration is an E-step and an M-step from the same parameters: `fastvae.gmm.em_step`,
 scikit-learn's own two steps, and a tenth of ten iterations of oneDAL, which has no weights and only full and diagonal
-covariances. scikit-learn runs at its best number of threads, one or all, tried first. Run it alone.
+covariances. scikit-learn runs at its best number of threads, one or all, tried first. `copy` and `dgemm` are the limits of memory
+and of arithmetic. Run it alone.
 """
 
 import os
@@ -117,6 +118,13 @@ def bench_em_step(race, case):
         listed = list(covariances) if kind == "full" else [row[None] for row in covariances]
         once = em.compute(X, weights[None], means, listed)
         rivals["oneDAL"] = Parts(lambda: em.compute(X, weights[None], means, listed), int(once.nIterations[0, 0]))
+    # the limits: reading and writing X once, and a BLAS product of as many multiplications as the two triangles take
+    rivals["copy"] = lambda: np.copyto(room, X)
+    room = np.empty_like(X)
+    if kind in ("full", "tied"):
+        B = np.ones((512, 512))
+        A = np.ones((max(1, N * K * D * (D + 1) // 512**2), 512))
+        rivals["dgemm"] = lambda: A @ B
     race(SETTLE, fastvae=lambda: fastvae.gmm.em_step(X, mixture, reg_covar=1e-6), **rivals)
 
 

@@ -158,6 +158,26 @@ def test_a_component_that_jumps_far_keeps_its_digits(kind):
     np.testing.assert_allclose(fitted.mixture.covariances, want, rtol=1e-13)
 
 
+@pytest.mark.parametrize("B", [1, 3])
+def test_an_m_step_apart_gives_the_same_bits(B, monkeypatch):
+    """Summed up component by component on all threads, or by whoever did the last slot."""
+    X = data(N=3000, D=5, batch=(B,))
+    want = fit(X, 4)
+    monkeypatch.setattr(_mixture_launch, "APART", 0)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        identical(want, fit(X, 4))
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_a_sample_without_weight_is_not_drawn_from(chunks, monkeypatch):
+    monkeypatch.setattr(_mixture_launch, "SEED_ROWS", 100)
+    X, w = data(N=2000), np.zeros(2000)
+    w[1::23] = 1.0  # every 23rd row is looked at, none of these
+    got = fit((lambda: [X[:3], X[3:]]) if chunks else X, sample_weight=w, max_iter=100)
+    assert got.log_likelihood > fit(X[1::23], max_iter=100, init="random").log_likelihood - 1.0
+
+
 def test_responsibilities_are_never_stored():
     """Peak of what torch and NumPy hold in a fit: far below one [N, K] matrix."""
     import tracemalloc

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ._buffers import scratch
 from ._memory import CODES
-from ._mixture_pass import CENTERS, LEAVE, LINEAR, NEAREST, make_pass
+from ._mixture_pass import CENTERS, LEAVE, LINEAR, NEAREST, PARAMETERS, make_pass, make_update
 from ._mixture_start import BLOCK, make_seeds
 from ._mixture_tiles import DIAG, FULL, PANEL, SPHERICAL, TIED
 from ._threads import run
 
 SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums of a problem, of at most so many numbers
 SEED_ROWS, SEED_ELEMENTS = 1 << 14, 1 << 20  # rows that seeds are drawn from
+APART = 1 << 18  # numbers to add up, from which the M-step is a launch of its own, a component a unit
 PIECE_ELEMENTS = 1 << 20  # of a stream, read before a launch
 
 
@@ -58,10 +59,14 @@ class Mixtures:
         self.kernel_family = FULL if full else family
         self.size = 2 * K + K * D + 2 * self.matrices * self.factor
         self.F = K * (D + 1) + self.matrices * ((-(-D // 4) * 4) ** 2 if full else self.factor) + 1
-        self.slots = max(1, min(SLOTS, self.tiles, SLOT_ELEMENTS // self.F))
+        share = SLOT_ELEMENTS // self.F
+        self.slots = max(
+            1, min(SLOTS, self.tiles, share // 4 * 4 or share)
+        )  # of few, as many for each of a few threads
         self.room = ((2 * D + 3 + K + 2 + PANEL) * (self.T + 8) + 2 * K + D * D + 7) // 8 * 8  # whole cache lines
         self.ids = np.arange(B) if ids is None else ids
         self.shift = np.zeros((B, D)) if shift is None else shift
+        self.options = K, family, restarts, self.ids, self.shift, seed, reg_covar
         self.statistics = np.empty((self.P, self.slots, self.F))
         self.done, self.flags = np.zeros(self.P, np.int64), np.zeros((self.P, K), np.int64)
         self.result = np.zeros((self.P, 3))
@@ -97,6 +102,8 @@ class Mixtures:
     ) -> np.ndarray:
         """One pass over the rows of the active problems; their results, ``[len(active), 3]``."""
         threads, tile = torch.get_num_threads(), 0
+        apart = after == PARAMETERS and self.family == FULL and self.K > 1 and self.slots * self.F > APART
+        then = LEAVE if apart else after
         for X, w, last in self.pieces():
             N = X.shape[1]
             tiles = max(1, -(-N // self.T))
@@ -107,11 +114,22 @@ class Mixtures:
                 N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), self.at[0],
                 self.at[1], address(old), address(new), address(centers), self.size,
                 self.at[2], self.F, *self.at[3:],
-                scratch(self.room * threads), self.room, self.matrices, source, wanted, after if last else LEAVE,
+                scratch(self.room * threads), self.room, self.matrices, source, wanted, then if last else LEAVE,
                 int(tile == 0), int(rescue), self.reg_covar,
             )  # fmt: skip
             run(make_pass(self.kernel_family), args, len(active) * self.slots, self.ns_per_row * N * len(active))
             tile += tiles
+        if apart:
+            args = (
+                0, address(active), address(new), address(centers), self.size, self.at[2], self.F, self.slots,
+                *self.at[3:], self.D, self.K, scratch(self.room * threads), self.room, int(rescue), self.reg_covar,
+            )  # fmt: skip
+            run(
+                make_update(),
+                args,
+                len(active) * self.K,
+                len(active) * (self.slots * self.F + self.K * self.D**3) * 0.5,
+            )
         return self.result[active]
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
@@ -130,7 +148,9 @@ class Mixtures:
             X, w = self.X[:, ::step], None if self.w is None else self.w[:, ::step]
         else:
             X, w = self.X.every(step)
-        return Mixtures(X, w, self.K, self.family, self.restarts, self.ids, self.shift, self.seed, self.reg_covar)
+        if w is not None and bool(((w > 0).sum(1) < self.K).any()):  # too few are left that count
+            return self if isinstance(self.X, Tensor) else Mixtures(*self.X.every(1), *self.options)
+        return Mixtures(X, w, *self.options)
 
     def seeds(self, centers: np.ndarray, spread: bool) -> None:
         """Rows to start from, as means of the parameters ``centers``: spread as k-means++ does, or any."""

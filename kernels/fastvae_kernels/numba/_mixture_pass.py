@@ -40,6 +40,7 @@ POSTERIOR, GIVEN, NEAREST, RANDOM = range(4)  # where responsibilities come from
 NOTHING, LINEAR, PRODUCTS = range(3)  # statistics that are wanted
 LEAVE, MERGE, PARAMETERS, CENTERS = range(4)  # what follows on the last slot of a problem
 FIELDS = "39q 1d"
+UPDATE_FIELDS = "16q 1d"
 
 SLOTS, SLOT_BYTES = 32, 64 << 20
 TILE_ELEMENTS, LOGIT_ELEMENTS, MOST_ROWS, LEAST_ROWS = 8192, 16384, 512, 32
@@ -200,3 +201,37 @@ def make_pass(family: int) -> Kernel:
             start, stop = take(block)
 
     return mixture_pass
+
+
+@cache
+def make_update() -> Kernel:
+    """The kernel that adds up the slots of full mixtures and makes their parameters, a component a unit of work."""
+
+    @kernel(UPDATE_FIELDS)
+    def mixture_update(block):
+        (
+            _arrived, active, new, centers, size, statistics, F, slots, done, flags, result, D, K, room, room_size,
+            rescue, reg_covar,
+        ) = unpack(block, UPDATE_FIELDS)  # fmt: skip
+        u, W = array_at(room + 8 * room_size * _count(block, 4, 1), D * D, F64), width(D)
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                k, p = unit % K, array_at(active + 8 * (unit // K), 1, I64)[0]
+                sums = array_at(statistics + 8 * p * slots * F, slots * F, F64)
+                centers_p = array_at(centers + 8 * p * size + 16 * K, K * D, F64)
+                new_p = array_at(new + 8 * p * size, size, F64)
+                flags_p = array_at(flags + 8 * p * K, K, I64)
+                merge(sums, k * (D + 1), D + 1, F, slots)
+                merge(sums, K * (D + 1) + k * W * W, W * W, F, slots)
+                flags_p[k] = update_full(k, sums, new_p, centers_p, u, D, K, False, reg_covar)
+                if _count(done + 8 * p, 0, 1) + 1 == K:
+                    array_at(done + 8 * p, 1, I64)[0] = 0
+                    merge(sums, F - 1, 1, F, slots)
+                    result_p = array_at(result + 24 * p, 3, F64)
+                    result_p[0] = sums[F - 1]
+                    result_p[1], result_p[2] = finish_parameters(new_p, flags_p, D, K, K, FULL, rescue)
+            finished(block, stop - start)
+            start, stop = take(block)
+
+    return mixture_update
