@@ -135,6 +135,8 @@ def make_seeds() -> Kernel:
                             least, at = left, t
                     for d in range(D):
                         centers_p[k * D + d] = xt[d * S + at]
+                    if k == K - 1:
+                        continue  # nothing is drawn any more
                     if spread:
                         if k == 0:
                             for t in range(M):
