@@ -120,8 +120,8 @@ def bench_em_step(race, case):
         once = em.compute(X, weights[None], means, listed)
         rivals["oneDAL"] = Parts(lambda: em.compute(X, weights[None], means, listed), int(once.nIterations[0, 0]))
     # the limits: reading and writing X once, and a BLAS product of as many multiplications as the two triangles take
-    rivals["copy"] = lambda: np.copyto(room, X)
     room = np.empty_like(X)
+    rivals["copy"] = lambda: np.copyto(room, X)
     if kind in ("full", "tied"):
         B = np.ones((512, 512))
         A = np.ones((max(1, N * K * D * (D + 1) // 512**2), 512))

@@ -149,7 +149,9 @@ class Mixtures:
         else:
             X, w = self.X.every(step)
         if w is not None and bool(((w > 0).sum(1) < self.K).any()):  # too few are left that count
-            return self if isinstance(self.X, Tensor) else Mixtures(*self.X.every(1), *self.options)
+            if isinstance(self.X, Tensor):
+                return self
+            X, w = self.X.every(1)
         return Mixtures(X, w, *self.options)
 
     def seeds(self, centers: np.ndarray, spread: bool) -> None:
