@@ -194,3 +194,39 @@ def test_responsibilities_are_never_stored():
 def test_show_config_says_which_backend_fits_mixtures(capsys):
     fastvae.show_config()
     assert re.search(r"gmm +numba", capsys.readouterr().out)
+
+
+@every_kind
+def test_an_outlier_costs_no_digits(kind):
+    """A row, or a mean, 1e15 away is no shift: what is said of all other rows keeps its digits."""
+    X = data(N=300)
+    X[0] = 1e15
+    near = start(X[1:], kind=kind)
+    far = near._replace(means=np.concatenate([near.means[:2], [[1e15, 1e15]]]))
+    for mixture in (near, far):
+        got, want = (gmm.score_samples(X, mixture, backend=b)[1:] for b in ("numba", "reference"))
+        np.testing.assert_allclose(got, want, rtol=1e-13)
+    resp = np.eye(3)[np.arange(300) % 3]
+    resp[0] = 0  # counts for nothing
+    got, want = (gmm.m_step(X[i:], resp[i:], covariance_type=kind, backend="numba") for i in (0, 1))
+    np.testing.assert_allclose(got.covariances, want.covariances, rtol=1e-13)
+
+
+def test_a_nan_row_says_nothing_of_the_others():
+    X = data(N=300)
+    mixture = start(X)
+    want = gmm.score_samples(X, mixture, backend="numba")
+    X[:2] = np.nan
+    got = gmm.score_samples(X, mixture, backend="numba")
+    assert np.isnan(got[:2]).all()
+    np.testing.assert_array_equal(got[2:], gmm.score_samples(X, mixture, backend="numba")[2:])
+    np.testing.assert_allclose(got[2:], want[2:], rtol=1e-13)
+
+
+def test_parameters_that_require_grad_are_taken_where_no_graph_is_made():
+    X = torch.from_numpy(data(N=50))
+    weights, means, covariances, kind = start(X.numpy())
+    mixture = gmm.Mixture(*(torch.from_numpy(t).requires_grad_() for t in (weights, means, covariances)), kind)
+    with torch.no_grad():
+        got = gmm.score_samples(X, mixture, backend="numba")
+    assert torch.allclose(got, gmm.score_samples(X, mixture, backend="reference"), rtol=1e-13)

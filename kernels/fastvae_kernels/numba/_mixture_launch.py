@@ -18,6 +18,7 @@ from ._threads import run
 SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums of a problem, of at most so many numbers
 SEED_ROWS, SEED_ELEMENTS = 1 << 14, 1 << 20  # rows that seeds are drawn from
 APART = 1 << 18  # numbers to add up, from which the M-step is a launch of its own, a component a unit
+FEW = 5  # rows that the shift is found from
 PIECE_ELEMENTS = 1 << 20  # of a stream, read before a launch
 
 
@@ -60,12 +61,11 @@ class Mixtures:
         self.size = 2 * K + K * D + 2 * self.matrices * self.factor
         self.F = K * (D + 1) + self.matrices * ((-(-D // 4) * 4) ** 2 if full else self.factor) + 1
         share = SLOT_ELEMENTS // self.F
-        self.slots = max(
-            1, min(SLOTS, self.tiles, share // 4 * 4 or share)
-        )  # of few, as many for each of a few threads
+        # where they are few, as many for each of a few threads
+        self.slots = max(1, min(SLOTS, self.tiles, share // 4 * 4 or share))
         self.room = ((2 * D + 3 + K + 2 + PANEL) * (self.T + 8) + 2 * K + D * D + 7) // 8 * 8  # whole cache lines
         self.ids = np.arange(B) if ids is None else ids
-        self.shift = np.zeros((B, D)) if shift is None else shift
+        self.shift = middle(X) if shift is None else shift
         self.options = K, family, restarts, self.ids, self.shift, seed, reg_covar
         self.statistics = np.empty((self.P, self.slots, self.F))
         self.done, self.flags = np.zeros(self.P, np.int64), np.zeros((self.P, K), np.int64)
@@ -111,8 +111,8 @@ class Mixtures:
                 0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts,
                 0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1), 0 if w is None else w.stride(0),
                 0 if resp is None else resp.data_ptr(), 0 if resp is None else CODES[resp.dtype], self.seed,
-                N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), self.at[0],
-                self.at[1], address(old), address(new), address(centers), self.size,
+                N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), *self.at[:2],
+                address(old), address(new), address(centers), self.size,
                 self.at[2], self.F, *self.at[3:],
                 scratch(self.room * threads), self.room, self.matrices, source, wanted, then if last else LEAVE,
                 int(tile == 0), int(rescue), self.reg_covar,
@@ -163,7 +163,7 @@ class Mixtures:
         args = (
             0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts,
             0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1), 0 if w is None else w.stride(0),
-            self.seed, N, self.D, self.K, address(active), self.at[0], address(self.shift), address(centers),
+            self.seed, N, self.D, self.K, address(active), *self.at[:2], address(centers),
             self.size, scratch(room * threads), room, int(spread),
         )  # fmt: skip
         trials = 3 + int(math.log(self.K))
@@ -198,6 +198,14 @@ class Stream:
         """Those of some rows."""
         return None if self.w is None else self.w[:, row : row + rows]
 
+    def first(self, n: int) -> Tensor:
+        """The first rows, ``[1, n, D]``."""
+        chunks = iter(self.chunks())
+        rows = next(chunks)[:n].clone()
+        while len(rows) < min(n, self.N):
+            rows = torch.cat([rows, next(chunks)[: n - len(rows)]])
+        return rows[None]
+
     def every(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Every so many-th row."""
         rows, at = [], 0
@@ -222,12 +230,19 @@ def stride_of(N: int, most: int) -> int:
     return step
 
 
-def moments(X: Tensor | Stream, sample_weight: Tensor | None, family: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The sum of weights [B], weighted mean [B, D] and mean squared distance from it [B] of each problem's rows."""
-    first = X[:, 0] if isinstance(X, Tensor) else X.every(X.N)[0][:, 0]  # near the data, for they may be far from 0
-    m = Mixtures(X, sample_weight, 1, family, shift=np.ascontiguousarray(first.double().numpy()))
-    zero = m.parameters()
-    squares = -2 * m.sweep(np.arange(m.B), zero, m.parameters(), zero, NEAREST, LINEAR, CENTERS)[:, 0]
-    linear = m.statistics[:, 0, : m.D + 1]
+def middle(X: Tensor | Stream) -> np.ndarray:
+    """A point amid each problem's rows, [B, D], to take them from: the median of the first five, so that neither an
+    outlier nor a NaN among them makes the others lose digits.
+    """
+    few = X[:, :FEW] if isinstance(X, Tensor) else X.first(FEW)
+    return np.ascontiguousarray(few.double().nanmedian(1).values.nan_to_num(0.0, 0.0, 0.0).numpy())
+
+
+def moments(m: Mixtures) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of weights and the mean squared distance from the mean, [B], of each problem's rows."""
+    one = Mixtures(m.X, m.w, 1, m.family, shift=m.shift)
+    zero = one.parameters()
+    squares = -2 * one.sweep(np.arange(m.B), zero, one.parameters(), zero, NEAREST, LINEAR, CENTERS)[:, 0]
+    linear = one.statistics[:, 0, : m.D + 1]
     total, mean = linear[:, m.D].copy(), linear[:, : m.D] / linear[:, m.D :]
-    return total, m.shift + mean, squares / total - np.square(mean).sum(1)
+    return total, squares / total - np.square(mean).sum(1)

@@ -34,7 +34,7 @@ from ._mixture_tiles import (
 )
 from ._mixture_update import finish_parameters, merge, update_diag, update_full, update_spherical
 from ._noise import HIGH_SHIFT, LOW_WORD, philox
-from ._threads import _count, finished, take
+from ._threads import finished, last_of, take, worker
 
 POSTERIOR, GIVEN, NEAREST, RANDOM = range(4)  # where responsibilities come from
 NOTHING, LINEAR, PRODUCTS = range(3)  # statistics that are wanted
@@ -42,12 +42,9 @@ LEAVE, MERGE, PARAMETERS, CENTERS = range(4)  # what follows on the last slot of
 FIELDS = "39q 1d"
 UPDATE_FIELDS = "16q 1d"
 
-SLOTS, SLOT_BYTES = 32, 64 << 20
-TILE_ELEMENTS, LOGIT_ELEMENTS, MOST_ROWS, LEAST_ROWS = 8192, 16384, 512, 32
-
 
 @loop_jit
-def random_responsibilities(logit, w, row, rows, T, K, S, seed, restart, problem):
+def random_responsibilities(logit, w, row, T, K, S, seed, restart, problem):
     """Uniform numbers, normalised; a function of seed, problem, restart, row and component."""
     outlined()
     key = np.uint64(seed)
@@ -95,7 +92,7 @@ def make_pass(family: int) -> Kernel:
             reg_covar,
         ) = unpack(block, FIELDS)  # fmt: skip
         S = T + 8
-        mine = room + 8 * room_size * _count(block, 4, 1)
+        mine = room + 8 * room_size * worker(block)
         W = width(D)
         xt, e = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, W * S, F64)
         logit = array_at(mine + 8 * (D + W) * S, K * S, F64)
@@ -148,12 +145,10 @@ def make_pass(family: int) -> Kernel:
                         value += posterior(logit, log_prob, re, w_t, whole, K, S)
                     elif source == NEAREST:
                         logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S)
-                        value += nearest(logit, log_prob, w_t, whole, K, S)
+                        value += nearest(logit, w_t, whole, K, S)
                     elif source == RANDOM:
                         id_p = array_at(ids + 8 * data, 1, I64)[0]
-                        random_responsibilities(
-                            logit, w_t, tile * T, rows, whole, K, S, seed, p % restarts, id_p
-                        )  # fmt: skip
+                        random_responsibilities(logit, w_t, tile * T, whole, K, S, seed, p % restarts, id_p)
                     else:
                         resp_p = resp + p * N * K * (4 if resp_code == F32 else 8)
                         load(logit, resp_p, resp_code, row, K, rows, whole, K, S, zero)
@@ -178,8 +173,7 @@ def make_pass(family: int) -> Kernel:
                             add_linear(mine_s[k * (D + 1) :], xt, centers_p[k * D :], logit[k * S :], whole, D, S)
                     tile += slots
                 mine_s[F - 1] += value
-                if after != LEAVE and _count(done + 8 * p, 0, 1) + 1 == slots:
-                    array_at(done + 8 * p, 1, I64)[0] = 0
+                if after != LEAVE and last_of(done + 8 * p, slots):
                     merge(sums, 0, F, F, slots)
                     result_p = array_at(result + 24 * p, 3, F64)
                     result_p[0] = sums[F - 1]
@@ -213,7 +207,7 @@ def make_update() -> Kernel:
             _arrived, active, new, centers, size, statistics, F, slots, done, flags, result, D, K, room, room_size,
             rescue, reg_covar,
         ) = unpack(block, UPDATE_FIELDS)  # fmt: skip
-        u, W = array_at(room + 8 * room_size * _count(block, 4, 1), D * D, F64), width(D)
+        u, W = array_at(room + 8 * room_size * worker(block), D * D, F64), width(D)
         start, stop = take(block)
         while start < stop:
             for unit in range(start, stop):
@@ -225,8 +219,7 @@ def make_update() -> Kernel:
                 merge(sums, k * (D + 1), D + 1, F, slots)
                 merge(sums, K * (D + 1) + k * W * W, W * W, F, slots)
                 flags_p[k] = update_full(k, sums, new_p, centers_p, u, D, K, False, reg_covar)
-                if _count(done + 8 * p, 0, 1) + 1 == K:
-                    array_at(done + 8 * p, 1, I64)[0] = 0
+                if last_of(done + 8 * p, K):
                     merge(sums, F - 1, 1, F, slots)
                     result_p = array_at(result + 24 * p, 3, F64)
                     result_p[0] = sums[F - 1]

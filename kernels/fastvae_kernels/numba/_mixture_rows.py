@@ -18,7 +18,7 @@ from ._mixture_tiles import (
     logits_of_products,
     logits_of_squares,
 )
-from ._threads import _count, finished, take
+from ._threads import finished, take, worker
 
 FIELDS = "22q"
 
@@ -74,7 +74,7 @@ def make_rows(family: int) -> Kernel:
             log_resp, resp_code, log_prob, labels, room, room_size, shift_problem, matrices,
         ) = unpack(block, FIELDS)  # fmt: skip
         S = T + 8
-        mine = room + 8 * room_size * _count(block, 4, 1)
+        mine = room + 8 * room_size * worker(block)
         xt, e = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, D * S, F64)
         logit = array_at(mine + 16 * D * S, K * S, F64)
         rest = mine + 8 * (2 * D + K) * S

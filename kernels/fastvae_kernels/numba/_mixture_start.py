@@ -17,7 +17,7 @@ from ._math import select
 from ._memory import F32, F64, I64, array_at, read, vector, write
 from ._mixture_tiles import load, load_weights, squared_distances
 from ._noise import HIGH_SHIFT, LOW_WORD, philox
-from ._threads import _count, finished, take
+from ._threads import finished, take, worker
 from ._vector import total
 
 FIELDS = "21q"
@@ -92,7 +92,7 @@ def make_seeds() -> Kernel:
         ) = unpack(block, FIELDS)  # fmt: skip
         M = (N + BLOCK - 1) // BLOCK * BLOCK
         S = M + 8
-        mine = room + 8 * room_size * _count(block, 4, 1)
+        mine = room + 8 * room_size * worker(block)
         xt, w_t = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, S, F64)
         rest = mine + 8 * (D + 1) * S
         closest, trial = array_at(rest, S, F64), array_at(rest + 8 * S, S, F64)

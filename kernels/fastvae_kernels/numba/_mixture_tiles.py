@@ -17,7 +17,7 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
-from ._memory import F32, F64, array_at, number, read, vector, write
+from ._memory import F32, F64, array_at, number, read, sum_of, vector, write
 from ._vector import deinterleave, lanes, register, total, totals
 
 FULL, TIED, DIAG, SPHERICAL = range(4)
@@ -243,8 +243,8 @@ def exponentials(logit, top, norm, T, K, S):
 
 
 @loop_jit
-def nearest(logit, labels, w, T, K, S):
-    """Logits become w for the largest, 0 for the others; the label of each; sum of w times the largest."""
+def nearest(logit, w, T, K, S):
+    """Logits become w for the largest, 0 for the others; sum of w times the largest."""
     outlined()
     v = vector(F64)
     acc = like(v, 0)
@@ -257,7 +257,6 @@ def nearest(logit, labels, w, T, K, S):
         wt = read(w, t, v)
         for k in range(K):
             write(logit, k * S + t, select(label == like(v, k), wt, like(v, 0)))
-        write(labels, t, label)
         acc = fma(wt, top, acc)
     return total(acc)
 
@@ -267,10 +266,7 @@ def add_linear(linear, xt, center, r, T, D, S):
     """Add sum r e and sum r."""
     outlined()
     v = vector(F64)
-    n = like(v, 0)
-    for t in range(0, T, 8):
-        n = n + read(r, t, v)
-    linear[D] += total(n)
+    linear[D] += sum_of(r, 0, T, v)
     for d in range(D):
         m, s0, s1 = like(v, center[d]), like(v, 0), like(v, 0)
         for t in range(0, T, 16):
@@ -285,10 +281,7 @@ def add_products(square, linear, e, re, r, T, D, S):
     outlined()
     v, W = vector(F64), width(D)
     u = register(v)
-    n = like(v, 0)
-    for t in range(0, T, 8):
-        n = n + read(r, t, v)
-    linear[D] += total(n)
+    linear[D] += sum_of(r, 0, T, v)
     for first in range(0, D, PANEL):
         last = min(first + PANEL, D)
         for i in range(first, last):
@@ -346,10 +339,7 @@ def add_squares(square, linear, xt, center, r, T, D, S):
     """Add sum r e_d^2, sum r e_d and sum r."""
     outlined()
     v = vector(F64)
-    n = like(v, 0)
-    for t in range(0, T, 8):
-        n = n + read(r, t, v)
-    linear[D] += total(n)
+    linear[D] += sum_of(r, 0, T, v)
     for d in range(D):
         m, s0, s1, q0, q1 = like(v, center[d]), like(v, 0), like(v, 0), like(v, 0), like(v, 0)
         for t in range(0, T, 16):

@@ -24,11 +24,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ._jit import Kernel, math_jit
+from ._jit import HEADER, Kernel, math_jit
 
 # Nanoseconds on one thread, as the launcher estimates them.
 SERIAL_BELOW = 20_000
 LEAST_CHUNK = 5_000
+FIRST_FIELD = int(HEADER[:-1])  # the words of a block before it
 CHUNKS_A_THREAD = 8  # more leave a shorter wait for the last; each costs two atomic additions
 
 
@@ -94,6 +95,21 @@ def take(block):
 def finished(block, n):
     """Whether these n units were the last of all to be done; what the others wrote is then there to read."""
     return _count(block, 1, n) + n == _word(block, 2)
+
+
+@math_jit
+def worker(block):
+    """A number of one's own among those who work at a call, from 0 on; the first field of the block must be a 0."""
+    return _count(block, FIRST_FIELD, 1)
+
+
+@math_jit
+def last_of(counter, n):
+    """True for the n-th to come to the counter at an address, which is then 0 again; what the others wrote is there."""
+    if _count(counter, 0, 1) + 1 < n:
+        return False
+    _count(counter, 0, -n)
+    return True
 
 
 def _openmp() -> Any:

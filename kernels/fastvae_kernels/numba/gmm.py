@@ -72,16 +72,15 @@ class Run:
         """Initial parameters, in `now`; the problems that have some."""
         m, active = self.mixtures, np.arange(self.mixtures.P)
         if not isinstance(how, str):
-            self.now[:] = np.repeat(pack(m, *how), m.restarts, axis=0)
+            self.now[:] = given(m, *how)
             return active
         if how in ("k-means++", "random_from_data"):
             m.seeds(self.next, how == "k-means++")
-            means = m.parts(self.next)[2] + np.repeat(m.shift, m.restarts, axis=0)[:, None]
             weights = np.full((m.P, m.K), 1 / m.K)
             one = np.eye(m.D) if m.family in (FULL, TIED) else np.ones(m.shape)
             V = np.broadcast_to(m.reg_covar * one, (m.P, *([] if m.family == TIED else [m.K]), *m.shape))
-            self.now[:] = pack(m, weights, means, V, np.repeat(m.shift, m.restarts, axis=0))
-            return active if m.reg_covar > 0 else self.give_up(active, active == active)
+            self.now[:] = pack(m, weights, m.parts(self.next)[2], V)
+            return self.give_up(active, np.full(m.P, m.reg_covar == 0))
         if how == "random":
             m.sweep(active, self.now, self.next, self.next, RANDOM, LINEAR, CENTERS)
             source = RANDOM
@@ -123,10 +122,8 @@ class Run:
             bound = result[:, 0] / self.total[active]
             flags = result[:, 1].astype(np.int64)
             if (far := (flags & FAR) != 0).any():  # the same responsibilities, about the new means
-                centers = self.next[active[far]]
-                whole = m.parameters()
-                whole[active[far]] = centers
-                again = m.sweep(active[far], self.now, self.next, whole, POSTERIOR, PRODUCTS, PARAMETERS, rescue=rescue)
+                about = self.next.copy()
+                again = m.sweep(active[far], self.now, self.next, about, POSTERIOR, PRODUCTS, PARAMETERS, rescue=rescue)
                 flags[far], result[far, 2] = again[:, 1].astype(np.int64) & SINGULAR, again[:, 2]
             self.bounds.append(np.full(m.P, np.nan))
             self.bounds[-1][active] = bound
@@ -176,11 +173,13 @@ def relocate(m: Mixtures, problems: np.ndarray, theta: np.ndarray) -> None:
         centers[empty[: len(farthest)]] = rows[farthest]
 
 
-def pack(m: Mixtures, weights: Any, means: Any, covariances: Any, shift: Any = None) -> np.ndarray:
-    """Parameter blocks of given mixtures, ``[len(weights), size]``; NaN where a covariance is not positive definite."""
+def pack(m: Mixtures, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> np.ndarray:
+    """Parameter blocks ``[len(weights), size]``, means given less the shift; NaN where a covariance is not positive
+    definite.
+    """
     theta = np.zeros((len(weights), m.size))
     w, c, mu, factors, V = m.parts(theta)
-    w[:], V[:], mu[:] = weights, covariances, np.asarray(means) - (m.shift if shift is None else shift)[:, None]
+    w[:], V[:], mu[:] = weights, covariances, means
     if m.family in (FULL, TIED):
         L, info = torch.linalg.cholesky_ex(torch.from_numpy(V))
         L.masked_fill_((info != 0)[..., None, None], math.nan)
@@ -196,10 +195,16 @@ def pack(m: Mixtures, weights: Any, means: Any, covariances: Any, shift: Any = N
     return theta
 
 
-def unpack(m: Mixtures, theta: np.ndarray, shift: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def given(m: Mixtures, weights: Tensor, means: Tensor, covariances: Tensor) -> np.ndarray:
+    """Parameter blocks of mixtures as a user has them, float64."""
+    weights, means, covariances = weights.detach(), means.detach(), covariances.detach()
+    return pack(m, weights.numpy(), means.numpy() - m.shift[:, None], covariances.numpy())
+
+
+def unpack(m: Mixtures, theta: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and covariances of parameter blocks."""
     weights, _, means, _, covariances = m.parts(theta)
-    parts = weights, means + shift[:, None], covariances
+    parts = weights, means + m.shift[:, None], covariances
     return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)  # type: ignore[return-value]
 
 
@@ -223,29 +228,24 @@ def fit(
     B = X.shape[0] if isinstance(X, Tensor) else 1
     ids, family = np.ascontiguousarray(problems.numpy()), FAMILIES[covariance_type]
     restarts = n_init if isinstance(start, str) else 1
-    parts: list[list[np.ndarray]] = []
+    parts: list[list[Tensor]] = []
     one = Mixtures(X[:0] if isinstance(X, Tensor) else X, None, n_components, family)
     at_once = max(1, BATCH_ELEMENTS // (one.slots * one.F * restarts))
     for first in range(0, B, at_once):
         rows = slice(first, min(first + at_once, B))
         w = None if sample_weight is None else sample_weight[rows]
         some = X[rows] if isinstance(X, Tensor) else X
-        total, mean, spread = moments(some, w, family)
-        m = Mixtures(some, w, n_components, family, restarts, ids[rows], mean, seed, reg_covar)
-        em = Run(m, total, spread)
-        how = start if isinstance(start, str) else [t.expand(B, *t.shape[1:])[rows].double().numpy() for t in start]
+        m = Mixtures(some, w, n_components, family, restarts, ids[rows], seed=seed, reg_covar=reg_covar)
+        em = Run(m, *moments(m))
+        how = start if isinstance(start, str) else [t[rows] for t in start]
         em.climb(em.start(how, rescue), tol, max_iter, rescue, progress)
         best, bounds, log_likelihood = em.outcome()
-        weights, _, means, _, covariances = m.parts(em.final[best])
-        parts.append(
-            [weights, means + mean[:, None], covariances, log_likelihood, bounds, em.n_iter[best], em.status[best]]
-        )
-    widest = max(part[4].shape[1] for part in parts)
+        history = log_likelihood, bounds, em.n_iter[best], em.status[best]
+        parts.append([*unpack(m, em.final[best]), *map(torch.from_numpy, history)])
+    widest = max(int(part[5].max()) for part in parts) + 1
     for part in parts:
-        part[4] = np.pad(part[4], ((0, 0), (0, widest - part[4].shape[1])), constant_values=np.nan)
-    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    joined[4] = joined[4][:, : int(joined[5].max()) + 1]
-    return Fitted(*(torch.from_numpy(np.ascontiguousarray(column)) for column in joined))
+        part[4] = torch.nn.functional.pad(part[4], (0, widest - part[4].shape[1]), value=math.nan)  # or cut
+    return Fitted(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def stream(chunks: Any, sample_weight: Tensor | None) -> Stream:
@@ -264,9 +264,8 @@ def e_step(
     want_labels: bool = False,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Log responsibilities ``[B, N, K]``, log densities ``[B, N]`` and labels ``[B, N]`` of the rows of X."""
-    shift = np.ascontiguousarray(means.double().mean(1).numpy())
-    m = Mixtures(X, None, weights.shape[1], FAMILIES[covariance_type], shift=shift)
-    theta = pack(m, *(t.double().numpy() for t in (weights, means, covariances)))
+    m = Mixtures(X, None, weights.shape[1], FAMILIES[covariance_type])
+    theta = given(m, weights, means, covariances)
     dtype = torch.promote_types(X.dtype, means.dtype)
     log_resp = X.new_empty((m.B, m.N, m.K), dtype=dtype) if want_log_resp else None
     log_prob = X.new_empty((m.B, m.N), dtype=torch.float64)
@@ -292,29 +291,25 @@ def em_step(
     reg_covar: float,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """The next weights, means and covariances, float64, and the log-likelihood ``[B]`` of the given ones: one pass."""
-    given = [t.double().numpy() for t in (weights, means, covariances)]
-    shift = np.ascontiguousarray(given[1].mean(1))
-    m = Mixtures(
-        X, sample_weight, weights.shape[1], FAMILIES[covariance_type], shift=shift, reg_covar=reg_covar
-    )  # fmt: skip
-    theta, new, active = pack(m, *given), m.parameters(), np.arange(m.B)
+    m = Mixtures(X, sample_weight, weights.shape[1], FAMILIES[covariance_type], reg_covar=reg_covar)
+    theta = given(m, weights, means, covariances)
+    new, active = m.parameters(), np.arange(m.B)
     result = m.sweep(active, theta, new, theta, POSTERIOR, PRODUCTS, PARAMETERS)
     log_likelihood = torch.from_numpy(result[:, 0].copy())
     if len(far := active[(result[:, 1].astype(np.int64) & FAR) != 0]):
         m.sweep(far, theta, new, new.copy(), POSTERIOR, PRODUCTS, PARAMETERS)
-    return unpack(m, new, shift), log_likelihood
+    return unpack(m, new), log_likelihood
 
 
 def m_step(
     X: Tensor, resp: Tensor, covariance_type: str, sample_weight: Tensor | None, reg_covar: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and covariances from responsibilities ``[B, N, K]``; NaN for a component without rows."""
-    shift = np.ascontiguousarray(X[:, 0].double().numpy())
-    m = Mixtures(X, sample_weight, resp.shape[2], FAMILIES[covariance_type], shift=shift, reg_covar=reg_covar)
+    m = Mixtures(X, sample_weight, resp.shape[2], FAMILIES[covariance_type], reg_covar=reg_covar)
     resp, active = resp.contiguous(), np.arange(m.B)
     theta, new = m.parameters(), m.parameters()
-    for _ in range(2):  # about the first row, then about the means
+    for _ in range(2):  # about the shift, then about the means
         m.sweep(active, theta, new, theta, GIVEN, LINEAR, CENTERS, resp=resp)
         theta, new = new, theta
     m.sweep(active, theta, new, theta, GIVEN, PRODUCTS, PARAMETERS, resp=resp)
-    return unpack(m, new, shift)
+    return unpack(m, new)
