@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from mixtures import KINDS, data, identical, start
+from mixtures import KINDS, as_torch, data, identical, start
 
 import fastvae
 from fastvae import gmm
@@ -227,8 +227,9 @@ def test_a_nan_row_says_nothing_of_the_others():
 
 def test_parameters_that_require_grad_are_taken_where_no_graph_is_made():
     X = torch.from_numpy(data(N=50))
-    weights, means, covariances, kind = start(X.numpy())
-    mixture = gmm.Mixture(*(torch.from_numpy(t).requires_grad_() for t in (weights, means, covariances)), kind)
+    mixture = as_torch(start(X.numpy()))
+    for t in mixture[:3]:
+        t.requires_grad_()
     with torch.no_grad():
         got = gmm.score_samples(X, mixture, backend="numba")
     assert torch.allclose(got, gmm.score_samples(X, mixture, backend="reference"), rtol=1e-13)
