@@ -23,8 +23,6 @@ from ._mixture_tiles import (
     add_distances,
     add_linear,
     add_squares,
-    load,
-    load_weights,
     logits_of_distances,
     logits_of_products,
     logits_of_squares,
@@ -35,6 +33,7 @@ from ._mixture_tiles import (
 from ._mixture_update import finish_parameters, merge, update_diag, update_full, update_spherical
 from ._noise import HIGH_SHIFT, LOW_WORD, philox
 from ._threads import finished, last_of, take, worker
+from ._turned import load, load_weights
 
 POSTERIOR, GIVEN, NEAREST, RANDOM = range(4)  # where responsibilities come from
 NOTHING, LINEAR, PRODUCTS = range(3)  # statistics that are wanted

@@ -13,12 +13,12 @@ from ._mixture_tiles import (
     DIAG,
     LOWEST,
     SPHERICAL,
-    load,
     logits_of_distances,
     logits_of_products,
     logits_of_squares,
 )
 from ._threads import finished, take, worker
+from ._turned import load
 
 FIELDS = "22q"
 

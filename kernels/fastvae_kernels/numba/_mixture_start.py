@@ -15,9 +15,10 @@ import numpy as np
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import select
 from ._memory import F32, F64, I64, array_at, read, vector, write
-from ._mixture_tiles import load, load_weights, squared_distances
+from ._mixture_tiles import squared_distances
 from ._noise import HIGH_SHIFT, LOW_WORD, philox
 from ._threads import finished, take, worker
+from ._turned import load, load_weights
 from ._vector import total
 
 FIELDS = "21q"

@@ -17,8 +17,8 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
-from ._memory import F32, F64, array_at, number, read, sum_of, vector, write
-from ._vector import deinterleave, lanes, register, total, totals
+from ._memory import F64, number, read, sum_of, vector, write
+from ._vector import lanes, register, total, totals
 
 FULL, TIED, DIAG, SPHERICAL = range(4)
 PANEL = 8  # rows of products whose factors r e stay in the first cache
@@ -29,52 +29,6 @@ LOWEST = -1e300  # a row that no component knows: -inf - -inf would be NaN
 def width(D):
     """Rows and columns of a matrix of products, in blocks of four."""
     return (D + 3) // 4 * 4
-
-
-@loop_jit
-def load(xt, address, code, row, stride, rows, T, D, S, shift):
-    """Rows row, row + 1, ... of an array, ``stride`` elements apart, less the shift, turned; zeros behind, up to T."""
-    outlined()
-    length = max(rows - 1, 0) * stride + D
-    if code == F32:
-        turn(xt, array_at(address + row * stride * 4, length, F32), stride, rows, D, S, shift)
-    else:
-        turn(xt, array_at(address + row * stride * 8, length, F64), stride, rows, D, S, shift)
-    for d in range(D):
-        for t in range(rows, T):
-            xt[d * S + t] = 0.0
-
-
-@loop_jit
-def turn(xt, x, stride, rows, D, S, shift):
-    """xt[d, t] = x[t, d] - shift[d]."""
-    outlined()
-    one, whole = number(F64), 0
-    if D == 2 and stride == 2:
-        v = vector(F64)
-        s0, s1 = like(v, shift[0]), like(v, shift[1])
-        whole = rows // 8 * 8
-        for t in range(0, whole, 8):
-            x0, x1 = deinterleave(read(x, 2 * t, v), read(x, 2 * t + 8, v))
-            write(xt, t, x0 - s0)
-            write(xt, S + t, x1 - s1)
-    for t in range(whole, rows):
-        for d in range(D):
-            write(xt, d * S + t, read(x, t * stride + d, one) - read(shift, d, one))
-
-
-@loop_jit
-def load_weights(w, address, row, stride, rows, T):
-    """The weights of a tile's rows, 1 where there are none; 0 behind them."""
-    outlined()
-    given = array_at(address + row * stride * 8, max(rows - 1, 0) * stride + 1, F64)
-    for t in range(rows):
-        w[t] = 1.0
-    if address:
-        for t in range(rows):
-            w[t] = given[t * stride]
-    for t in range(rows, T):
-        w[t] = 0.0
 
 
 @loop_jit

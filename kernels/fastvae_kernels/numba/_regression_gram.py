@@ -1,0 +1,243 @@
+"""Sums of products of regressors and targets, of one problem or of many, in one pass over the rows.
+
+    z = [1, x - c, y - c']                  c near the means, or 0 without an intercept
+    sums   sum w z_i z_j for i <= P, j <= i, then for each target sum w y' z_0, ..., sum w y' z_P, sum w y'^2
+
+in float64, or in double-double, where x - c is a pair as well, so that nothing but the last of 106 bits is rounded.
+Traffic: the rows once, N (P + R) elements. Work unit: a slot of a problem, the tiles s, s + SLOTS, ... of its rows; the
+slots are added in index order by who solves. Tiles depend on P and R alone, so the bits do not depend on threads.
+Layout: `_turned` columns in scratch, W of them, S apart; sums [problem, slot, F], pairs side by side.
+Specification: fastvae/reference/regression.py
+"""
+
+from functools import cache
+
+from ._double import exact_product, exact_sum, high, low
+from ._gram_blocks import SIDE, SIDE_EXACT, add_all_products, add_block, add_exact_block, pair_total, partial_sums, store_totals
+from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
+from ._math import fma, like, sqrt
+from ._memory import F32, F64, I64, array_at, number, read, vector, write
+from ._threads import finished, take, worker
+from ._turned import four, load, load_weights
+from ._vector import lanes, total
+
+ORIGIN, FIND, GIVEN = range(3)  # where the columns are taken from: 0, the mean of a few rows, centers that are there
+FEW = 8
+FIELDS = "25q"
+
+
+@math_jit
+def numbers_of(P, R):
+    """How many sums a problem has."""
+    return (P + 1) * (P + 2) // 2 + R * (P + 2)
+
+
+@loop_jit
+def find_center(center, x, stride, rows, D):
+    """The mean of each column over the first rows."""
+    outlined()
+    q, one = four(number(F64)), number(F64)
+    n = min(rows, FEW)
+    for first in range(0, D, 4):
+        if D >= 4:
+            d = min(first, D - 4)
+            acc = read(x, d, q)
+            for t in range(1, n):
+                acc = acc + read(x, t * stride + d, q)
+            write(center, d, acc / like(q, n))
+        else:
+            for d in range(D):
+                sum_ = 0.0
+                for t in range(n):
+                    sum_ += read(x, t * stride + d, one)
+                center[d] = sum_ / n
+
+
+@loop_jit
+def find_centers(center, x, x_code, x_row, y, y_code, y_row, N, P, R):
+    """Of regressors and targets."""
+    outlined()
+    length = (min(N, FEW) - 1) * x_row + P
+    if x_code == F32:
+        find_center(center[1:], array_at(x, length, F32), x_row, N, P)
+    else:
+        find_center(center[1:], array_at(x, length, F64), x_row, N, P)
+    length = (min(N, FEW) - 1) * y_row + R
+    if y_code == F32:
+        find_center(center[P + 1 :], array_at(y, length, F32), y_row, N, R)
+    else:
+        find_center(center[P + 1 :], array_at(y, length, F64), y_row, N, R)
+
+
+@loop_jit
+def weigh(z, w, T, S, count):
+    """Multiply the columns by the square root of the weights, which becomes the first."""
+    outlined()
+    v = vector(F64)
+    for t in range(0, T, 8):
+        write(z, t, sqrt(read(w, t, v)))
+    for j in range(1, count):
+        for t in range(0, T, 8):
+            write(z, j * S + t, read(z, j * S + t, v) * read(z, t, v))
+
+
+@loop_jit
+def split(z, center, rows, T, S, gap, count):
+    """The columns less the center as pairs, the small parts ``gap`` behind; zeros behind the rows."""
+    outlined()
+    v = vector(F64)
+    for j in range(1, count):
+        m = like(v, -center[j])
+        for t in range(0, T, 8):
+            difference = exact_sum(read(z, j * S + t, v), m)
+            write(z, j * S + t, high(difference))
+            write(z, gap + j * S + t, low(difference))
+        for t in range(rows, T):
+            z[j * S + t] = z[gap + j * S + t] = 0.0
+    for t in range(T):
+        z[gap + t] = 0.0
+
+
+@loop_jit
+def weigh_pairs(a, z, w, T, S, gap, count):
+    """A = w z of pairs."""
+    outlined()
+    v = vector(F64)
+    for j in range(count):
+        for t in range(0, T, 8):
+            wt, at = read(w, t, v), j * S + t
+            product = exact_product(wt, read(z, at, v))
+            write(a, at, high(product))
+            write(a, gap + at, fma(wt, read(z, gap + at, v), low(product)))
+
+
+@loop_jit
+def add_products(acc, z, W, S, T, P, fresh):
+    """The products of all columns, block by block."""
+    outlined()
+    for i in range(0, W, SIDE):
+        add_block(acc, W, z, i, i, S, T, fresh, True)
+        for j in range(0, min(i, P + 1), SIDE):
+            add_block(acc, W, z, i, j, S, T, fresh, False)
+
+
+@loop_jit
+def add_exact_products(acc, a, z, W, S, T, P, gap, fresh):
+    """The same in double-double, of a = w z and z."""
+    outlined()
+    for i in range(0, W, SIDE_EXACT):
+        add_exact_block(acc, W, a, z, i, i, S, T, gap, fresh, True, False, SIDE_EXACT, SIDE_EXACT)
+        for j in range(0, min(i, P + 1), SIDE_EXACT):
+            add_exact_block(acc, W, a, z, i, j, S, T, gap, fresh, False, False, SIDE_EXACT, SIDE_EXACT)
+
+
+@loop_jit
+def finish_sums(sums, acc, W, P, R):
+    """Add up the lanes."""
+    outlined()
+    u = partial_sums()
+    at = 0
+    for i in range(P + 1 + R):
+        for j in range(min(i, P) + 1):
+            sums[at] = total(read(acc, (i * W + j) * lanes(u), u))
+            at += 1
+        if i > P:
+            sums[at] = total(read(acc, (i * W + i) * lanes(u), u))
+            at += 1
+
+
+@loop_jit
+def finish_pairs(sums, acc, W, P, R):
+    """Add up the lanes of pairs."""
+    outlined()
+    u = partial_sums()
+    at = 0
+    for i in range(P + 1 + R):
+        for j in range(min(i, P) + 1 + (i > P)):
+            k = j if j <= P else i
+            place = (i * W + k) * 2 * lanes(u)
+            sums[2 * at], sums[2 * at + 1] = pair_total(exact_sum(read(acc, place, u), read(acc, place + lanes(u), u)))
+            at += 1
+
+
+@cache
+def make_gram(count: int, pairs: int) -> Kernel:
+    """The kernel for ``count`` = P + 1 + R columns, at most UNROLLED, or any number if 0; in double-double if ``pairs``."""
+
+    @kernel(FIELDS)
+    def regression_gram(block):
+        # *_problem, *_row are strides in elements
+        (
+            _arrived, x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
+            N, P, R, T, W, slots, active, centers, from_, sums, F, room, room_size,
+        ) = unpack(block, FIELDS)  # fmt: skip
+        S, columns, words = T + 8, P + 1 + R, 2 if pairs else 1
+        gap = W * S
+        mine = room + 8 * room_size * worker(block)
+        z = array_at(mine, words * W * S, F64)
+        rest = mine + 8 * words * W * S
+        a = z
+        if pairs and w:
+            a = array_at(rest, 2 * W * S, F64)
+            rest += 16 * W * S
+        w_t = array_at(rest, S, F64)
+        zero, own = array_at(rest + 8 * S, W, F64), array_at(rest + 8 * (S + W), W, F64)
+        acc = array_at(rest + 8 * (S + 2 * W), W * W * 8 * words, F64)
+        for j in range(W):
+            zero[j] = 0.0
+        for t in range(columns * S, W * S):
+            z[t] = 0.0
+            if pairs:
+                z[gap + t] = a[t] = a[gap + t] = 0.0
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                s, b = unit % slots, array_at(active + 8 * (unit // slots), 1, I64)[0]
+                x_b = x + b * x_problem * (4 if x_code == F32 else 8)
+                y_b = y + b * y_problem * (4 if y_code == F32 else 8)
+                w_b = w + b * w_problem * 8 if w else 0
+                center = array_at(centers + 8 * b * columns, columns, F64)
+                if from_ == FIND:
+                    find_centers(own, x_b, x_code, x_row, y_b, y_code, y_row, N, P, R)
+                    if s == 0:
+                        for j in range(1, columns):
+                            center[j] = own[j]
+                    center = own
+                row, fresh = s * T, 1
+                ahead = zero if pairs else center
+                while row < N:
+                    rows = min(T, N - row)
+                    whole = (rows + 7) // 8 * 8
+                    load(z[S:], x_b, x_code, row, x_row, rows, whole, P, S, ahead[1:])
+                    load(z[(P + 1) * S :], y_b, y_code, row, y_row, rows, whole, R, S, ahead[P + 1 :])
+                    if w:
+                        load_weights(w_t, w_b, row, w_row, rows, whole)
+                    for t in range(whole):
+                        z[t] = 1.0
+                    for t in range(rows, whole):
+                        z[t] = 0.0
+                    if pairs:
+                        split(z, center, rows, whole, S, gap, columns)
+                        if w:
+                            weigh_pairs(a, z, w_t, whole, S, gap, columns)
+                        add_exact_products(acc, a, z, W, S, whole, P, gap, fresh)
+                    else:
+                        if w:
+                            weigh(z, w_t, whole, S, columns)
+                        if count:
+                            add_all_products(acc, z, S, whole, fresh, count)
+                        else:
+                            add_products(acc, z, W, S, whole, P, fresh)
+                    fresh = 0
+                    row += slots * T
+                mine_s = array_at(sums + 8 * words * unit * F, words * F, F64)
+                if pairs:
+                    finish_pairs(mine_s, acc, W, P, R)
+                elif count and R == 1:
+                    store_totals(mine_s, acc, count)
+                else:
+                    finish_sums(mine_s, acc, W, P, R)
+            finished(block, stop - start)
+            start, stop = take(block)
+
+    return regression_gram

@@ -1,0 +1,238 @@
+"""Residuals in double-double, and the solution corrected by them.
+
+    r = y - b0 - x'b    X'r, 1'r, r'r    delta = V (X'r - xbar 1'r - alpha b),    b += delta,    b0 += 1'r / n - xbar'delta
+
+r stays a pair into X'r, and so do b and b0, so that delta is as exact as float64 can make it: what is left of the error
+is delta times 2^-53 P condition^2, and where that is more than the tolerance the problem is left to double-double.
+Traffic: the rows once more, N (P + R) elements. Work units: as `_regression_gram`, then eight problems, as
+`_regression_solve`. Specification: fastvae/reference/regression.py
+"""
+
+from functools import cache
+
+from ._double import add_product, constant, disjoint, exact_sum, get, high, low, number_zero, pair, put
+from ._gram_blocks import SIDE_ALONE, add_exact_block, pair_total, partial_sums
+from ._jit import Kernel, kernel, loop_jit, outlined, unpack
+from ._math import fma, like, select
+from ._memory import F32, F64, I64, array_at, read, vector, write
+from ._regression_solve import DEEPEN, END, STATE, UNIT, finish, gather, hand_out, places, row
+from ._threads import finished, take, worker
+from ._turned import load, load_weights
+from ._vector import lanes, total
+
+RESIDUAL_FIELDS = "25q"
+CORRECT_FIELDS = "17q 2d"
+
+
+@loop_jit
+def residuals(r, wr, z, coef, w, weighted, T, S, gap, P):
+    """Y - b0 - x'b of one target as pairs in r, and w times that in wr; the sum of w r^2. ``coef`` holds -b0, -b, then
+    their small parts.
+    """
+    outlined()
+    v = vector(F64)
+    squares = like(v, 0)
+    for t in range(0, T, 8):
+        acc = exact_sum(read(r, t, v), like(v, coef[0]))
+        acc = pair(high(acc), low(acc) + like(v, coef[P + 1]))
+        for j in range(1, P + 1):
+            b = pair(like(v, coef[j]), like(v, coef[P + 1 + j]))
+            acc = add_product(acc, read(z, j * S + t, v), b)
+        acc = disjoint(acc)
+        wt = read(w, t, v) if weighted else read(z, t, v)  # 1, and 0 behind the rows
+        weighed = disjoint(add_product(pair(like(v, 0), like(v, 0)), wt, acc))
+        squares = fma(high(weighed), high(acc), squares)
+        write(wr, t, high(weighed))
+        write(wr, gap + t, low(weighed))
+    return total(squares)
+
+
+@cache
+def make_residual() -> Kernel:
+    """The kernel that adds up residuals: [problem, slot, P + 2, R] pairs of 1'r, X'r, r'r."""
+
+    @kernel(RESIDUAL_FIELDS)
+    def regression_residual(block):
+        (
+            _arrived, x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
+            N, P, R, T, W, slots, active, B, out, sums, F, room, room_size,
+        ) = unpack(block, RESIDUAL_FIELDS)  # fmt: skip
+        S, u = T + 8, partial_sums()
+        gap = R * S
+        at = places(P, R)
+        results = array_at(out, B * at[END], F64)
+        mine = room + 8 * room_size * worker(block)
+        z, r = array_at(mine, W * S, F64), array_at(mine + 8 * W * S, R * S, F64)
+        mine += 8 * (W + R) * S
+        wr, w_t = array_at(mine, 2 * R * S, F64), array_at(mine + 16 * R * S, S, F64)
+        mine += 8 * (2 * R + 1) * S
+        coef = array_at(mine, 2 * R * (P + 1), F64)
+        mine += 16 * R * (P + 1)
+        acc = array_at(mine, W * R * 16, F64)
+        mine += 128 * W * R
+        squares, zero = array_at(mine, R, F64), array_at(mine + 8 * R, P + R, F64)
+        for j in range(P + R):
+            zero[j] = 0.0
+        for t in range((P + 1) * S, W * S):
+            z[t] = 0.0
+        start, stop = take(block)
+        while start < stop:
+            for unit in range(start, stop):
+                s, b = unit % slots, array_at(active + 8 * (unit // slots), 1, I64)[0]
+                x_b = x + b * x_problem * (4 if x_code == F32 else 8)
+                y_b = y + b * y_problem * (4 if y_code == F32 else 8)
+                w_b = w + b * w_problem * 8 if w else 0
+                state = results[at[STATE] * B + b * (at[END] - at[STATE]) :]
+                for k in range(R):
+                    mine_k = coef[2 * k * (P + 1) :]
+                    mine_k[0] = -results[at[1] * B + b * R + k]
+                    mine_k[P + 1] = -state[at[17] - at[STATE] + k]
+                    for j in range(P):
+                        mine_k[1 + j] = -results[at[0] * B + (b * R + k) * P + j]
+                        mine_k[P + 2 + j] = -state[at[16] - at[STATE] + k * P + j]
+                    squares[k] = 0.0
+                first, fresh = s * T, 1
+                while first < N:
+                    rows = min(T, N - first)
+                    whole = (rows + 7) // 8 * 8
+                    load(z[S:], x_b, x_code, first, x_row, rows, whole, P, S, zero)
+                    load(r, y_b, y_code, first, y_row, rows, whole, R, S, zero)
+                    if w:
+                        load_weights(w_t, w_b, first, w_row, rows, whole)
+                    for t in range(whole):
+                        z[t] = 1.0
+                    for t in range(rows, whole):
+                        z[t] = 0.0
+                    for k in range(R):
+                        squares[k] += residuals(
+                            r[k * S :], wr[k * S :], z, coef[2 * k * (P + 1) :], w_t, w != 0, whole, S, gap, P
+                        )
+                        for i in range(0, W, SIDE_ALONE):
+                            add_exact_block(acc, R, z, wr, i, k, S, whole, gap, fresh, False, True, SIDE_ALONE, 1)
+                    fresh = 0
+                    first += slots * T
+                mine_s = array_at(sums + 16 * unit * F, 2 * F, F64)
+                for k in range(R):
+                    for j in range(P + 1):
+                        place = (j * R + k) * 2 * lanes(u)
+                        to = 2 * (j * R + k)
+                        both = exact_sum(read(acc, place, u), read(acc, place + lanes(u), u))
+                        mine_s[to], mine_s[to + 1] = pair_total(both)
+                    mine_s[2 * ((P + 1) * R + k)], mine_s[2 * ((P + 1) * R + k) + 1] = squares[k], 0.0
+            finished(block, stop - start)
+            start, stop = take(block)
+
+    return regression_residual
+
+
+@loop_jit
+def take_in(record, out, at, B, problems):
+    """All fields of eight problems, a lane each: the reverse of `hand_out`."""
+    outlined()
+    for f in range(STATE + 1):
+        first, last = at[f], at[END] if f == STATE else at[f + 1]
+        for lane in range(8):
+            source = first * B + problems[lane] * (last - first)
+            for k in range(last - first):
+                record[(first + k) * 8 + lane] = out[source + k]
+
+
+@loop_jit
+def centered_gradient(G, record, P, R, k, fit_intercept):
+    """X'r less xbar 1'r, in the place of X'r, of target k."""
+    outlined()
+    v, x, at = vector(F64), number_zero(1), places(P, R)
+    if fit_intercept:
+        all_ = get(G, k, x)
+        for j in range(P):
+            mean = pair(read(record, 8 * (at[14] + j), v), like(v, 0))
+            put(G, (j + 1) * R + k, get(G, (j + 1) * R + k, x) - mean * all_)
+
+
+@loop_jit
+def correct(G, record, delta, P, R, k, alpha, tolerance, fit_intercept):
+    """Add delta to the coefficients of target k, and what follows to the intercept; by how much that lowers RSS, and 1
+    in the lanes where one correction is not enough.
+    """
+    outlined()
+    v, x, at = vector(F64), number_zero(1), places(P, R)
+    zero, longest, shift, doubt = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
+    centered_gradient(G, record, P, R, k, fit_intercept)
+    for j in range(P):
+        step = zero
+        for i in range(P):
+            place = k * P + i
+            b = pair(read(record, 8 * (at[0] + place), v), read(record, 8 * (at[16] + place), v))
+            g = high(get(G, (i + 1) * R + k, x) - constant(x, alpha) * b)
+            step = fma(read(record, 8 * (at[15] + row(max(i, j)) + min(i, j)), v), g, step)
+        write(delta, 8 * j, step)
+        length = abs(step) * read(record, 8 * (at[18] + j), v)
+        longest = select(length > longest, length, longest)
+    condition, less = read(record, 8 * at[9], v), zero
+    left = like(v, UNIT * P) * condition * condition * longest  # of the error
+    for j in range(P):
+        step, place = read(delta, 8 * j, v), k * P + j
+        b = pair(read(record, 8 * (at[0] + place), v), read(record, 8 * (at[16] + place), v)) + pair(step, zero)
+        write(record, 8 * (at[0] + place), high(b))
+        write(record, 8 * (at[16] + place), low(b))
+        bound = like(v, tolerance) * abs(high(b)) * read(record, 8 * (at[18] + j), v)
+        doubt = select(left <= bound, doubt, like(v, 1))
+        shift = shift - read(record, 8 * (at[14] + j), v) * step
+        # RSS(b + delta) = RSS(b) - 2 delta'g + delta'G delta, where (G + alpha I) delta = g - alpha b
+        less = less + step * (high(get(G, (j + 1) * R + k, x)) + like(v, alpha) * high(b))
+    if fit_intercept:
+        all_ = high(get(G, k, x))
+        mean = all_ / read(record, 8 * at[12], v)
+        b = pair(read(record, 8 * (at[1] + k), v), read(record, 8 * (at[17] + k), v)) + pair(shift + mean, zero)
+        write(record, 8 * (at[1] + k), high(b))
+        write(record, 8 * (at[17] + k), low(b))
+        less = less + all_ * mean
+    return less, doubt
+
+
+@cache
+def make_correct() -> Kernel:
+    """The kernel that corrects the solutions; if they are to be kept, only what follows from r'r."""
+
+    @kernel(CORRECT_FIELDS)
+    def regression_correct(block):
+        (
+            _arrived, active, count, sums, slots, F, rows_, log_weights, N, P, R, B, out, fit_intercept, keep, room,
+            room_size, alpha, tolerance,
+        ) = unpack(block, CORRECT_FIELDS)  # fmt: skip
+        v, x = vector(F64), number_zero(1)
+        zero, at = like(v, 0), places(P, R)
+        results = array_at(out, B * at[END], F64)
+        mine = room + 8 * room_size * worker(block)
+        G, more = array_at(mine, 16 * F, F64), array_at(mine + 128 * F, 16 * F, F64)
+        mine += 256 * F
+        record, delta = array_at(mine, 8 * at[END], F64), array_at(mine + 64 * at[END], 8 * P, F64)
+        mine += 64 * (at[END] + P)
+        few = array_at(mine, 16, F64)
+        units, problems = array_at(mine + 128, 8, I64), array_at(mine + 192, 8, I64)
+        start, stop = take(block)
+        while start < stop:
+            for group in range(start, stop):
+                lanes_ = min(8, count - 8 * group)
+                for lane in range(8):
+                    units[lane] = 8 * group + min(lane, lanes_ - 1)
+                    b = array_at(active + 8 * units[lane], 1, I64)[0]
+                    problems[lane] = b
+                    few[lane] = array_at(rows_ + 8 * b, 1, F64)[0] if rows_ else N * 1.0
+                    few[8 + lane] = array_at(log_weights + 8 * b, 1, F64)[0] if log_weights else 0.0
+                gather(G, more, array_at(sums, 2 * count * slots * F, F64), units, slots, F, x)
+                take_in(record, results, at, B, problems)
+                spread, doubts = read(record, 8 * at[19], v), zero
+                for k in range(R):
+                    rss = high(get(G, (P + 1) * R + k, x))
+                    if not keep:
+                        less, doubt = correct(G, record, delta, P, R, k, alpha, tolerance, fit_intercept)
+                        rss = rss - less
+                        doubts = select(doubt > zero, like(v, DEEPEN), doubts)
+                    finish(record, P, R, k, spread, rss, read(few, 0, v), read(few, 8, v), alpha, fit_intercept)
+                write(record, 8 * at[11], doubts)
+                hand_out(results, record, at, B, problems, lanes_)
+            finished(block, stop - start)
+            start, stop = take(block)
+
+    return regression_correct

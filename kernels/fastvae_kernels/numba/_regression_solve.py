@@ -1,0 +1,377 @@
+"""From sums of products to estimates, eight problems at a time, one in each lane; in float64 or in double-double.
+
+    G = sum w (x - xbar)(x - xbar)' + alpha I = L L'       without an intercept: of x, and no means
+    M = L^-1,   V = M'M = G^-1,   z = M g,   coef = M'z,   RSS = y'y - z'z,   g = sum w (x - xbar)(y - ybar)
+
+A column is dependent where its pivot, the squared distance from the span of those before it, is less than ``least`` of
+its own square, or than ``closest`` of its raw one. In double-double it is left out (its row and column of M are 0), and
+`_regression_rank` goes on to the solution of minimum norm; in float64 it is only noted. What else float64 leaves in doubt is seen from bounds. With
+columns scaled to unit norm, the error of a coefficient is at most
+
+    e_j = 2^-53 sum_k |V_jk| (|y|_2 + sum_l |b_l|),    of the intercept 2^-53 (|ybar| + sum |xbar_j b_j|) + sum |xbar_j| e_j
+
+Results lie field by field, see `places`, each [B, width]; those that no user asks for all, behind STATE, as one field.
+Specification: fastvae/reference/regression.py
+"""
+
+import math
+from functools import cache
+
+from ._double import choose, constant, get, high, low, number_zero, put, root, words
+from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
+from ._math import fma, like, log, select, sqrt
+from ._memory import F64, I64, array_at, read, vector, write
+from ._regression_rank import null_vectors, project, shorten
+from ._threads import finished, take, worker
+
+REFINE, DEEPEN, FAR, NONFINITE, DEPENDENT = 1, 2, 4, 8, 16  # what is to be done about a problem, or wrong with it
+UNIT = 2.0**-53
+ALONE, ALONE_PAIRS = 1e-5, 2.0**-67  # of y'y: a smaller RSS is summed up from residuals, not what y'y - z'z leaves
+FAR_AWAY = 16.0  # times the spread, from the center to the mean
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+STATE, END = 9, 20  # the first place of what is kept together, and where it ends
+FIELDS = "17q 5d"
+
+
+@math_jit
+def places(P, R):
+    """Where each field begins, in units of B numbers, and at the end how many there are in all: coef, intercept, their
+    standard errors, sigma2, sigma2_unbiased, log-likelihood, r2, RSS, condition, rank, doubts, total weight, y'y, xbar
+    and ybar, V, small parts of coef and of the intercept, norms of the columns, variance of the intercept for unit noise.
+    """
+    a = 2 * (P + 1) * R
+    b = a + 5 * R
+    c = b + 4 + R
+    d = c + P + R + P * (P + 1) // 2
+    e = d + (P + 1) * R
+    return (
+        0, P * R, (P + 1) * R, (2 * P + 1) * R, a, a + R, a + 2 * R, a + 3 * R, a + 4 * R,
+        b, b + 1, b + 2, b + 3, b + 4, c, c + P + R, d, d + P * R, e, e + P, e + P + 1,
+    )  # fmt: skip
+
+
+@math_jit
+def row(i):
+    """Where row i of a lower triangle begins."""
+    return i * (i + 1) // 2
+
+
+@loop_jit
+def gather(G, more, sums, units, slots, F, x):
+    """Add up the slots of eight problems, in index order, lane by lane."""
+    outlined()
+    n = words(x) // 8
+    for s in range(slots):
+        to = more if s else G
+        for lane in range(8):
+            first = (units[lane] * slots + s) * F * n
+            for k in range(F):
+                for part in range(n):
+                    to[(k * n + part) * 8 + lane] = sums[first + k * n + part]
+        if s:
+            for k in range(F):
+                put(G, k, get(G, k, x) + get(more, k, x))
+
+
+@loop_jit
+def center_sums(G, mean, P, R, x):
+    """Take sums about the centers to sums about the means, which are added to the centers in ``mean``; 1 in the lanes
+    where the centers were far from them.
+    """
+    outlined()
+    v = vector(F64)
+    n, far = get(G, 0, x), like(v, 0)
+    for i in range(1, P + 1 + R):
+        at = row(i) if i <= P else row(P + 1) + (i - P - 1) * (P + 2)
+        own = at + (i if i <= P else P + 1)
+        first = get(G, at, x)
+        d = first / n
+        put(mean, i - 1, get(mean, i - 1, x) + d)
+        for j in range(1, min(i, P + 1)):
+            put(G, at + j, get(G, at + j, x) - d * get(G, row(j), x))
+        square = get(G, own, x) - first * d
+        put(G, own, square)
+        far = select(high(first) * high(d) > like(v, FAR_AWAY) * high(square), like(v, 1), far)
+    return far
+
+
+@loop_jit
+def factor(G, inverse, dropped, limit, P, R, x):
+    """L and z in place of G and g; 1 / L_jj, 0 where a column is left out, which is 1 in ``dropped``: where its pivot
+    is not above its ``limit``.
+    """
+    outlined()
+    v = vector(F64)
+    one = constant(x, 1)
+    for j in range(1, P + 1):
+        at = row(j)
+        pivot = get(G, at + j, x)
+        for k in range(1, j):
+            a = get(G, at + k, x)
+            pivot = pivot - a * a
+        good = high(pivot) > read(limit, 8 * (j - 1), v)
+        inv = choose(good, one / root(choose(good, pivot, one)), constant(x, 0))
+        put(inverse, j - 1, inv)
+        write(dropped, 8 * (j - 1), select(good, like(v, 0), like(v, 1)))
+        for i in range(j + 1, P + 1 + R):
+            to = row(i) if i <= P else row(P + 1) + (i - P - 1) * (P + 2)
+            acc = get(G, to + j, x)
+            for k in range(1, j):
+                acc = acc - get(G, to + k, x) * get(G, at + k, x)
+            put(G, to + j, acc * inv)
+
+
+@loop_jit
+def invert(M, V, G, inverse, P, x):
+    """M = L^-1 and V = M'M, lower triangles."""
+    outlined()
+    for i in range(P):
+        inv = get(inverse, i, x)
+        for j in range(i):
+            acc = constant(x, 0)
+            for k in range(j, i):
+                acc = acc - get(G, row(i + 1) + k + 1, x) * get(M, row(k) + j, x)
+            put(M, row(i) + j, acc * inv)
+        put(M, row(i) + i, inv)
+    for j in range(P):
+        for k in range(j + 1):
+            acc = get(M, row(j) + j, x) * get(M, row(j) + k, x)
+            for i in range(j + 1, P):
+                acc = acc + get(M, row(i) + j, x) * get(M, row(i) + k, x)
+            put(V, row(j) + k, acc)
+
+
+@loop_jit
+def norm(A, step, scale, P, x):
+    """The 1-norm of a symmetric matrix whose rows and columns are multiplied by the scale of each."""
+    outlined()
+    v = vector(F64)
+    most = like(v, 0)
+    for j in range(P):
+        acc = like(v, 0)
+        for k in range(P):
+            a, b = max(j, k) + step, min(j, k) + step
+            acc = fma(abs(high(get(A, row(a) + b, x))), read(scale, 8 * k, v), acc)
+        acc = acc * read(scale, 8 * j, v)
+        most = select(acc > most, acc, most)
+    return most
+
+
+@loop_jit
+def quadratic(V, a, P, x):
+    """a'V a."""
+    outlined()
+    acc = constant(x, 0)
+    for j in range(P):
+        inner = constant(x, 0)
+        for k in range(P):
+            inner = inner + get(V, row(max(j, k)) + min(j, k), x) * get(a, k, x)
+        acc = acc + inner * get(a, j, x)
+    return acc
+
+
+@loop_jit
+def doubtful(V, scale, mean, coef, intercept, yy, ybar, tolerance, P, fit_intercept, x):
+    """1 in the lanes where a bound exceeds ``tolerance`` times a coefficient, or times the intercept."""
+    outlined()
+    v = vector(F64)
+    size, unit, tol = sqrt(yy), like(v, UNIT), like(v, tolerance)
+    for j in range(P):
+        size = size + abs(high(get(coef, j, x))) * read(scale, 8 * j, v)
+    doubt, of_means = like(v, 0), like(v, 0)
+    own = abs(ybar)
+    for j in range(P):
+        acc = like(v, 0)
+        for k in range(P):
+            acc = acc + abs(high(get(V, row(max(j, k)) + min(j, k), x))) * read(scale, 8 * k, v)
+        error, value = unit * size * acc, abs(high(get(coef, j, x)))
+        doubt = select(error <= tol * value, doubt, like(v, 1))
+        m = abs(high(get(mean, j, x)))
+        own, of_means = own + m * value, of_means + m * error
+    if fit_intercept:
+        doubt = select(unit * own + of_means <= tol * abs(intercept), doubt, like(v, 1))
+    return doubt
+
+
+@loop_jit
+def hand_out(out, record, at, B, problems, lanes_):
+    """Write all fields of the problems in the lanes."""
+    outlined()
+    for f in range(STATE + 1):
+        first, last = at[f], at[END] if f == STATE else at[f + 1]
+        if last - first == 1:
+            for lane in range(lanes_):
+                out[first * B + problems[lane]] = record[first * 8 + lane]
+        else:
+            for lane in range(lanes_):
+                to = first * B + problems[lane] * (last - first)
+                for k in range(last - first):
+                    out[to + k] = record[(first + k) * 8 + lane]
+
+
+@loop_jit
+def finish(record, P, R, r, spread, rss, rows, log_weight, alpha, fit_intercept):
+    """Variances, standard errors, log-likelihood, R^2 and RSS of target r, given RSS."""
+    outlined()
+    v, at = vector(F64), places(P, R)
+    zero, nan = like(v, 0), like(v, math.nan)
+    df = rows - read(record, 8 * at[10], v) - like(v, 1.0 * fit_intercept)
+    rss = select(rss < zero, zero, rss)
+    sigma2 = rss / rows
+    unbiased = select(df > zero, rss / df, nan)
+    if alpha > 0:
+        unbiased = nan
+    for j in range(P):
+        variance = read(record, 8 * (at[15] + row(j) + j), v)
+        write(record, 8 * (at[2] + r * P + j), sqrt(variance * unbiased))
+    write(record, 8 * (at[3] + r), sqrt(spread * unbiased) if fit_intercept else zero)
+    write(record, 8 * (at[4] + r), sigma2)
+    write(record, 8 * (at[5] + r), unbiased)
+    value = like(v, 0.5) * (log_weight - rows * (log(sigma2) + like(v, 2 * HALF_LOG_2PI + 1)))
+    write(record, 8 * (at[6] + r), value)
+    write(record, 8 * (at[7] + r), like(v, 1) - rss / read(record, 8 * (at[13] + r), v))
+    write(record, 8 * (at[8] + r), rss)
+
+
+@cache
+def make_solve(pairs: int) -> Kernel:
+    """The kernel, in double-double if ``pairs``."""
+
+    @kernel(FIELDS)
+    def regression_solve(block):
+        (
+            _arrived, active, count, sums, slots, F, centers, rows_, log_weights, N, P, R, B, out, fit_intercept,
+            room, room_size, alpha, least, closest, most_error, tolerance,
+        ) = unpack(block, FIELDS)  # fmt: skip
+        v = vector(F64)
+        x = number_zero(pairs)
+        n = words(x)
+        T = P * (P + 1) // 2
+        at = places(P, R)
+        mine = room + 8 * room_size * worker(block)
+        G, more = array_at(mine, F * n, F64), array_at(mine + 8 * F * n, F * n, F64)
+        mine += 16 * F * n
+        M, V = array_at(mine, T * n, F64), array_at(mine + 8 * T * n, T * n, F64)
+        mine += 16 * T * n
+        mean, coef = array_at(mine, (P + R) * n, F64), array_at(mine + 8 * (P + R) * n, P * n, F64)
+        mine += 8 * (2 * P + R) * n
+        inverse = array_at(mine, P * n, F64)
+        mine += 8 * P * n
+        scale, limit = array_at(mine, 8 * P, F64), array_at(mine + 64 * P, 8 * P, F64)
+        dropped, shrink = array_at(mine + 128 * P, 8 * P, F64), array_at(mine + 192 * P, 8 * P, F64)
+        record = array_at(mine + 256 * P, 8 * at[END], F64)
+        mine += 256 * P + 64 * at[END]
+        few = array_at(mine, 24, F64)
+        units, problems = array_at(mine + 192, 8, I64), array_at(mine + 256, 8, I64)
+        nulls = array_at(mine + 320, 3 * P * P * n if pairs else 0, F64)
+        results = array_at(out, B * at[END], F64)
+        zero, unity = like(v, 0), like(v, 1)
+        start, stop = take(block)
+        while start < stop:
+            for group in range(start, stop):
+                lanes_ = min(8, count - 8 * group)
+                for lane in range(8):
+                    units[lane] = 8 * group + min(lane, lanes_ - 1)
+                    b = array_at(active + 8 * units[lane], 1, I64)[0]
+                    problems[lane] = b
+                    few[lane] = array_at(rows_ + 8 * b, 1, F64)[0] if rows_ else N * 1.0
+                    few[8 + lane] = array_at(log_weights + 8 * b, 1, F64)[0] if log_weights else 0.0
+                    for j in range(P + R):
+                        for part in range(n // 8):
+                            c = array_at(centers + 8 * (b * (P + 1 + R) + j + 1), 1, F64)[0]
+                            mean[j * n + part * 8 + lane] = 0.0 if part else c
+                rows, log_weight = read(few, 0, v), read(few, 8, v)
+                gather(G, more, array_at(sums, count * slots * F * n // 8, F64), units, slots, F, x)
+                total = get(G, 0, x)
+                far = zero
+                if fit_intercept:
+                    far = center_sums(G, mean, P, R, x)
+                ill = high(total) - high(total)
+                for j in range(P):
+                    own = row(j + 1) + j + 1
+                    square = high(get(G, own, x))
+                    ill = ill + (square - square)
+                    m = high(get(mean, j, x))
+                    raw = square + high(total) * m * m if fit_intercept else square
+                    write(limit, 8 * j, like(v, least) * square + like(v, closest) * raw)
+                    put(G, own, get(G, own, x) + constant(x, alpha))
+                    length = sqrt(high(get(G, own, x)))
+                    write(scale, 8 * j, length)
+                    write(shrink, 8 * j, select(length > zero, unity / length, zero))
+                size = norm(G, 1, shrink, P, x)
+                factor(G, inverse, dropped, limit, P, R, x)
+                invert(M, V, G, inverse, P, x)
+                rank, any_dropped = zero, zero
+                for j in range(P):
+                    rank = rank + (unity - read(dropped, 8 * j, v))
+                    any_dropped = select(read(dropped, 8 * j, v) > zero, unity, any_dropped)
+                write(record, 8 * at[10], rank)
+                write(few, 16, any_dropped)
+                dependent = False
+                for lane in range(8):
+                    dependent = dependent or few[16 + lane] > 0
+                if pairs and dependent:
+                    null_vectors(nulls, M, G, dropped, P, x)
+                    project(nulls, V, P, x)
+                squared = size * norm(V, 0, scale, P, x)  # of the condition
+                doubts = select(far > zero, like(v, FAR), zero)
+                for k in range(T):
+                    write(record, 8 * (at[15] + k), high(get(V, k, x)))
+                spread = zero
+                if fit_intercept:
+                    spread = high(quadratic(V, mean, P, x)) + unity / high(total)
+                deepen = select(like(v, UNIT * P) * squared <= like(v, most_error), any_dropped, unity)
+                refine = zero
+                for r in range(R):
+                    to = row(P + 1) + r * (P + 2)
+                    yy = get(G, to + P + 1, x)
+                    rss = yy
+                    for j in range(P):
+                        z = get(G, to + j + 1, x)
+                        rss = rss - z * z
+                        acc = constant(x, 0)
+                        for i in range(j, P):
+                            acc = acc + get(M, row(i) + j, x) * get(G, to + i + 1, x)
+                        put(coef, j, acc)
+                    if pairs and dependent:
+                        shorten(nulls, coef, P, x)
+                    ybar = get(mean, P + r, x)
+                    intercept, rest = ybar if fit_intercept else constant(x, 0), high(rss)
+                    for j in range(P):
+                        value = get(coef, j, x)
+                        if fit_intercept:
+                            intercept = intercept - get(mean, j, x) * value
+                        rest = rest - like(v, alpha) * high(value) * high(value)
+                        write(record, 8 * (at[0] + r * P + j), high(value))
+                        write(record, 8 * (at[16] + r * P + j), low(value))
+                    write(record, 8 * (at[1] + r), high(intercept))
+                    write(record, 8 * (at[17] + r), low(intercept))
+                    y2 = high(yy)
+                    ill = ill + (y2 - y2)
+                    write(record, 8 * (at[13] + r), y2)
+                    alone = ALONE_PAIRS if pairs else ALONE
+                    refine = select(rest >= like(v, alone) * y2, refine, unity)
+                    if not pairs:
+                        doubt = doubtful(
+                            V, scale, mean, coef, high(intercept), y2, high(ybar), tolerance, P, fit_intercept, x
+                        )
+                        refine = select(doubt > zero, unity, refine)
+                    finish(record, P, R, r, spread, rest, rows, log_weight, alpha, fit_intercept)
+                doubts = doubts + select(ill == zero, zero, like(v, NONFINITE))
+                doubts = doubts + select(refine > zero, like(v, REFINE), zero)
+                if pairs:
+                    doubts = doubts + select(any_dropped > zero, like(v, DEPENDENT), zero)
+                else:
+                    doubts = doubts + select(deepen > zero, like(v, DEEPEN), zero)
+                write(record, 8 * at[9], sqrt(squared))
+                write(record, 8 * at[11], doubts)
+                write(record, 8 * at[12], high(total))
+                write(record, 8 * at[19], spread)
+                for j in range(P):
+                    write(record, 8 * (at[18] + j), read(scale, 8 * j, v))
+                    write(record, 8 * (at[14] + j), high(get(mean, j, x)))
+                hand_out(results, record, at, B, problems, lanes_)
+            finished(block, stop - start)
+            start, stop = take(block)
+
+    return regression_solve

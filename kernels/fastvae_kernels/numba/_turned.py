@@ -1,0 +1,122 @@
+"""Rows of an array, turned so that they are the lanes of vectors: column d of a scratch is feature d of a tile of rows.
+
+    xt[d S + t] = x[t, d] - shift[d]        S is the stride between columns
+
+Four rows by four features are turned in registers. Everything becomes float64, whatever the dtype of the rows.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ._jit import loop_jit, outlined
+from ._math import like
+from ._memory import F32, F64, array_at, number, read, vector, write
+from ._vector import Vector, _shuffle, deinterleave, llvm_type
+
+
+@intrinsic
+def four(typingctx, one):
+    """A vector of four zeros of a number's type."""
+    result = Vector(one, 4)
+    return result(one), lambda context, builder, signature, args: ir.Constant(llvm_type(result), None)
+
+
+@intrinsic
+def transposed(typingctx, a, b, c, d):
+    """The columns of a matrix of four rows of four."""
+    result = types.UniTuple(a, 4)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pairs = [
+            _shuffle(builder, x, y, lanes) for x, y in (args[:2], args[2:]) for lanes in ([0, 4, 2, 6], [1, 5, 3, 7])
+        ]
+        halves = [
+            _shuffle(builder, pairs[k], pairs[k + 2], lanes) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7]) for k in (0, 1)
+        ]
+        return context.make_tuple(builder, result, halves)
+
+    return result(a, a, a, a), codegen
+
+
+@loop_jit
+def load(xt, address, code, row, stride, rows, T, D, S, shift):
+    """Rows row, row + 1, ... of an array, ``stride`` elements apart, less the shift, turned; zeros behind, up to T."""
+    outlined()
+    length = max(rows - 1, 0) * stride + D
+    if code == F32:
+        turn(xt, array_at(address + row * stride * 4, length, F32), stride, rows, D, S, shift)
+    else:
+        turn(xt, array_at(address + row * stride * 8, length, F64), stride, rows, D, S, shift)
+    for d in range(D):
+        for t in range(rows, T):
+            xt[d * S + t] = 0.0
+
+
+@loop_jit
+def turn(xt, x, stride, rows, D, S, shift):
+    """xt[d, t] = x[t, d] - shift[d]."""
+    outlined()
+    one, v = number(F64), vector(F64)
+    q = four(one)
+    whole = 0
+    if D == 1 and stride == 1:
+        s = like(v, shift[0])
+        whole = rows // 8 * 8
+        for t in range(0, whole, 8):
+            write(xt, t, read(x, t, v) - s)
+    elif D == 2 and stride == 2:
+        s0, s1 = like(v, shift[0]), like(v, shift[1])
+        whole = rows // 8 * 8
+        for t in range(0, whole, 8):
+            x0, x1 = deinterleave(read(x, 2 * t, v), read(x, 2 * t + 8, v))
+            write(xt, t, x0 - s0)
+            write(xt, S + t, x1 - s1)
+    elif D >= 4:
+        whole = rows // 4 * 4
+        for first in range(0, D, 4):
+            d = min(first, D - 4)  # the last four overlap with those before
+            s = read(shift, d, q)
+            for t in range(0, whole, 4):
+                at, to = t * stride + d, d * S + t
+                c0, c1, c2, c3 = transposed(
+                    read(x, at, q) - s,
+                    read(x, at + stride, q) - s,
+                    read(x, at + 2 * stride, q) - s,
+                    read(x, at + 3 * stride, q) - s,
+                )
+                write(xt, to, c0)
+                write(xt, to + S, c1)
+                write(xt, to + 2 * S, c2)
+                write(xt, to + 3 * S, c3)
+    elif D > 1 and D + stride >= 4:  # four numbers from the start of any row but the last are there to read
+        whole = max(rows - 1, 0) // 4 * 4
+        m0, m1, m2 = like(q, shift[0]), like(q, shift[1]), like(q, shift[D - 1])
+        for t in range(0, whole, 4):
+            at = t * stride
+            c0, c1, c2, _ = transposed(
+                read(x, at, q), read(x, at + stride, q), read(x, at + 2 * stride, q), read(x, at + 3 * stride, q)
+            )
+            write(xt, t, c0 - m0)
+            write(xt, S + t, c1 - m1)
+            if D == 3:
+                write(xt, 2 * S + t, c2 - m2)
+    for t in range(whole, rows):
+        for d in range(D):
+            write(xt, d * S + t, read(x, t * stride + d, one) - read(shift, d, one))
+
+
+@loop_jit
+def load_weights(w, address, row, stride, rows, T):
+    """The weights of a tile's rows, 1 where there are none; 0 behind them."""
+    outlined()
+    given = array_at(address + row * stride * 8, max(rows - 1, 0) * stride + 1, F64)
+    for t in range(rows):
+        w[t] = 1.0
+    if address:
+        for t in range(rows):
+            w[t] = given[t * stride]
+    for t in range(rows, T):
+        w[t] = 0.0
