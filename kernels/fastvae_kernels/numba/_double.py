@@ -117,9 +117,7 @@ def _define(function: Any, arguments: int, generate: Any) -> None:
             return None
 
     infer_global(function)(Template)
-    lower_builtin(function, *[Pair] * arguments)(
-        lambda context, builder, signature, args: generate(builder, *args)
-    )
+    lower_builtin(function, *[Pair] * arguments)(lambda context, builder, signature, args: generate(builder, *args))
 
 
 _define(operator.add, 2, _add)

@@ -67,9 +67,7 @@ def _emit(builder, acc, width, a, b, i, j, S, T, fresh, rows, columns, triangle,
             where = builder.add(builder.mul(entry, integer(words * LANES_REGISTER)), integer(k * LANES_REGISTER))
             places[row, col, k] = at(acc, where)
             sums[row, col, k] = _room(builder, vector)
-            builder.store(
-                builder.select(fresh, zero, builder.load(places[row, col, k], align=8)), sums[row, col, k]
-            )
+            builder.store(builder.select(fresh, zero, builder.load(places[row, col, k], align=8)), sums[row, col, k])
     with _loop(builder, T) as (t, _):
         left = [column(a, i, k, t) for k in range(rows)]
         right = left if triangle and a is b else [column(b, j, k, t) for k in range(columns)]
@@ -173,7 +171,12 @@ def store_totals(typingctx, sums, acc, count):
             part = LANES_REGISTER // 2
             while part:  # of each lane group the first and the second half
                 halves = [
-                    [g + k + side for side in (0, LANES_REGISTER) for g in range(0, LANES_REGISTER, 2 * part) for k in range(h, h + part)]
+                    [
+                        g + k + side
+                        for side in (0, LANES_REGISTER)
+                        for g in range(0, LANES_REGISTER, 2 * part)
+                        for k in range(h, h + part)
+                    ]
                     for h in (0, part)
                 ]
                 values = [
@@ -209,7 +212,9 @@ def pair_total(typingctx, p):
         while n > 1:
             n //= 2
             halves = (
-                _joined(builder, *(_shuffle(builder, part, part, list(range(k, k + n))) for part in _parts(builder, value)))
+                _joined(
+                    builder, *(_shuffle(builder, part, part, list(range(k, k + n))) for part in _parts(builder, value))
+                )
                 for k in (0, n)
             )
             value = _add(builder, *halves)

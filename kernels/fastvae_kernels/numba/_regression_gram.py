@@ -13,7 +13,16 @@ Specification: fastvae/reference/regression.py
 from functools import cache
 
 from ._double import exact_product, exact_sum, high, low
-from ._gram_blocks import SIDE, SIDE_EXACT, add_all_products, add_block, add_exact_block, pair_total, partial_sums, store_totals
+from ._gram_blocks import (
+    SIDE,
+    SIDE_EXACT,
+    add_all_products,
+    add_block,
+    add_exact_block,
+    pair_total,
+    partial_sums,
+    store_totals,
+)
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
 from ._math import fma, like, sqrt
 from ._memory import F32, F64, I64, array_at, number, read, vector, write

@@ -24,6 +24,7 @@ from ._memory import CODES
 from ._regression_gram import FIND, GIVEN, ORIGIN, make_gram, numbers_of
 from ._regression_refine import make_correct, make_residual
 from ._regression_solve import DEEPEN, DEPENDENT, FAR, NONFINITE, REFINE, STATE, make_solve, places
+from ._regression_sums import Sums, add, joined
 from ._threads import run
 
 REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = 64, 128, 256  # of a fit: the values of fastvae.Status
@@ -33,6 +34,8 @@ SLOTS = 32  # of a problem, that threads share
 BLOCK = 1 << 21  # numbers of data, or of sums, of the problems that are taken together
 MOST_ERROR = 1e-9  # of V, relative, that one correction is enough for
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-9}  # of a coefficient
+ALL = {"least": 0.0, "most_error": math.inf, "tolerance": math.inf}  # are answered
+CLOSE_SUMS = 1e-6  # the same where the sums are float64, and their rows are gone
 CLOSE = 2.0**-50  # times P: how near, relative to its length, a dependent column is to the others
 
 
@@ -89,7 +92,9 @@ class Problems:
         state = self.out[B * at[STATE] :].reshape(B, -1)[:, at[k] - at[STATE] : at[k + 1] - at[STATE]]
         return state if shape else state[:, 0]
 
-    def solve(self, active: np.ndarray, sums: np.ndarray, centers: np.ndarray, slots: int, pairs: bool, **limits: float) -> None:
+    def solve(
+        self, active: np.ndarray, sums: np.ndarray, centers: np.ndarray, slots: int, pairs: bool, **limits: float
+    ) -> None:
         """Estimates of the active problems, whose sums are these."""
         P, R = self.P, self.R
         n, T = WORDS * (2 if pairs else 1), P * (P + 1) // 2
@@ -98,8 +103,7 @@ class Problems:
         args = (
             0, address(active), len(active), address(sums), slots, self.F, address(centers), *self.weights_at,
             self.N, P, R, self.B, address(self.out), int(self.fit_intercept), scratch(room * torch.get_num_threads()),
-            room, self.alpha, limits["least"], (P * CLOSE) ** 2 * (1 if pairs else 16), limits["most_error"],
-            limits["tolerance"],
+            room, self.alpha, limits["least"], limits["closest"], limits["most_error"], limits["tolerance"],
         )  # fmt: skip
         run(make_solve(int(pairs)), args, groups, groups * (P + 2) ** 2 * (P + 4 + 8 * R) * (20.0 if pairs else 1.0))
 
@@ -138,6 +142,11 @@ class Rows(Problems):
 
     def estimate(self, active: np.ndarray, pairs: bool, from_: int, **limits: float) -> None:
         """Sums of products and estimates."""
+        for part, sums, slots in self.sums(active, pairs, from_):
+            self.solve(part, sums, self.centers, slots, pairs, **limits)
+
+    def sums(self, active: np.ndarray, pairs: bool, from_: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """Sums of products: of some problems after the other, and how many slots of each are to be added up."""
         words, side = (2, SIDE_EXACT) if pairs else (1, SIDE)
         T, slots = self.tiles(self.columns * words)
         unrolled = self.columns if self.columns <= UNROLLED and not pairs else 0
@@ -153,7 +162,7 @@ class Rows(Problems):
             )  # fmt: skip
             work = len(part) * self.N * self.columns * (self.columns + 4) * (0.3 if pairs else 0.04)
             run(make_gram(unrolled, int(pairs)), args, len(part) * slots, work)
-            self.solve(part, sums, self.centers, slots, pairs, **limits)
+            yield part, sums, slots
 
     def refine(self, active: np.ndarray, keep: bool, tolerance: float) -> None:
         """Residuals, and the solutions corrected by them; or only their sums of squares."""
@@ -184,9 +193,10 @@ def fit(
     m = Rows(X, y, sample_weight, alpha, fit_intercept)
     status, everyone = np.zeros(m.B, np.int64), np.arange(m.B)
     tolerance = TOLERANCE[torch.promote_types(X.dtype, y.dtype)]
-    limits = {"least": 1e-9, "most_error": MOST_ERROR, "tolerance": tolerance}
+    close = (m.P * CLOSE) ** 2
+    limits = {"least": 1e-9, "closest": 16 * close, "most_error": MOST_ERROR, "tolerance": tolerance}
     if precision == "float64":
-        limits = {"least": m.P * 2.0**-46, "most_error": 0.01, "tolerance": math.inf}
+        limits |= {"least": m.P * 2.0**-46, "most_error": 0.01, "tolerance": math.inf}
     from_ = FIND if fit_intercept else ORIGIN
     deeper = everyone
     if precision != "double-double":
@@ -209,8 +219,7 @@ def fit(
         else:
             deeper = bad = deeper[:0]
     if len(deeper):
-        exact = {"least": 0.0, "most_error": math.inf, "tolerance": math.inf}
-        m.estimate(deeper, True, from_, **exact)
+        m.estimate(deeper, True, from_, closest=close, **ALL)
         doubts = m.field(11)[deeper].astype(np.int64)
         status[deeper] = DOUBLE_DOUBLE + RANK_DEFICIENT * (doubts & DEPENDENT != 0)
         alone = deeper[(doubts & REFINE != 0) & (doubts & NONFINITE == 0)]
@@ -219,6 +228,49 @@ def fit(
         if precision == "double-double":
             bad = deeper[doubts & NONFINITE != 0]
     return outcome(m, status, bad)
+
+
+def accumulate(
+    sums: Sums | None,
+    X: Tensor,
+    y: Tensor,
+    *,
+    sample_weight: Tensor | None,
+    fit_intercept: bool,
+    precision: str,
+) -> Sums:
+    """The sums, if there are any, and those of some more rows."""
+    m, exact = Rows(X, y, sample_weight, 0.0, fit_intercept), precision == "double-double"
+    from_ = GIVEN if sums else FIND if fit_intercept else ORIGIN
+    if sums:
+        m.centers = sums.centers.copy()
+    numbers = np.zeros((m.B, m.F, 2))
+    for part, some, slots in m.sums(np.arange(m.B), exact, from_):
+        of_slots = some.reshape(len(part), slots, m.F, -1)
+        for s in range(slots):
+            low = of_slots[:, s, :, 1] if exact else np.zeros(())
+            added = add((numbers[part, :, 0], numbers[part, :, 1]), (of_slots[:, s, :, 0], low))
+            numbers[part] = np.stack(added, axis=-1)
+    rows = np.full(m.B, float(m.N)) if m.rows is None else m.rows
+    log_weights = np.zeros(m.B) if m.log_weights is None else m.log_weights
+    new = Sums(numbers, m.centers, rows, log_weights, m.P, m.R, fit_intercept, exact)
+    return joined(sums, new) if sums else new
+
+
+def merge(sums: Sums, other: Sums) -> Sums:
+    """The sums of the rows of both."""
+    return joined(sums, other)
+
+
+def solve(sums: Sums, *, alpha: float) -> Fitted:
+    """Estimates of all problems from their sums."""
+    B, exact = len(sums.rows), sums.exact
+    m = Problems((B, 0, sums.P, sums.R), sums.rows, sums.log_weights, alpha, sums.fit_intercept)
+    close = (m.P * CLOSE) ** 2 if exact else CLOSE_SUMS**2
+    m.solve(np.arange(B), np.ascontiguousarray(sums.numbers), sums.centers, 1, True, closest=close, **ALL)
+    doubts = m.field(11).astype(np.int64)
+    status = DOUBLE_DOUBLE * exact + RANK_DEFICIENT * (doubts & DEPENDENT != 0)
+    return outcome(m, status, np.flatnonzero(doubts & NONFINITE))
 
 
 def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:

@@ -1,0 +1,105 @@
+"""Sums of products that outlive a call: to be added to, merged, sent to other processes and solved at any time.
+
+With columns about centers c, sums of several parts add up where the centers are the same; to other centers c - d they
+are taken by z_i' = z_i + d_i,
+
+    sum z_i' z_j' = sum z_i z_j + d_j sum z_i + d_i sum z_j + d_i d_j sum 1
+
+All of it in double-double, in NumPy: a handful of numbers for each part. In the layout of `_regression_gram`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+Pair = tuple[np.ndarray, np.ndarray]  # high and low parts
+SPLITTER = 2.0**27 + 1
+
+
+class Sums(NamedTuple):
+    """Of B problems; ``numbers`` [B, F, 2] are pairs, whose small parts are 0 where ``exact`` is not wanted."""
+
+    numbers: np.ndarray
+    centers: np.ndarray  # [B, 1 + P + R]
+    rows: np.ndarray  # [B], of positive weight
+    log_weights: np.ndarray  # [B], sums over these
+    P: int
+    R: int
+    fit_intercept: bool
+    exact: bool
+
+
+def add(p: Pair, q: Pair) -> Pair:
+    """The sum of two pairs."""
+    s, e = two_sum(p[0], q[0])
+    t, f = two_sum(p[1], q[1])
+    s, e = fast_two_sum(s, e + t)
+    return fast_two_sum(s, e + f)
+
+
+def multiply(p: Pair, q: Pair) -> Pair:
+    """Their product."""
+    s, e = two_product(p[0], q[0])
+    return fast_two_sum(s, e + (p[0] * q[1] + p[1] * q[0]))
+
+
+def two_sum(a: np.ndarray, b: np.ndarray) -> Pair:
+    """A + b exactly."""
+    s = a + b
+    other = s - a
+    return s, (a - (s - other)) + (b - other)
+
+
+def fast_two_sum(a: np.ndarray, b: np.ndarray) -> Pair:
+    """The same where \\|a\\| >= \\|b\\|."""
+    s = a + b
+    return s, b - (s - a)
+
+
+def two_product(a: np.ndarray, b: np.ndarray) -> Pair:
+    """A b exactly: NumPy has no fma, so both are split into halves of 26 bits."""
+    p = a * b
+    (a1, a2), (b1, b2) = split(a), split(b)
+    return p, ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
+
+
+def split(a: np.ndarray) -> Pair:
+    """The upper and the lower bits of numbers."""
+    t = SPLITTER * a
+    upper = t - (t - a)
+    return upper, a - upper
+
+
+def columns_of(P: int, R: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which two columns each number of the layout is a sum of products of."""
+    pairs = [(i, j) for i in range(P + 1) for j in range(i + 1)]
+    for i in range(P + 1, P + 1 + R):
+        pairs += [*((i, j) for j in range(P + 1)), (i, i)]
+    i, j = np.array(pairs).T
+    return i, j
+
+
+def moved(s: Sums, centers: np.ndarray) -> Pair:
+    """The sums about other centers."""
+    S = s.numbers[..., 0], s.numbers[..., 1]
+    if np.array_equal(centers, s.centers):
+        return S
+    i, j = columns_of(s.P, s.R)
+    first = np.array([np.flatnonzero((i == k) & (j == 0))[0] for k in range(1 + s.P + s.R)])  # of sum z_k
+    d = two_sum(s.centers, -centers)
+    d[0][:, 0] = d[1][:, 0] = 0.0  # the column of ones has no center
+    sums = S[0][:, first], S[1][:, first]
+
+    def of(p: Pair, k: np.ndarray) -> Pair:
+        return p[0][:, k], p[1][:, k]
+
+    all_ = of(sums, np.zeros_like(i))
+    result = add(S, multiply(of(d, j), of(sums, i)))
+    return add(result, multiply(of(d, i), add(of(sums, j), multiply(of(d, j), all_))))
+
+
+def joined(a: Sums, b: Sums) -> Sums:
+    """Of the rows of both, about the centers of the first."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        numbers = np.stack(add((a.numbers[..., 0], a.numbers[..., 1]), moved(b, a.centers)), axis=-1)
+    return a._replace(numbers=numbers, rows=a.rows + b.rows, log_weights=a.log_weights + b.log_weights)
