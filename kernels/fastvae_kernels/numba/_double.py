@@ -183,6 +183,14 @@ def low(typingctx, x):
 
 
 @intrinsic
+def number(typingctx, x, a, b):
+    """The number of the type of x with the parts a and b: a pair, or a alone."""
+    return x(
+        x, a, a
+    ), lambda context, builder, signature, args: _joined(builder, *args[1:]) if isinstance(x, Pair) else args[1]
+
+
+@intrinsic
 def add_product(typingctx, p, a, q):
     """The pair p + a q for a vector a, its parts not made disjoint again: for sums of many."""
 

@@ -2,26 +2,27 @@
 
     r = y - b0 - x'b    X'r, 1'r, r'r    delta = V (X'r - xbar 1'r - alpha b),    b += delta,    b0 += 1'r / n - xbar'delta
 
-r stays a pair into X'r, and so do b and b0, so that delta is as exact as float64 can make it: what is left of the error
-is delta times 2^-53 P condition^2, and where that is more than the tolerance the problem is left to double-double.
+r stays a pair into X'r, and so do b and b0, so that delta is as exact as V: what is left of the error is delta times
+2^-53 P condition^2. Where that is more than the tolerance the problem is left to double-double. There V is a pair, what
+is left 2^-103 P condition^2, and the correction for conditions of 1e8 and more, repeated near 1e14.
 Traffic: the rows once more, N (P + R) elements. Work units: as `_regression_gram`, then eight problems, as
 `_regression_solve`. Specification: fastvae/reference/regression.py
 """
 
 from functools import cache
 
-from ._double import add_product, constant, disjoint, exact_sum, get, high, low, number_zero, pair, put
+from ._double import add_product, constant, disjoint, exact_sum, get, high, low, number, number_zero, pair, put
 from ._gram_blocks import SIDE_ALONE, add_exact_block, pair_total, partial_sums
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import fma, like, select
 from ._memory import F32, F64, I64, array_at, read, vector, write
-from ._regression_solve import DEEPEN, END, STATE, UNIT, finish, gather, hand_out, places, row
+from ._regression_solve import DEEPEN, REPEAT, END, STATE, UNIT, UNIT_PAIRS, finish, gather, hand_out, places, row
 from ._threads import finished, take, worker
 from ._turned import load, load_weights
 from ._vector import lanes, total
 
 RESIDUAL_FIELDS = "25q"
-CORRECT_FIELDS = "17q 2d"
+CORRECT_FIELDS = "19q 2d"
 
 
 @loop_jit
@@ -150,29 +151,31 @@ def centered_gradient(G, record, P, R, k, fit_intercept):
 
 
 @loop_jit
-def correct(G, record, delta, P, R, k, alpha, tolerance, fit_intercept):
+def correct(G, record, small, delta, P, R, k, alpha, tolerance, fit_intercept, unit, s):
     """Add delta to the coefficients of target k, and what follows to the intercept; by how much that lowers RSS, and 1
-    in the lanes where one correction is not enough.
+    in the lanes where one correction is not enough. ``s`` is a zero of the type of V, whose small parts are ``small``.
     """
     outlined()
     v, x, at = vector(F64), number_zero(1), places(P, R)
     zero, longest, shift, doubt = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
     centered_gradient(G, record, P, R, k, fit_intercept)
     for j in range(P):
-        step = zero
+        step = s
         for i in range(P):
-            place = k * P + i
+            place, entry = k * P + i, row(max(i, j)) + min(i, j)
             b = pair(read(record, 8 * (at[0] + place), v), read(record, 8 * (at[16] + place), v))
-            g = high(get(G, (i + 1) * R + k, x) - constant(x, alpha) * b)
-            step = fma(read(record, 8 * (at[15] + row(max(i, j)) + min(i, j)), v), g, step)
-        write(delta, 8 * j, step)
-        length = abs(step) * read(record, 8 * (at[18] + j), v)
+            g = get(G, (i + 1) * R + k, x) - constant(x, alpha) * b
+            V = number(s, read(record, 8 * (at[15] + entry), v), read(small, 8 * entry, v))
+            step = step + V * number(s, high(g), low(g))
+        put(delta, j, step)
+        length = abs(high(step)) * read(record, 8 * (at[18] + j), v)
         longest = select(length > longest, length, longest)
     condition, less = read(record, 8 * at[9], v), zero
-    left = like(v, UNIT * P) * condition * condition * longest  # of the error
+    left = like(v, unit * P) * condition * condition * longest  # of the error
     for j in range(P):
-        step, place = read(delta, 8 * j, v), k * P + j
-        b = pair(read(record, 8 * (at[0] + place), v), read(record, 8 * (at[16] + place), v)) + pair(step, zero)
+        step, place = high(get(delta, j, s)), k * P + j
+        b = pair(read(record, 8 * (at[0] + place), v), read(record, 8 * (at[16] + place), v))
+        b = b + pair(step, low(get(delta, j, s)))
         write(record, 8 * (at[0] + place), high(b))
         write(record, 8 * (at[16] + place), low(b))
         bound = like(v, tolerance) * abs(high(b)) * read(record, 8 * (at[18] + j), v)
@@ -191,23 +194,28 @@ def correct(G, record, delta, P, R, k, alpha, tolerance, fit_intercept):
 
 
 @cache
-def make_correct() -> Kernel:
-    """The kernel that corrects the solutions; if they are to be kept, only what follows from r'r."""
+def make_correct(deep: int) -> Kernel:
+    """The kernel that corrects the solutions, by a V in double-double if ``deep``; if they are to be kept, only what
+    follows from r'r.
+    """
 
     @kernel(CORRECT_FIELDS)
     def regression_correct(block):
         (
-            _arrived, active, count, sums, slots, F, rows_, log_weights, N, P, R, B, out, fit_intercept, keep, room,
+            _arrived, active, count, sums, slots, F, small, where, rows_, log_weights, N, P, R, B, out, fit_intercept, keep, room,
             room_size, alpha, tolerance,
         ) = unpack(block, CORRECT_FIELDS)  # fmt: skip
         v, x = vector(F64), number_zero(1)
-        zero, at = like(v, 0), places(P, R)
+        zero, at, s = like(v, 0), places(P, R), number_zero(deep)
+        T = P * (P + 1) // 2
         results = array_at(out, B * at[END], F64)
         mine = room + 8 * room_size * worker(block)
         G, more = array_at(mine, 16 * F, F64), array_at(mine + 128 * F, 16 * F, F64)
         mine += 256 * F
-        record, delta = array_at(mine, 8 * at[END], F64), array_at(mine + 64 * at[END], 8 * P, F64)
-        mine += 64 * (at[END] + P)
+        record, delta = array_at(mine, 8 * at[END], F64), array_at(mine + 64 * at[END], 16 * P, F64)
+        mine += 64 * (at[END] + 2 * P)
+        small_V = array_at(mine, 8 * T, F64)
+        mine += 64 * T
         few = array_at(mine, 16, F64)
         units, problems = array_at(mine + 128, 8, I64), array_at(mine + 192, 8, I64)
         start, stop = take(block)
@@ -222,13 +230,20 @@ def make_correct() -> Kernel:
                     few[8 + lane] = array_at(log_weights + 8 * b, 1, F64)[0] if log_weights else 0.0
                 gather(G, more, array_at(sums, 2 * count * slots * F, F64), units, slots, F, x)
                 take_in(record, results, at, B, problems)
+                for lane in range(8):
+                    at_lane = array_at(where + 8 * units[lane], 1, I64)[0] if deep else 0
+                    for k in range(T):
+                        small_V[8 * k + lane] = array_at(small + 8 * (at_lane * T + k), 1, F64)[0] if deep else 0.0
                 spread, doubts = read(record, 8 * at[19], v), zero
                 for k in range(R):
                     rss = high(get(G, (P + 1) * R + k, x))
                     if not keep:
-                        less, doubt = correct(G, record, delta, P, R, k, alpha, tolerance, fit_intercept)
+                        less, doubt = correct(
+                            G, record, small_V, delta, P, R, k, alpha, tolerance, fit_intercept,
+                            UNIT_PAIRS if deep else UNIT, s,
+                        )  # fmt: skip
                         rss = rss - less
-                        doubts = select(doubt > zero, like(v, DEEPEN), doubts)
+                        doubts = select(doubt > zero, like(v, REPEAT if deep else DEEPEN), doubts)
                     finish(record, P, R, k, spread, rss, read(few, 0, v), read(few, 8, v), alpha, fit_intercept)
                 write(record, 8 * at[11], doubts)
                 hand_out(results, record, at, B, problems, lanes_)

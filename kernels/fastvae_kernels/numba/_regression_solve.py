@@ -24,13 +24,13 @@ from ._memory import F64, I64, array_at, read, vector, write
 from ._regression_rank import null_vectors, project, shorten
 from ._threads import finished, take, worker
 
-REFINE, DEEPEN, FAR, NONFINITE, DEPENDENT = 1, 2, 4, 8, 16  # what is to be done about a problem, or wrong with it
-UNIT = 2.0**-53
+REFINE, DEEPEN, FAR, NONFINITE, DEPENDENT, REPEAT = 1, 2, 4, 8, 16, 32  # what is to be done, or wrong with it
+UNIT, UNIT_PAIRS = 2.0**-53, 2.0**-103
 ALONE, ALONE_PAIRS = 1e-5, 2.0**-67  # of y'y: a smaller RSS is summed up from residuals, not what y'y - z'z leaves
 FAR_AWAY = 16.0  # times the spread, from the center to the mean
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 STATE, END = 9, 20  # the first place of what is kept together, and where it ends
-FIELDS = "17q 5d"
+FIELDS = "18q 5d"
 
 
 @math_jit
@@ -240,7 +240,7 @@ def make_solve(pairs: int) -> Kernel:
     @kernel(FIELDS)
     def regression_solve(block):
         (
-            _arrived, active, count, sums, slots, F, centers, rows_, log_weights, N, P, R, B, out, fit_intercept,
+            _arrived, active, count, sums, slots, F, centers, small, rows_, log_weights, N, P, R, B, out, fit_intercept,
             room, room_size, alpha, least, closest, most_error, tolerance,
         ) = unpack(block, FIELDS)  # fmt: skip
         v = vector(F64)
@@ -361,6 +361,13 @@ def make_solve(pairs: int) -> Kernel:
                 doubts = doubts + select(refine > zero, like(v, REFINE), zero)
                 if pairs:
                     doubts = doubts + select(any_dropped > zero, like(v, DEPENDENT), zero)
+                    left = like(v, UNIT_PAIRS * P) * squared
+                    doubts = doubts + select(left <= like(v, tolerance), zero, like(v, REPEAT))
+                    if small:
+                        for lane in range(lanes_):
+                            rest_of_V = array_at(small + 8 * units[lane] * T, T, F64)
+                            for k in range(T):
+                                rest_of_V[k] = V[(2 * k + 1) * 8 + lane]
                 else:
                     doubts = doubts + select(deepen > zero, like(v, DEEPEN), zero)
                 write(record, 8 * at[9], sqrt(squared))

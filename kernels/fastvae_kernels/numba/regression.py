@@ -23,7 +23,7 @@ from ._gram_blocks import SIDE, SIDE_ALONE, SIDE_EXACT, UNROLLED
 from ._memory import CODES
 from ._regression_gram import FIND, GIVEN, ORIGIN, make_gram, numbers_of
 from ._regression_refine import make_correct, make_residual
-from ._regression_solve import DEEPEN, DEPENDENT, FAR, NONFINITE, REFINE, STATE, make_solve, places
+from ._regression_solve import DEEPEN, DEPENDENT, FAR, NONFINITE, REFINE, REPEAT, STATE, make_solve, places
 from ._regression_sums import Sums, add, joined
 from ._threads import run
 
@@ -32,6 +32,7 @@ SINGULAR_DATA, TOO_FEW_ROWS = 16, 32
 TILE = 3072  # numbers of a tile of rows, in the first cache
 SLOTS = 32  # of a problem, that threads share
 BLOCK = 1 << 21  # numbers of data, or of sums, of the problems that are taken together
+MOST_REPEATS = 3  # of a correction in double-double
 MOST_ERROR = 1e-9  # of V, relative, that one correction is enough for
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-9}  # of a coefficient
 ALL = {"least": 0.0, "most_error": math.inf, "tolerance": math.inf}  # are answered
@@ -93,16 +94,23 @@ class Problems:
         return state if shape else state[:, 0]
 
     def solve(
-        self, active: np.ndarray, sums: np.ndarray, centers: np.ndarray, slots: int, pairs: bool, **limits: float
+        self,
+        active: np.ndarray,
+        sums: np.ndarray,
+        centers: np.ndarray,
+        slots: int,
+        pairs: bool,
+        small: int = 0,
+        **limits: float,
     ) -> None:
-        """Estimates of the active problems, whose sums are these."""
+        """Estimates of the active problems, whose sums are these; the small parts of V go to the address ``small``."""
         P, R = self.P, self.R
         n, T = WORDS * (2 if pairs else 1), P * (P + 1) // 2
         room = (2 * self.F + 2 * T + 3 * P + R) * n + 32 * P + 8 * self.at[-1] + 40 + (3 * P * P * n if pairs else 0)
         groups = -(-len(active) // 8)
         args = (
-            0, address(active), len(active), address(sums), slots, self.F, address(centers), *self.weights_at,
-            self.N, P, R, self.B, address(self.out), int(self.fit_intercept), scratch(room * torch.get_num_threads()),
+            0, address(active), len(active), address(sums), slots, self.F, address(centers), small,
+            *self.weights_at, self.N, P, R, self.B, address(self.out), int(self.fit_intercept), scratch(room * torch.get_num_threads()),
             room, self.alpha, limits["least"], limits["closest"], limits["most_error"], limits["tolerance"],
         )  # fmt: skip
         run(make_solve(int(pairs)), args, groups, groups * (P + 2) ** 2 * (P + 4 + 8 * R) * (20.0 if pairs else 1.0))
@@ -140,10 +148,15 @@ class Rows(Problems):
         for first in range(0, len(active), size):
             yield active[first : first + size]
 
-    def estimate(self, active: np.ndarray, pairs: bool, from_: int, **limits: float) -> None:
-        """Sums of products and estimates."""
+    def estimate(self, active: np.ndarray, pairs: bool, from_: int, **limits: float) -> np.ndarray:
+        """Sums of products and estimates; of pairs, the small parts of V."""
+        T, done = self.P * (self.P + 1) // 2, 0
+        small = np.empty((len(active) if pairs else 0, T))
         for part, sums, slots in self.sums(active, pairs, from_):
-            self.solve(part, sums, self.centers, slots, pairs, **limits)
+            at = address(small) + 8 * done * T if pairs else 0
+            self.solve(part, sums, self.centers, slots, pairs, at, **limits)
+            done += len(part)
+        return small
 
     def sums(self, active: np.ndarray, pairs: bool, from_: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Sums of products: of some problems after the other, and how many slots of each are to be added up."""
@@ -164,26 +177,38 @@ class Rows(Problems):
             run(make_gram(unrolled, int(pairs)), args, len(part) * slots, work)
             yield part, sums, slots
 
-    def refine(self, active: np.ndarray, keep: bool, tolerance: float) -> None:
-        """Residuals, and the solutions corrected by them; or only their sums of squares."""
+    def refine(
+        self,
+        active: np.ndarray,
+        keep: bool,
+        tolerance: float,
+        small: np.ndarray | None = None,
+        where: np.ndarray | None = None,
+    ) -> None:
+        """Residuals, and the solutions corrected by them, or only their sums of squares. The small parts of V of problem
+        i of the active ones are ``small[where[i]]``.
+        """
         P, R, F = self.P, self.R, (self.P + 2) * self.R
         T, slots = self.tiles(self.P + 1 + 3 * self.R)
         W = -(-(P + 1) // SIDE_ALONE) * SIDE_ALONE
         room = (W + 3 * R + 1) * (T + 8) + 2 * R * (P + 1) + 16 * W * R + 2 * R + P
-        more = 32 * F + 8 * (self.at[-1] + P) + 32
+        more = 32 * F + 8 * (self.at[-1] + 2 * P + P * (P + 1) // 2) + 32
         room = (max(room, more) + 7) // 8 * 8
+        done = 0
         for part in self.parts(active, 2 * slots * F):
             sums = np.empty(2 * len(part) * slots * F)
+            deep = (0, 0) if small is None or where is None else (address(small), address(where) + 8 * done)
+            done += len(part)
             at = address(self.out), address(sums), F, scratch(room * torch.get_num_threads()), room
             work = len(part) * self.N * (P + 2) * R * 0.6
             args = (0, *self.data, T, W, slots, address(part), self.B, *at)
             run(make_residual(), args, len(part) * slots, work)
             args = (
-                0, address(part), len(part), at[1], slots, F, *self.weights_at, self.N, P, R, self.B, at[0],
+                0, address(part), len(part), at[1], slots, F, *deep, *self.weights_at, self.N, P, R, self.B, at[0],
                 int(self.fit_intercept), int(keep), *at[3:], self.alpha, tolerance,
             )  # fmt: skip
             groups = -(-len(part) // 8)
-            run(make_correct(), args, groups, groups * R * (P + 2) ** 2 * 20.0)
+            run(make_correct(int(small is not None)), args, groups, groups * R * (P + 2) ** 2 * 20.0)
 
 
 def fit(
@@ -219,10 +244,17 @@ def fit(
         else:
             deeper = bad = deeper[:0]
     if len(deeper):
-        m.estimate(deeper, True, from_, closest=close, **ALL)
+        small = m.estimate(deeper, True, from_, **ALL | {"closest": close, "tolerance": TOLERANCE[torch.float64] / 10})
         doubts = m.field(11)[deeper].astype(np.int64)
         status[deeper] = DOUBLE_DOUBLE + RANK_DEFICIENT * (doubts & DEPENDENT != 0)
-        alone = deeper[(doubts & REFINE != 0) & (doubts & NONFINITE == 0)]
+        sound = doubts & NONFINITE == 0
+        again = np.flatnonzero(sound & (doubts & REPEAT != 0))
+        status[deeper[again]] |= REFINED
+        for _ in range(MOST_REPEATS):
+            if len(again):
+                m.refine(deeper[again], False, TOLERANCE[torch.float64] / 10, small, again)
+                again = again[m.field(11)[deeper[again]].astype(np.int64) & REPEAT != 0]
+        alone = deeper[sound & (doubts & (REFINE | REPEAT) == REFINE)]
         if len(alone):
             m.refine(alone, True, math.inf)
         if precision == "double-double":
