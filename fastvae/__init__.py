@@ -2,6 +2,7 @@
 
 from . import gmm as gmm
 from . import reference as reference
+from . import regression as regression
 from ._backend import BackendError, show_config
 from ._elbo import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
 from ._status import Status
@@ -20,6 +21,7 @@ __all__ = [
     "gmm",
     "kl_divergence",
     "reference",
+    "regression",
     "reparameterize",
     "show_config",
 ]

@@ -23,6 +23,7 @@ KERNELS = {  # the files of a backend that an op needs
     "reparameterize": ("reparameterize",),
     "kl_divergence": ("reparameterize",),
     "gmm": ("gmm",),
+    "regression": ("regression",),
 }
 DEVICES = {"triton": "cuda", "numba": "cpu"}  # where each kernel backend runs
 

@@ -119,53 +119,94 @@ def fit(
     >>> result.sigma2, result.sigma2_unbiased  # RSS is 0.3: over N = 4, and over df = 2
     (tensor(0.0750), tensor(0.1500))
     """
-    (N, P), one_target = X.shape[-2:], y.ndim < X.ndim
+    one_target = y.ndim < X.ndim
     w = X.new_ones(X.shape[:-1]) if sample_weight is None else sample_weight
     y = y[..., None] if one_target else y
     X, y, w = _promote(X, y, w[..., None])  # [*batch, N, P], [*batch, N, R], [*batch, N, 1]
-    rows, total_weight = (w > 0).sum(-2), w.sum(-2)  # [*batch, 1], [*batch, 1]
+    data = centre(X, y, w, fit_intercept)
+    result = estimates(data, least_squares(data, ridge), ridge, fit_intercept)
+    # A single target's dim goes again: the last, or the last but one where P follows (as many dims as X then).
+    return RegressionFit(*(t.squeeze(-2 if t.ndim == X.ndim else -1) for t in result)) if one_target else result
 
+
+class Centred(NamedTuple):
+    """Rows about their means, times the roots of their weights: all that least squares need to know of the data."""
+
+    A: Tensor  # [*batch, N, P] sqrt(w) (x - xbar)
+    c: Tensor  # [*batch, N, R] sqrt(w) (y - ybar)
+    mean_x: Tensor  # [*batch, 1, P] xbar, 0 without an intercept
+    mean_y: Tensor  # [*batch, 1, R] ybar, likewise
+    total_weight: Tensor  # [*batch, 1] sum_n w_n
+    log_weight: Tensor  # [*batch, 1] sum_n log w_n over w_n > 0
+    rows: Tensor  # [*batch, 1] of w_n > 0, an integer
+
+
+class Solution(NamedTuple):
+    """W, and what its errors come from: Var W = sigma2 V, V = F F' with F = root / scale'."""
+
+    coef: Tensor  # [*batch, P, R] W'
+    root: Tensor  # [*batch, P, P]
+    scale: Tensor  # [*batch, 1, P] powers of two: F itself may be out of range when squared
+    triangle: Tensor | None  # [*batch, P, P] root^-1, where that exists
+    rank: Tensor | int  # [*batch, 1], of the columns of A
+
+
+def centre(X: Tensor, y: Tensor, w: Tensor, fit_intercept: bool) -> Centred:
+    """The data `[*batch, N, P]`, `[*batch, N, R]` with weights `[*batch, N, 1]`, in one dtype."""
     # About the means b leaves the equations: the condition no longer knows how far the data lie from the origin.
+    total_weight = w.sum(-2)  # [*batch, 1]
     mean_x, mean_y = torch.zeros_like(X[..., :1, :]), torch.zeros_like(y[..., :1, :])  # [*batch, 1, P], [*batch, 1, R]
     if fit_intercept:
         mean_x, mean_y = ((w * v).sum(-2, keepdim=True) / total_weight[..., None] for v in (X, y))
-    Xc, yc = X - mean_x, y - mean_y
+    root = w.sqrt()
+    rows = (w > 0).sum(-2)
+    return Centred(root * (X - mean_x), root * (y - mean_y), mean_x, mean_y, total_weight, log_weight(w).sum(-2), rows)
 
+
+def least_squares(data: Centred, ridge: float = 0.0) -> Solution:
+    """The W that minimises sum_n w_n (y_n - ybar - W (x_n - xbar))^2 + ridge |W|^2, by QR."""
     # Why QR, when the kernels form the Gram matrix of these columns and take its Cholesky factor, the same triangle but
     # for signs: a Gram matrix has the square of their condition. Kernels accept that for one pass over X and no Q, and
     # win the digits back by refinement; what they are measured against must have them from the start.
     # The ridge is P more rows, sqrt(ridge) I, with 0 for y: their squares add the penalty to the RSS.
-    A = w.sqrt() * Xc
-    scale = _power_of_two(A)  # [*batch, 1, P]
+    A, c = data[:2]
+    N, P = A.shape[-2:]
+    scale = power_of_two(A)  # [*batch, 1, P]
     ridge_rows = torch.diag_embed(math.sqrt(ridge) / scale[..., 0, :])  # [*batch, P, P]
     Q, triangle = torch.linalg.qr(torch.cat([A / scale, ridge_rows], -2))  # [*batch, N + P, P], [*batch, P, P]
-    z = Q[..., :N, :].mT @ (w.sqrt() * yc)  # [*batch, P, R]
+    z = Q[..., :N, :].mT @ c  # [*batch, P, R]
     coef = torch.linalg.solve_triangular(triangle, z, upper=True) / scale.mT  # [*batch, P, R]
+    # V = T^-1 T^-T for the triangle T.
+    root = torch.linalg.solve_triangular(triangle, torch.eye(P).to(triangle), upper=True)  # [*batch, P, P]
+    return Solution(coef, root, scale, triangle, P)
+
+
+def estimates(data: Centred, solution: Solution, ridge: float, fit_intercept: bool) -> RegressionFit:
+    """All estimates, given W; every field with its dim of targets."""
+    A, c, mean_x, mean_y, total_weight, log_weight, rows = data
+    coef, root, scale = solution[:3]
     intercept = (mean_y - mean_x @ coef)[..., 0, :]  # [*batch, R]
 
-    # From the residuals: yc'D yc - W Xc'D yc would cancel where the fit is good.
-    rss = (w * (yc - Xc @ coef).square()).sum(-2)  # [*batch, R]
-    r2 = 1 - rss / (w * yc.square()).sum(-2)
+    # From the residuals: c'c - W A'c would cancel where the fit is good.
+    rss = (c - A @ coef).square().sum(-2)  # [*batch, R]
+    r2 = 1 - rss / c.square().sum(-2)
     sigma2 = rss / rows
-    df = rows - P - int(fit_intercept)  # [*batch, 1]
+    df = rows - solution.rank - int(fit_intercept)  # [*batch, 1]
     sigma2_unbiased = (rss / df).masked_fill((df <= 0) | (ridge > 0), math.nan)  # [*batch, R]
 
-    # V = T^-1 T^-T for the triangle T, so diag V is the squared rows of T^-1, and xbar'V xbar the square of xbar'T^-1.
-    inverse = torch.linalg.solve_triangular(triangle, torch.eye(P).to(triangle), upper=True)  # [*batch, P, P]
+    # diag V is the squared rows of F, and xbar'V xbar the square of xbar'F.
     noise = sigma2_unbiased.sqrt()  # [*batch, R]
-    coef_error = inverse.norm(dim=-1)[..., None] / scale.mT * noise[..., None, :]  # [*batch, P, R]
+    coef_error = root.norm(dim=-1)[..., None] / scale.mT * noise[..., None, :]  # [*batch, P, R]
     intercept_error = torch.zeros_like(rss)
     if fit_intercept:
-        leverage = 1 / total_weight + ((mean_x / scale) @ inverse).square().sum(-1)  # [*batch, 1]
+        leverage = 1 / total_weight + ((mean_x / scale) @ root).square().sum(-1)  # [*batch, 1]
         intercept_error = leverage.sqrt() * noise  # [*batch, R]
 
     # `log_likelihood` at the maximum, where its squares sum to N: no 0 / 0 at RSS = 0.
-    log_l = -0.5 * rows * (torch.log(2 * math.pi * sigma2) + 1) + 0.5 * _log_weight(w).sum(-2)  # [*batch, R]
+    log_l = -0.5 * rows * (torch.log(2 * math.pi * sigma2) + 1) + 0.5 * log_weight  # [*batch, R]
 
     errors = coef_error.mT, intercept_error
-    result = RegressionFit(coef.mT, intercept, sigma2, sigma2_unbiased, *errors, log_l, r2, rss)
-    # A single target's dim goes again: the last, or the last but one where P follows (as many dims as X then).
-    return RegressionFit(*(t.squeeze(-2 if t.ndim == X.ndim else -1) for t in result)) if one_target else result
+    return RegressionFit(coef.mT, intercept, sigma2, sigma2_unbiased, *errors, log_l, r2, rss)
 
 
 def log_likelihood(
@@ -198,7 +239,7 @@ def log_likelihood(
     residual, axis = _residual(X, y, coef, intercept)
     w = w if axis == -1 else w[..., None]  # [*batch, N] or [*batch, N, 1]
     sigma2 = sigma2.unsqueeze(axis)  # [*batch, 1] or [*batch, 1, R]
-    log_normal = -0.5 * (torch.log(2 * math.pi * sigma2) - _log_weight(w) + w * residual.square() / sigma2)
+    log_normal = -0.5 * (torch.log(2 * math.pi * sigma2) - log_weight(w) + w * residual.square() / sigma2)
     return log_normal.masked_fill(w == 0, 0.0).sum(axis)
 
 
@@ -228,7 +269,7 @@ def _residual(X: Tensor, y: Tensor, coef: Tensor, intercept: Tensor) -> tuple[Te
     return y - X @ coef.mT - intercept[..., None, :], -2
 
 
-def _power_of_two(A: Tensor) -> Tensor:
+def power_of_two(A: Tensor) -> Tensor:
     """For each column the power of two at or below its largest entry, `[*batch, 1, P]`; 1 for a zero column.
 
     Dividing by it costs no digit, and keeps squares in range, which those of 1e20 are not in float32. The fit does not
@@ -239,7 +280,7 @@ def _power_of_two(A: Tensor) -> Tensor:
     return torch.where(peak > 0, peak / (2 * mantissa), 1.0)
 
 
-def _log_weight(w: Tensor) -> Tensor:
+def log_weight(w: Tensor) -> Tensor:
     """Logarithm of w, and 0 where w is 0: such a row does not count. A negative weight stays visible as NaN."""
     return w.masked_fill(w == 0, 1.0).log()
 

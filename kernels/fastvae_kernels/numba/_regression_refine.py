@@ -16,7 +16,8 @@ from ._gram_blocks import SIDE_ALONE, add_exact_block, pair_total, partial_sums
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import fma, like, select
 from ._memory import F32, F64, I64, array_at, read, vector, write
-from ._regression_solve import DEEPEN, REPEAT, END, STATE, UNIT, UNIT_PAIRS, finish, gather, hand_out, places, row
+from ._regression_factor import UNIT, row
+from ._regression_solve import DEEPEN, END, REPEAT, STATE, UNIT_PAIRS, finish, gather, hand_out, places
 from ._threads import finished, take, worker
 from ._turned import load, load_weights
 from ._vector import lanes, total

@@ -3,10 +3,10 @@
     G = sum w (x - xbar)(x - xbar)' + alpha I = L L'       without an intercept: of x, and no means
     M = L^-1,   V = M'M = G^-1,   z = M g,   coef = M'z,   RSS = y'y - z'z,   g = sum w (x - xbar)(y - ybar)
 
-A column is dependent where its pivot, the squared distance from the span of those before it, is less than ``least`` of
-its own square, or than ``closest`` of its raw one. In double-double it is left out (its row and column of M are 0), and
-`_regression_rank` goes on to the solution of minimum norm; in float64 it is only noted. What else float64 leaves in doubt is seen from bounds. With
-columns scaled to unit norm, the error of a coefficient is at most
+A column is dependent where its distance from the span of those before it is no more than ``closest`` times the columns
+themselves, see `factor`. In double-double it is left out, and `_regression_rank` goes on to the solution of minimum norm;
+in float64 it is only noted, as is one whose pivot is less than ``least`` of its square. What else float64 leaves in doubt
+is seen from bounds. With columns scaled to unit norm, the error of a coefficient is at most
 
     e_j = 2^-53 sum_k |V_jk| (|y|_2 + sum_l |b_l|),    of the intercept 2^-53 (|ybar| + sum |xbar_j b_j|) + sum |xbar_j| e_j
 
@@ -17,17 +17,17 @@ Specification: fastvae/reference/regression.py
 import math
 from functools import cache
 
-from ._double import choose, constant, get, high, low, number_zero, put, root, words
+from ._double import constant, get, high, low, number_zero, put, words
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
-from ._math import fma, like, log, select, sqrt
+from ._math import like, log, select, sqrt
 from ._memory import F64, I64, array_at, read, vector, write
+from ._regression_factor import UNIT, center_sums, doubtful, factor, norm, quadratic, row, square
 from ._regression_rank import null_vectors, project, shorten
 from ._threads import finished, take, worker
 
 REFINE, DEEPEN, FAR, NONFINITE, DEPENDENT, REPEAT = 1, 2, 4, 8, 16, 32  # what is to be done, or wrong with it
-UNIT, UNIT_PAIRS = 2.0**-53, 2.0**-103
+UNIT_PAIRS = 2.0**-103
 ALONE, ALONE_PAIRS = 1e-5, 2.0**-67  # of y'y: a smaller RSS is summed up from residuals, not what y'y - z'z leaves
-FAR_AWAY = 16.0  # times the spread, from the center to the mean
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 STATE, END = 9, 20  # the first place of what is kept together, and where it ends
 FIELDS = "18q 5d"
@@ -50,12 +50,6 @@ def places(P, R):
     )  # fmt: skip
 
 
-@math_jit
-def row(i):
-    """Where row i of a lower triangle begins."""
-    return i * (i + 1) // 2
-
-
 @loop_jit
 def gather(G, more, sums, units, slots, F, x):
     """Add up the slots of eight problems, in index order, lane by lane."""
@@ -71,126 +65,6 @@ def gather(G, more, sums, units, slots, F, x):
         if s:
             for k in range(F):
                 put(G, k, get(G, k, x) + get(more, k, x))
-
-
-@loop_jit
-def center_sums(G, mean, P, R, x):
-    """Take sums about the centers to sums about the means, which are added to the centers in ``mean``; 1 in the lanes
-    where the centers were far from them.
-    """
-    outlined()
-    v = vector(F64)
-    n, far = get(G, 0, x), like(v, 0)
-    for i in range(1, P + 1 + R):
-        at = row(i) if i <= P else row(P + 1) + (i - P - 1) * (P + 2)
-        own = at + (i if i <= P else P + 1)
-        first = get(G, at, x)
-        d = first / n
-        put(mean, i - 1, get(mean, i - 1, x) + d)
-        for j in range(1, min(i, P + 1)):
-            put(G, at + j, get(G, at + j, x) - d * get(G, row(j), x))
-        square = get(G, own, x) - first * d
-        put(G, own, square)
-        far = select(high(first) * high(d) > like(v, FAR_AWAY) * high(square), like(v, 1), far)
-    return far
-
-
-@loop_jit
-def factor(G, inverse, dropped, limit, P, R, x):
-    """L and z in place of G and g; 1 / L_jj, 0 where a column is left out, which is 1 in ``dropped``: where its pivot
-    is not above its ``limit``.
-    """
-    outlined()
-    v = vector(F64)
-    one = constant(x, 1)
-    for j in range(1, P + 1):
-        at = row(j)
-        pivot = get(G, at + j, x)
-        for k in range(1, j):
-            a = get(G, at + k, x)
-            pivot = pivot - a * a
-        good = high(pivot) > read(limit, 8 * (j - 1), v)
-        inv = choose(good, one / root(choose(good, pivot, one)), constant(x, 0))
-        put(inverse, j - 1, inv)
-        write(dropped, 8 * (j - 1), select(good, like(v, 0), like(v, 1)))
-        for i in range(j + 1, P + 1 + R):
-            to = row(i) if i <= P else row(P + 1) + (i - P - 1) * (P + 2)
-            acc = get(G, to + j, x)
-            for k in range(1, j):
-                acc = acc - get(G, to + k, x) * get(G, at + k, x)
-            put(G, to + j, acc * inv)
-
-
-@loop_jit
-def invert(M, V, G, inverse, P, x):
-    """M = L^-1 and V = M'M, lower triangles."""
-    outlined()
-    for i in range(P):
-        inv = get(inverse, i, x)
-        for j in range(i):
-            acc = constant(x, 0)
-            for k in range(j, i):
-                acc = acc - get(G, row(i + 1) + k + 1, x) * get(M, row(k) + j, x)
-            put(M, row(i) + j, acc * inv)
-        put(M, row(i) + i, inv)
-    for j in range(P):
-        for k in range(j + 1):
-            acc = get(M, row(j) + j, x) * get(M, row(j) + k, x)
-            for i in range(j + 1, P):
-                acc = acc + get(M, row(i) + j, x) * get(M, row(i) + k, x)
-            put(V, row(j) + k, acc)
-
-
-@loop_jit
-def norm(A, step, scale, P, x):
-    """The 1-norm of a symmetric matrix whose rows and columns are multiplied by the scale of each."""
-    outlined()
-    v = vector(F64)
-    most = like(v, 0)
-    for j in range(P):
-        acc = like(v, 0)
-        for k in range(P):
-            a, b = max(j, k) + step, min(j, k) + step
-            acc = fma(abs(high(get(A, row(a) + b, x))), read(scale, 8 * k, v), acc)
-        acc = acc * read(scale, 8 * j, v)
-        most = select(acc > most, acc, most)
-    return most
-
-
-@loop_jit
-def quadratic(V, a, P, x):
-    """a'V a."""
-    outlined()
-    acc = constant(x, 0)
-    for j in range(P):
-        inner = constant(x, 0)
-        for k in range(P):
-            inner = inner + get(V, row(max(j, k)) + min(j, k), x) * get(a, k, x)
-        acc = acc + inner * get(a, j, x)
-    return acc
-
-
-@loop_jit
-def doubtful(V, scale, mean, coef, intercept, yy, ybar, tolerance, P, fit_intercept, x):
-    """1 in the lanes where a bound exceeds ``tolerance`` times a coefficient, or times the intercept."""
-    outlined()
-    v = vector(F64)
-    size, unit, tol = sqrt(yy), like(v, UNIT), like(v, tolerance)
-    for j in range(P):
-        size = size + abs(high(get(coef, j, x))) * read(scale, 8 * j, v)
-    doubt, of_means = like(v, 0), like(v, 0)
-    own = abs(ybar)
-    for j in range(P):
-        acc = like(v, 0)
-        for k in range(P):
-            acc = acc + abs(high(get(V, row(max(j, k)) + min(j, k), x))) * read(scale, 8 * k, v)
-        error, value = unit * size * acc, abs(high(get(coef, j, x)))
-        doubt = select(error <= tol * value, doubt, like(v, 1))
-        m = abs(high(get(mean, j, x)))
-        own, of_means = own + m * value, of_means + m * error
-    if fit_intercept:
-        doubt = select(unit * own + of_means <= tol * abs(intercept), doubt, like(v, 1))
-    return doubt
 
 
 @loop_jit
@@ -216,7 +90,7 @@ def finish(record, P, R, r, spread, rss, rows, log_weight, alpha, fit_intercept)
     v, at = vector(F64), places(P, R)
     zero, nan = like(v, 0), like(v, math.nan)
     df = rows - read(record, 8 * at[10], v) - like(v, 1.0 * fit_intercept)
-    rss = select(rss < zero, zero, rss)
+    rss = select(rss <= zero, zero, rss)
     sigma2 = rss / rows
     unbiased = select(df > zero, rss / df, nan)
     if alpha > 0:
@@ -255,12 +129,10 @@ def make_solve(pairs: int) -> Kernel:
         mine += 16 * T * n
         mean, coef = array_at(mine, (P + R) * n, F64), array_at(mine + 8 * (P + R) * n, P * n, F64)
         mine += 8 * (2 * P + R) * n
-        inverse = array_at(mine, P * n, F64)
-        mine += 8 * P * n
         scale, limit = array_at(mine, 8 * P, F64), array_at(mine + 64 * P, 8 * P, F64)
         dropped, shrink = array_at(mine + 128 * P, 8 * P, F64), array_at(mine + 192 * P, 8 * P, F64)
-        record = array_at(mine + 256 * P, 8 * at[END], F64)
-        mine += 256 * P + 64 * at[END]
+        grain, record = array_at(mine + 256 * P, 8 * P, F64), array_at(mine + 320 * P, 8 * at[END], F64)
+        mine += 320 * P + 64 * at[END]
         few = array_at(mine, 24, F64)
         units, problems = array_at(mine + 192, 8, I64), array_at(mine + 256, 8, I64)
         nulls = array_at(mine + 320, 3 * P * P * n if pairs else 0, F64)
@@ -289,18 +161,20 @@ def make_solve(pairs: int) -> Kernel:
                 ill = high(total) - high(total)
                 for j in range(P):
                     own = row(j + 1) + j + 1
-                    square = high(get(G, own, x))
-                    ill = ill + (square - square)
+                    length2 = high(get(G, own, x))
+                    ill = ill + (length2 - length2)
                     m = high(get(mean, j, x))
-                    raw = square + high(total) * m * m if fit_intercept else square
-                    write(limit, 8 * j, like(v, least) * square + like(v, closest) * raw)
+                    raw = length2 + high(total) * m * m if fit_intercept else length2
+                    write(limit, 8 * j, like(v, least) * length2)
+                    write(grain, 8 * j, like(v, closest) * sqrt(raw))
                     put(G, own, get(G, own, x) + constant(x, alpha))
                     length = sqrt(high(get(G, own, x)))
                     write(scale, 8 * j, length)
                     write(shrink, 8 * j, select(length > zero, unity / length, zero))
                 size = norm(G, 1, shrink, P, x)
-                factor(G, inverse, dropped, limit, P, R, x)
-                invert(M, V, G, inverse, P, x)
+                most = rows - like(v, 1.0 * fit_intercept) if alpha == 0 else like(v, P)
+                factor(G, M, dropped, limit, grain, most, P, R, x)
+                square(V, M, P, x)
                 rank, any_dropped = zero, zero
                 for j in range(P):
                     rank = rank + (unity - read(dropped, 8 * j, v))

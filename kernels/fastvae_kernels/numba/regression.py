@@ -106,7 +106,7 @@ class Problems:
         """Estimates of the active problems, whose sums are these; the small parts of V go to the address ``small``."""
         P, R = self.P, self.R
         n, T = WORDS * (2 if pairs else 1), P * (P + 1) // 2
-        room = (2 * self.F + 2 * T + 3 * P + R) * n + 32 * P + 8 * self.at[-1] + 40 + (3 * P * P * n if pairs else 0)
+        room = (2 * self.F + 2 * T + 2 * P + R) * n + 40 * P + 8 * self.at[-1] + 40 + (3 * P * P * n if pairs else 0)
         groups = -(-len(active) // 8)
         args = (
             0, address(active), len(active), address(sums), slots, self.F, address(centers), small,
@@ -218,8 +218,8 @@ def fit(
     m = Rows(X, y, sample_weight, alpha, fit_intercept)
     status, everyone = np.zeros(m.B, np.int64), np.arange(m.B)
     tolerance = TOLERANCE[torch.promote_types(X.dtype, y.dtype)]
-    close = (m.P * CLOSE) ** 2
-    limits = {"least": 1e-9, "closest": 16 * close, "most_error": MOST_ERROR, "tolerance": tolerance}
+    close = m.P * CLOSE
+    limits = {"least": 1e-9, "closest": 4 * close, "most_error": MOST_ERROR, "tolerance": tolerance}
     if precision == "float64":
         limits |= {"least": m.P * 2.0**-46, "most_error": 0.01, "tolerance": math.inf}
     from_ = FIND if fit_intercept else ORIGIN
@@ -298,7 +298,7 @@ def solve(sums: Sums, *, alpha: float) -> Fitted:
     """Estimates of all problems from their sums."""
     B, exact = len(sums.rows), sums.exact
     m = Problems((B, 0, sums.P, sums.R), sums.rows, sums.log_weights, alpha, sums.fit_intercept)
-    close = (m.P * CLOSE) ** 2 if exact else CLOSE_SUMS**2
+    close = m.P * CLOSE if exact else CLOSE_SUMS
     m.solve(np.arange(B), np.ascontiguousarray(sums.numbers), sums.centers, 1, True, closest=close, **ALL)
     doubts = m.field(11).astype(np.int64)
     status = DOUBLE_DOUBLE * exact + RANK_DEFICIENT * (doubts & DEPENDENT != 0)

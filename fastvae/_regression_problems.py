@@ -1,0 +1,161 @@
+"""What a fit does about problems that are not answered at once: extreme magnitudes, and what is said of failures."""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _regression_checks as checks
+from ._status import Status
+from .reference.regression_fit import Fitted
+
+NONFINITE, RANK_DEFICIENT = int(Status.NONFINITE), int(Status.RANK_DEFICIENT)
+SUSPECT = NONFINITE | RANK_DEFICIENT  # maybe because squares left the range of float64
+UNFITTED = NONFINITE | int(Status.TOO_FEW_ROWS)
+NO_ROWS = "sample_weight must be positive for at least one row, got 0"
+
+LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
+LEAST_WEIGHT, MOST_WEIGHT = 1e-100, 1e100
+SPREAD = 900  # powers of two between the largest and the least column that one common factor brings into that range
+
+
+def flags(status: Tensor) -> int:
+    """Those that any problem has."""
+    try:
+        return int(np.bitwise_or.reduce(status.cpu().numpy(), axis=None, initial=0))  # a fifth of the time of torch
+    except RuntimeError:  # under a transform of torch.func there are no numbers to point at
+        return sum(flag for flag in Status if (status & flag).any())
+
+
+def extreme(fitted: Fitted, weighted: bool) -> bool:
+    """Whether results look as if squares of the data had left the range of float64 with no flag to say so."""
+    if fitted.rss.numel() == 0:
+        return False
+    if weighted:
+        least, most = torch.aminmax(fitted.total_weight.detach())
+        if not (least.item() > LEAST_WEIGHT and most.item() < MOST_WEIGHT):
+            return True
+    if fitted.coef.numel():
+        least, most = torch.aminmax(fitted.coef.detach())
+        if not (least.item() > -1e100 and most.item() < 1e100):
+            return True
+    return fitted.rss.detach().min().item() < 1e-250
+
+
+def rescaled(engine: Any, data: checks.Data, w: Tensor | None, fitted: Fitted, options: dict[str, Any]) -> Fitted:
+    """Results, with problems of extreme magnitude fitted once more: columns, y and weights times powers of two."""
+    coef, rss = fitted.coef.detach(), fitted.rss.detach()  # [B, R, P], [B, R]
+    suspect = (fitted.status & SUSPECT != 0) | (rss < 1e-250).any(1) | ~(coef.abs() < 1e100).all(2).all(1)
+    suspect |= ~((fitted.total_weight > LEAST_WEIGHT) & (fitted.total_weight < MOST_WEIGHT))
+    at = suspect.nonzero()[:, 0]
+    tensors = [data.X[at].to(torch.float64), data.y[at].to(torch.float64)]  # [b, N, P], [b, N, R]
+    tensors += [] if w is None else [w[at][..., None]]  # [b, N, 1]
+    peaks = [t.detach().abs().amax(1) for t in tensors]  # [b, P], [b, R], [b, 1]
+    root = 1.0 if w is None else peaks[2].sqrt()
+    wild = torch.stack([((p > MOST) | (p < LEAST) & (p > 0)).any(1) for p in (peaks[0] * root, peaks[1] * root)]).any(0)
+    if w is not None:
+        wild |= ((peaks[2] > MOST_WEIGHT) | (peaks[2] < LEAST_WEIGHT) & (peaks[2] > 0))[:, 0]
+    wild &= torch.stack([p.isfinite().all(1) for p in peaks]).all(0)  # amax passes NaN on
+    alone = options["alpha"] > 0  # each has an alpha of its own then
+    for one in wild.nonzero() if alone else [wild.nonzero()[:, 0]] if wild.any() else []:
+        again = _refit(engine, [t[one] for t in tensors], [p[one] for p in peaks], options)
+        fitted = _put(fitted, at[one], again)
+    return fitted
+
+
+def _refit(engine: Any, tensors: list[Tensor], peaks: list[Tensor], options: dict[str, Any]) -> Fitted:
+    """The fit of X `[b, N, P]`, y `[b, N, R]` and weights `[b, N, 1]`, given their largest magnitudes."""
+    exponents = [torch.where(p > 0, torch.frexp(p).exponent, 0) for p in peaks]  # [b, P], [b, R], [b, 1]
+    if exponents[0].shape[1]:
+        # One factor for all columns, where it will do: then minimum norm and ridge mean what they did.
+        zero, ex = peaks[0] == 0, exponents[0]
+        low = ex.masked_fill(zero, 10**4).amin(1, keepdim=True)  # [b, 1]
+        high = ex.masked_fill(zero, -(10**4)).amax(1, keepdim=True)
+        common = (high - low <= SPREAD) | (options["alpha"] > 0)
+        exponents[0] = torch.where(common, (low + high) // 2, ex)
+    X, y, *w = (_times(t, -e[:, None]) for t, e in zip(tensors, exponents, strict=True))
+    ex, ey = exponents[:2]
+    ew = exponents[2] if w else torch.zeros_like(ey[:, :1])
+    if options["alpha"] > 0 and ex.shape[1]:
+        shrunk = _times(torch.tensor(options["alpha"], dtype=torch.float64), -2 * ex[0, 0] - ew[0, 0])
+        options = options | {"alpha": min(shrunk.item(), 1e300)}
+    found = engine.fit(X, y, sample_weight=w[0][..., 0] if w else None, **options)
+    by_coef, by_square = ey[..., None] - ex[:, None], 2 * ey + ew  # [b, R, P], [b, R]
+    by_log = math.log(2) * (found.rows[:, None] * ey).to(torch.float64)
+    return found._replace(
+        coef=_times(found.coef, by_coef),
+        intercept=_times(found.intercept, ey),
+        standard_errors=_times(found.standard_errors, by_coef),
+        intercept_standard_error=_times(found.intercept_standard_error, ey),
+        sigma2=_times(found.sigma2, by_square),
+        sigma2_unbiased=_times(found.sigma2_unbiased, by_square),
+        log_likelihood=found.log_likelihood - by_log,  # a factor of w leaves it
+        rss=_times(found.rss, by_square),
+        mean_x=_times(found.mean_x, ex),
+        total_weight=_times(found.total_weight, ew[:, 0]),
+        inverse_gram=lambda: _times(found.inverse_gram(), -ex[..., None] - ex[:, None] - ew[..., None]),
+    )
+
+
+def _times(t: Tensor, exponent: Tensor) -> Tensor:
+    """t 2^exponent, in parts that do not overflow where the whole does not."""
+    part = torch.div(exponent, 4, rounding_mode="trunc")
+    rest = exponent - 3 * part
+    for e in (part, part, part, rest):
+        t = t * torch.exp2(e.to(torch.float64))
+    return t
+
+
+def _put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
+    """The results, those of the problems `at` replaced."""
+    whole, parts = fitted._asdict(), part._asdict()
+    inverse_gram, inverse_part = whole.pop("inverse_gram"), parts.pop("inverse_gram")
+    tensors = {name: whole[name].index_copy(0, at, parts[name]) for name in whole}
+    return Fitted(**tensors, inverse_gram=lambda: inverse_gram().index_copy(0, at, inverse_part()))
+
+
+def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:
+    """The results, NaN and NONFINITE in the problems `lost`."""
+
+    def nan(t: Tensor) -> Tensor:
+        return t.masked_fill(lost.reshape(-1, *[1] * (t.dim() - 1)), math.nan) if t.is_floating_point() else t
+
+    whole = fitted._asdict()
+    inverse_gram = whole.pop("inverse_gram")
+    whole |= {"status": torch.where(lost, NONFINITE, fitted.status)}
+    return Fitted(**{name: nan(t) for name, t in whole.items()}, inverse_gram=lambda: nan(inverse_gram()))
+
+
+def refuse(data: checks.Data, fitted: Fitted) -> None:
+    """Raise ValueError for the one problem that has no fit."""
+    if int(fitted.status) & Status.TOO_FEW_ROWS:
+        raise ValueError(NO_ROWS)
+    form = data.form
+    for name, t, dim in (("X", data.X[0], form.features), ("y", data.y[0], form.targets)):
+        if not (finite := t.isfinite()).all():
+            n, column = (~finite).nonzero()[0].tolist()
+            at = [n] if dim is None else [n, column]
+            raise ValueError(f"{name} must be finite, got {t[n, column].item()} at {at}")
+    raise ValueError("X and y are finite, but sums of their squares are not in float64, in any units")
+
+
+def say_singular(fitted: Fitted, form: checks.Form, fit_intercept: bool, on_singular: str) -> None:
+    """Warn of linearly dependent columns, or raise, for the caller of a public function."""
+    if on_singular == "ignore":
+        return
+    bad = (fitted.status & RANK_DEFICIENT != 0).nonzero()[:, 0]
+    where = ""
+    if form.batch:
+        first = [int(i) for i in torch.unravel_index(bad[0].cpu(), form.batch)]
+        where = f" in {len(bad)} of {len(fitted.status)} problems, first in {first}"
+    what = (
+        f"the columns of X{', less their means,' if fit_intercept else ''} are linearly dependent{where}: rank"
+        f" {int(fitted.rank[bad[0]])} of {form.P}"
+    )
+    if on_singular == "raise":
+        raise np.linalg.LinAlgError(f"{what}; for the solution of minimum norm fit with on_singular='ignore'")
+    message = f"{what}; the solution is that of minimum norm, and on_singular='ignore' silences this"
+    warnings.warn(message, np.exceptions.RankWarning, stacklevel=3)

@@ -1,0 +1,123 @@
+"""The text of `RegressionFit.summary`."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ._checks import describe
+from ._status import Status
+
+if TYPE_CHECKING:
+    from ._regression_inference import Inference
+
+WIDTH = 12  # of a column of numbers
+SAID = {
+    Status.REFINED: "corrected by residuals in double-double",
+    Status.DOUBLE_DOUBLE: "in double-double throughout",
+    Status.RANK_DEFICIENT: "columns linearly dependent: the solution is that of minimum norm",
+    Status.NONFINITE: "not fitted: the data hold inf or NaN",
+    Status.TOO_FEW_ROWS: "not fitted: no row has a positive weight",
+}
+
+
+def text(fit: "Inference", names: Sequence[str] | None, level: float, problem: Any, target: int | None) -> str:
+    """A table of one problem, or an overview of a batch."""
+    columns, targets = fit._columns if fit._columns is not None else 1, fit._targets
+    if names is not None and (isinstance(names, str) or len(names) != columns):
+        got = describe(names) if isinstance(names, str) else f"{len(names)}"
+        raise ValueError(f"names must be a sequence of P = {columns} strings, got {got}")
+    if target is not None and (isinstance(target, bool) or not isinstance(target, int)):
+        raise TypeError(f"target must be an int or None, got {describe(target)}")
+    if target is not None and not 0 <= target < (targets or 1):
+        raise ValueError(f"target must be in [0, {targets or 1}), got {target}")
+    batch = fit.batch_shape
+    if problem is not None:
+        at = problem if isinstance(problem, tuple) else (problem,)
+        if len(at) != len(batch) or not all(isinstance(i, int) and 0 <= i < n for i, n in zip(at, batch, strict=True)):
+            raise ValueError(f"problem must be an index of one problem of the batch {list(batch)}, got {problem!r}")
+        fit = fit[at]
+    elif batch:
+        return "\n".join(_overview(fit, target))
+    named = [f"x{i + 1}" for i in range(columns)] if names is None else [str(name) for name in names]
+    title = "Linear regression" + (f" of problem {list(at)}" if problem is not None else "")
+    wanted = [None] if targets is None else [target] if target is not None else list(range(targets))
+    return "\n\n".join("\n".join(_table(fit, named, level, title, r)) for r in wanted)
+
+
+def _table(fit: "Inference", names: list[str], level: float, title: str, target: int | None) -> Iterator[str]:
+    """Lines of one problem and target."""
+
+    def of(value: Any) -> np.ndarray:
+        value = _array(value)
+        return value if target is None else value[target]
+
+    unbiased = float(of(fit.sigma2_unbiased))
+    sigma = math.sqrt(unbiased if not math.isnan(unbiased) else float(of(fit.sigma2)))
+    facts = [
+        ("rows", f"{int(fit.rows)}", "R^2", f"{float(of(fit.r2)):.6g}"),
+        ("degrees of freedom", f"{int(fit.df)}", "sigma", f"{sigma:.6g}"),
+        ("log-likelihood", f"{float(of(fit.log_likelihood)):.6g}", "condition", f"{float(fit.condition):.3g}"),
+    ]
+    yield title + ("" if target is None else f", target {target}")
+    yield from (f"  {a:<20}{b:>14}    {c:<12}{d:>14}" for a, b, c, d in facts)
+    yield from (f"  {note}" for note in _notes(fit, math.isnan(unbiased)))
+    width = max(len(name) for name in ("intercept", *names)) + 2
+    ends = f"[{(1 - level) / 2:.4g}", f"{(1 + level) / 2:.4g}]"
+    yield ""
+    yield "".join([" " * width, *(f"{h:>{WIDTH}}" for h in ("estimate", "std error", "t", "P>|t|", *ends))])
+    rows = []
+    if fit._fit_intercept:
+        values = fit.intercept, fit.intercept_standard_error, fit.intercept_t_value, fit.intercept_p_value
+        rows.append(("intercept", *(of(v) for v in values), *of(fit.intercept_confidence_interval(level))))
+    values = fit.coef, fit.standard_errors, fit.t_values, fit.p_values
+    table = [np.reshape(of(v), -1) for v in values]
+    low, high = np.reshape(of(fit.confidence_intervals(level)), (-1, 2)).T
+    rows += zip(names, *table, low, high, strict=True)
+    for name, estimate, error, t, p, a, b in rows:
+        numbers = [f"{estimate:.6g}", f"{error:.4g}", f"{t:.4g}", f"{p:.4g}", f"{a:.6g}", f"{b:.6g}"]
+        yield f"{name:<{width}}" + "".join(f"{_word(number):>{WIDTH}}" for number in numbers)
+
+
+def _notes(fit: "Inference", no_errors: bool) -> Iterator[str]:
+    """How it was computed, and why something is missing."""
+    status = Status(int(fit.status))
+    said = [words for flag, words in SAID.items() if status & flag]
+    how = status & (Status.DOUBLE_DOUBLE | Status.REFINED | Status.NONFINITE | Status.TOO_FEW_ROWS)
+    yield "computed in float64" if not how and not said else "; ".join(["computed in float64"] * (not how) + said)
+    if status & Status.RANK_DEFICIENT:
+        yield f"rank {int(fit.rank)} of {1 if fit._columns is None else fit._columns}"
+    if fit._alpha > 0:
+        yield f"ridge, alpha = {fit._alpha:g}: estimates are biased, without standard errors; sigma is sqrt(RSS / N)"
+    elif no_errors and not status & (Status.NONFINITE | Status.TOO_FEW_ROWS):
+        yield "no degrees of freedom are left, so there are no standard errors; sigma is sqrt(RSS / N)"
+
+
+def _overview(fit: "Inference", target: int | None) -> Iterator[str]:
+    """Lines of a batch."""
+    batch, status = fit.batch_shape, _array(fit.status).ravel()
+    number = len(status)
+    yield f"Linear regressions: {number} problems" + (f" ({' x '.join(map(str, batch))})" if len(batch) > 1 else "")
+    told = [(int(np.count_nonzero(status == 0)), "in float64")]
+    told += [(int(np.count_nonzero(status & flag)), words) for flag, words in SAID.items()]
+    yield from (f"  {count:>10}  {words}" for count, words in told if count)
+    yield ""
+    yield "".join([" " * 20, *(f"{h:>{WIDTH}}" for h in ("least", "25 %", "median", "75 %", "most"))])
+    for name, value in (("R^2", fit.r2), ("sigma", fit.sigma2_unbiased), ("condition", fit.condition)):
+        array = _array(value).astype(np.float64)
+        array = array[..., target] if target is not None and name != "condition" and fit._targets else array
+        array = np.sqrt(array) if name == "sigma" else array
+        array = np.sort(array[~np.isnan(array)])
+        picked = array[np.round(np.linspace(0, len(array) - 1, 5)).astype(int)] if len(array) else array
+        yield f"  {name:<18}" + "".join(f"{v:>{WIDTH}.5g}" for v in picked)
+
+
+def _word(number: str) -> str:
+    """What is not known is a dash."""
+    return "-" if number == "nan" else number
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)

@@ -1,0 +1,261 @@
+"""The reference engine of `fastvae.regression`: many problems at once, by QR, with rank, condition and status.
+
+An engine is a module with `fit`, `accumulate`, `merge` and `solve` as here; `fastvae.regression` checks the arguments
+and calls the one that serves them. All it hands over are tensors of one device:
+
+    X              `[B, N, P]`  float32 or float64, any strides
+    y              `[B, N, R]`  float32 or float64, of its own dtype, any strides
+    sample_weight  `[B, N]`     float64, finite, >= 0; or None for ones
+
+and all that comes back is float64, counts and status int64. Values of X and y are not looked at before: a problem with
+inf or NaN comes back with NaN everywhere, and NONFINITE in its own status only. Status flags are the numbers of
+`fastvae.Status`. This engine also takes B = 0 and P = 0, and is differentiable where the columns are independent.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import regression
+from .regression import Centred, Solution
+
+NONFINITE, TOO_FEW_ROWS, RANK_DEFICIENT = 16, 32, 256
+EPS = torch.finfo(torch.float64).eps
+
+
+class Fitted(NamedTuple):
+    """What `fit` and `solve` return."""
+
+    coef: Tensor  # [B, R, P]
+    intercept: Tensor  # [B, R], 0 without one
+    standard_errors: Tensor  # [B, R, P]
+    intercept_standard_error: Tensor  # [B, R]
+    sigma2: Tensor  # [B, R] RSS / N
+    sigma2_unbiased: Tensor  # [B, R] RSS / df, NaN where df <= 0 or alpha > 0
+    log_likelihood: Tensor  # [B, R]
+    r2: Tensor  # [B, R]
+    rss: Tensor  # [B, R]
+    condition: Tensor  # [B] of the centred columns at unit norm; inf where they are dependent
+    rank: Tensor  # [B] int64, of the centred columns
+    rows: Tensor  # [B] int64, of positive weight
+    df: Tensor  # [B] int64, rows - rank - fit_intercept
+    status: Tensor  # [B] int64
+    mean_x: Tensor  # [B, P], 0 without an intercept
+    total_weight: Tensor  # [B]
+    inverse_gram: Callable[[], Tensor]  # () -> [B, P, P]: V, with Var coef = sigma2_unbiased V
+
+
+class Sums(NamedTuple):
+    """What is kept of rows: the triangle T of a QR of [1 X y], or [X y], each row times the root of its weight.
+
+    T'T is the Gram matrix, which would have the square of T's condition. Picklable.
+    """
+
+    triangle: Tensor  # [B, K, K], K = P + R + fit_intercept
+    rows: Tensor  # [B] int64, of positive weight
+    total_weight: Tensor  # [B]
+    log_weight: Tensor  # [B] sum_n log w_n over w_n > 0
+    P: int
+    fit_intercept: bool
+
+
+def fit(
+    X: Tensor, y: Tensor, *, sample_weight: Tensor | None, alpha: float, fit_intercept: bool, precision: str
+) -> Fitted:
+    """Fit each problem. Every precision is QR in float64 here."""
+    X, y, w = X.to(torch.float64), y.to(torch.float64), _weights(X, sample_weight)
+    return _answered(regression.centre(X, y, w[..., None], fit_intercept), alpha, fit_intercept)
+
+
+def accumulate(
+    sums: Sums | None, X: Tensor, y: Tensor, *, sample_weight: Tensor | None, fit_intercept: bool, precision: str
+) -> Sums:
+    """The sums with the rows of X and y added; None for none yet."""
+    w = _weights(X, sample_weight)  # [B, N]
+    root = w.sqrt()[..., None]
+    columns = [root] if fit_intercept else []
+    columns += [root * X, root * y]
+    rows = torch.cat(columns, -1)  # [B, N, K]
+    new = Sums(
+        _triangle(rows.new_zeros(len(rows), rows.shape[-1], rows.shape[-1]), rows),
+        (w > 0).sum(-1),
+        w.sum(-1),
+        regression.log_weight(w).sum(-1),
+        X.shape[-1],
+        fit_intercept,
+    )
+    return new if sums is None else merge(sums, new)
+
+
+def merge(sums: Sums, other: Sums) -> Sums:
+    """The sums of the rows of both."""
+    return sums._replace(
+        triangle=_triangle(sums.triangle, other.triangle),
+        rows=sums.rows + other.rows,
+        total_weight=sums.total_weight + other.total_weight,
+        log_weight=sums.log_weight + other.log_weight,
+    )
+
+
+def solve(sums: Sums, *, alpha: float) -> Fitted:
+    """Fit each problem: the triangle is a data set of K rows with the same sums of squares, its first row the means."""
+    T, P = sums.triangle, sums.P
+    first = int(sums.fit_intercept)
+    mean_x, mean_y = torch.zeros_like(T[:, :1, first : first + P]), torch.zeros_like(T[:, :1, first + P :])
+    if first:
+        mean_x, mean_y = T[:, :1, 1 : 1 + P] / T[:, :1, :1], T[:, :1, 1 + P :] / T[:, :1, :1]
+    A, c = T[:, first:, first : first + P], T[:, first:, first + P :]
+    counts = (t[:, None] for t in (sums.total_weight, sums.log_weight, sums.rows))
+    return _answered(Centred(A, c, mean_x, mean_y, *counts), alpha, sums.fit_intercept)
+
+
+def _weights(X: Tensor, sample_weight: Tensor | None) -> Tensor:
+    return X.new_ones(X.shape[:2], dtype=torch.float64) if sample_weight is None else sample_weight
+
+
+def _triangle(upper: Tensor, lower: Tensor) -> Tensor:
+    return torch.linalg.qr(torch.cat([upper, lower], -2), mode="r").R
+
+
+def _answered(data: Centred, alpha: float, fit_intercept: bool) -> Fitted:
+    """Problems of independent columns by least squares, those of dependent ones by minimum norm, the others NaN."""
+    P = data.A.shape[-1]
+    empty = (data.total_weight == 0)[:, 0]  # [B]
+    finite = torch.stack([t.detach().square().sum((1, 2)).isfinite() for t in (data.c, data.mean_y)]).all(0)
+    finite &= data.A.detach().isfinite().all(-1).all(-1)  # by columns scaled, their squares are in range
+    solution = regression.least_squares(data, alpha)
+
+    # How far each column lies from the span of the others, against its length before centring: what rounding leaves of
+    # a column that is a combination of others, or constant, is a few eps of that.
+    root, scale, mean_x = (t.detach() for t in (solution.root, solution.scale, data.mean_x))
+    squares = (data.A.detach() / scale).square().sum(-2) + data.total_weight.detach() * (mean_x / scale)[:, 0].square()
+    length, allowed = squares.sqrt(), 8 * EPS * (P + data.rows.sqrt())  # [B, P], [B, 1]
+    independent = (1 / root.norm(dim=-1) > allowed * length).all(-1)
+
+    sound = finite & ~empty
+    status = NONFINITE * (~finite & ~empty) + TOO_FEW_ROWS * empty + RANK_DEFICIENT * (sound & ~independent)  # [B]
+    if not status.any():
+        return _fitted(data, solution, alpha, fit_intercept, status)
+    fitted = _blank(data, fit_intercept, status)
+    for full in (True, False):
+        at = (sound & (independent if full else ~independent)).nonzero()[:, 0]
+        if len(at):
+            part = Centred(*(t[at] for t in data))
+            solution = (
+                regression.least_squares(part, alpha)  # again: gradients of the others would be NaN
+                if full
+                else _minimum_norm(part, alpha, (length * scale[:, 0])[at], allowed[at])
+            )
+            fitted = _put(fitted, at, _fitted(part, solution, alpha, fit_intercept, status[at]))
+    return fitted
+
+
+def _fitted(data: Centred, solution: Solution, alpha: float, fit_intercept: bool, status: Tensor) -> Fitted:
+    estimates = regression.estimates(data, solution, alpha, fit_intercept)
+    rows = data.rows[:, 0]
+    rank = torch.zeros_like(rows) + (solution.rank if isinstance(solution.rank, int) else solution.rank[:, 0])
+
+    def inverse_gram() -> Tensor:
+        F = solution.root / solution.scale.mT
+        return F @ F.mT
+
+    return Fitted(
+        **estimates._asdict(),
+        condition=_condition(solution),
+        rank=rank,
+        rows=rows,
+        df=rows - rank - int(fit_intercept),
+        status=status,
+        mean_x=data.mean_x[:, 0],
+        total_weight=data.total_weight[:, 0],
+        inverse_gram=inverse_gram,
+    )
+
+
+def _condition(solution: Solution) -> Tensor:
+    """sqrt(|G|_1 |G^-1|_1) for the Gram matrix G of the columns at unit norm, `[B]`."""
+    if solution.triangle is None:
+        return solution.root.new_full(solution.root.shape[:1], math.inf)
+    T, inverse = solution.triangle.detach(), solution.root.detach()
+    if T.shape[-1] == 0:
+        return T.new_ones(T.shape[:1])
+    length = T.norm(dim=-2, keepdim=True)  # [B, 1, P]
+    T, inverse = T / length, inverse * length.mT
+    norms = ((M.mT @ M).abs().sum(-1).amax(-1) for M in (T, inverse.mT))
+    return math.prod(norms).sqrt()
+
+
+def _blank(data: Centred, fit_intercept: bool, status: Tensor) -> Fitted:
+    """NaN for all problems."""
+    (B, _, P), R, rows = data.A.shape, data.c.shape[-1], data.rows[:, 0]
+    over = {"RP": (B, R, P), "R": (B, R), "P": (B, P), "": (B,)}
+    nan = {dims: data.A.new_full(shape, math.nan) for dims, shape in over.items()}
+    return Fitted(
+        coef=nan["RP"],
+        intercept=nan["R"],
+        standard_errors=nan["RP"],
+        intercept_standard_error=nan["R"],
+        sigma2=nan["R"],
+        sigma2_unbiased=nan["R"],
+        log_likelihood=nan["R"],
+        r2=nan["R"],
+        rss=nan["R"],
+        condition=nan[""],
+        rank=torch.zeros_like(rows),
+        rows=rows,
+        df=rows - int(fit_intercept),
+        status=status,
+        mean_x=nan["P"],
+        total_weight=data.total_weight[:, 0],
+        inverse_gram=lambda: data.A.new_full((B, P, P), math.nan),
+    )
+
+
+def _put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
+    """The results, with those of the problems `at`."""
+    whole, parts = fitted._asdict(), part._asdict()
+    inverse_gram, inverse_part = whole.pop("inverse_gram"), parts.pop("inverse_gram")
+    tensors = {name: whole[name].index_copy(0, at, parts[name]) for name in whole}
+    return Fitted(**tensors, inverse_gram=lambda: inverse_gram().index_copy(0, at, inverse_part()))
+
+
+def _minimum_norm(data: Centred, ridge: float, length: Tensor, allowed: Tensor) -> Solution:
+    """Of all W of least squares the shortest, where columns of A are dependent.
+
+    Columns are taken in the order of what the ones before leave of them, relative to their `length` `[B, P]`, until
+    that is no more than `allowed` `[B, 1]`: A = Q R with R `[r, P]` of full rank, and W' = R'(R R')^-1 Q'c. Source:
+    Björck (1996), sec. 2.7: a complete orthogonal decomposition. Gram-Schmidt with a second pass is as good as
+    Householder, and needs no more than batched products.
+    """
+    A, c = data[:2]
+    B, _, P = A.shape
+    if ridge > 0:
+        A = torch.cat([A, math.sqrt(ridge) * torch.eye(P).to(A).expand(B, P, P)], -2)
+        c = torch.cat([c, c.new_zeros(B, P, c.shape[-1])], -2)
+    length = torch.where(length > 0, length, 1.0)
+    work = rest = A / length[:, None]  # [B, N, P]
+    Q = A.new_zeros(B, A.shape[1], 0)
+    alive = []
+    for _ in range(min(A.shape[1:])):
+        size, j = rest.norm(dim=-2).max(-1, keepdim=True)  # [B, 1]
+        alive.append(size > allowed)
+        if not alive[-1].any():
+            break
+        at = j[:, None].expand(-1, A.shape[1], 1)
+        q = rest.gather(-1, at) / torch.where(alive[-1], size, 1.0)[..., None]  # [B, N, 1]
+        q = q - Q @ (Q.mT @ q)
+        q = torch.where(alive[-1][..., None], q / q.norm(dim=-2, keepdim=True), 0.0)
+        Q = torch.cat([Q, q], -1)
+        rest = (rest - q @ (q.mT @ rest)).scatter(-1, at, 0.0)
+    live = torch.cat(alive, -1)[:, : Q.shape[-1]]  # [B, r]
+    # In the units of the user, but for a power of two that keeps squares in range.
+    scale = regression.power_of_two(length[..., None])  # [B, 1, 1]
+    U, T = torch.linalg.qr((Q.mT @ work).mT * (length[..., None] / scale))  # [B, P, r], [B, r, r]
+    T = T + torch.diag_embed((~live).to(T))  # rows of Q that are 0 stay so
+    root = torch.linalg.solve_triangular(T.mT, U, upper=False, left=False) * live[:, None]  # [B, P, r] U T^-T
+    coef = root @ (Q.mT @ c) / scale
+    root = torch.nn.functional.pad(root, (0, P - root.shape[-1]))
+    return Solution(coef, root, scale.expand(-1, 1, P), None, live.sum(-1, keepdim=True))

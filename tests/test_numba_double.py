@@ -1,0 +1,239 @@
+"""Double-double arithmetic of the Numba kernels, and sums of products in it, against exact fractions."""
+
+import functools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from fastvae_kernels.numba import _gram_blocks as blocks
+from fastvae_kernels.numba._double import (
+    add_product,
+    choose,
+    constant,
+    disjoint,
+    exact_product,
+    exact_sum,
+    get,
+    high,
+    low,
+    number,
+    number_zero,
+    put,
+    root,
+)
+from fastvae_kernels.numba._gram_blocks import SIDE_EXACT
+from fastvae_kernels.numba._jit import kernel, unpack
+from fastvae_kernels.numba._memory import F64, array_at, read
+from fastvae_kernels.numba._regression_sums import Sums, add, joined, multiply, two_product
+from fastvae_kernels.numba._vector import total
+
+OPERATIONS = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": lambda a, b: a / b,
+}
+
+
+def call(function, *fields):
+    function.call(function.pack(0, 0, 1, 1, *[f.ctypes.data if isinstance(f, np.ndarray) else f for f in fields]))
+
+
+def exact(pairs):
+    """The numbers that pairs [..., 2, 8] mean, lane by lane."""
+    return [[Fraction(h) + Fraction(small) for h, small in zip(*p, strict=True)] for p in pairs.tolist()]
+
+
+def random_pairs(count, seed, spread=20):
+    """Pairs of both signs, exponents far apart, some with a small part of 0."""
+    rng = np.random.default_rng(seed)
+    h = rng.normal(size=(count, 8)) * 2.0 ** rng.integers(-spread, spread, (count, 8))
+    small = h * rng.uniform(-0.5, 0.5, h.shape) * 2.0**-53
+    small[rng.uniform(size=h.shape) < 0.2] = 0
+    return np.stack([h, small], axis=1)
+
+
+@functools.cache
+def make_arithmetic():
+    @kernel("4q")
+    def arithmetic(block):
+        a_address, b_address, out_address, n = unpack(block, "4q")
+        a, b = array_at(a_address, 16 * n, F64), array_at(b_address, 16 * n, F64)
+        out, x = array_at(out_address, 16 * 9 * n, F64), number_zero(1)
+        for i in range(n):
+            p, q = get(a, i, x), get(b, i, x)
+            put(out, i, p + q)
+            put(out, n + i, p - q)
+            put(out, 2 * n + i, p * q)
+            put(out, 3 * n + i, p / q)
+            put(out, 4 * n + i, root(p * p))
+            put(out, 5 * n + i, exact_product(high(p), high(q)))
+            put(out, 6 * n + i, exact_sum(high(p), high(q)))
+            put(out, 7 * n + i, choose(high(p) < high(q), p, -q))
+            put(out, 8 * n + i, disjoint(add_product(number(x, high(p), low(p)), high(q), constant(x, 3.0))))
+
+    return arithmetic
+
+
+def test_pairs_are_right_to_102_bits():
+    n = 200
+    a, b, out = random_pairs(n, 0), random_pairs(n, 1), np.empty((9, n, 2, 8))
+    call(make_arithmetic(), a, b, out, n)
+    p, q = exact(a), exact(b)
+    for k, operation in enumerate(OPERATIONS.values()):
+        for got, x, y in zip(exact(out[k]), p, q, strict=True):
+            for g, s, t in zip(got, x, y, strict=True):
+                want = operation(s, t)
+                assert abs(g - want) <= abs(want) * Fraction(2) ** -102
+    for k in range(9):  # their parts do not overlap
+        assert (np.abs(out[k, :, 1]) <= np.abs(out[k, :, 0]) * 2.0**-52).all()
+    for got, x in zip(exact(out[4]), p, strict=True):
+        for g, s in zip(got, x, strict=True):
+            assert abs(g - abs(s)) <= abs(s) * Fraction(2) ** -100
+    h, g = a[:, 0].tolist(), b[:, 0].tolist()
+    products, sums = exact(out[5]), exact(out[6])
+    for i in range(n):
+        for lane in range(8):
+            s, t = Fraction(h[i][lane]), Fraction(g[i][lane])
+            assert products[i][lane] == s * t
+            assert sums[i][lane] == s + t
+    np.testing.assert_array_equal(out[7], np.where((a[:, :1] < b[:, :1]), a, -b))
+    for got, x, t in zip(exact(out[8]), p, g, strict=True):
+        for result, s, factor in zip(got, x, t, strict=True):
+            want = s + 3 * Fraction(factor)
+            assert abs(result - want) <= (abs(s) + abs(3 * Fraction(factor))) * Fraction(2) ** -104
+
+
+@functools.cache
+def make_products(count):
+    @kernel("5q")
+    def products(block):
+        z_address, acc_address, sums_address, S, T = unpack(block, "5q")
+        z = array_at(z_address, count * S, F64)
+        acc = array_at(acc_address, count * count * 8, F64)
+        sums = array_at(sums_address, count * (count + 1) // 2, F64)
+        blocks.add_all_products(acc, z, S, T // 2, 1, count)
+        blocks.add_all_products(acc, z[T // 2 :], S, T // 2, 0, count)
+        blocks.store_totals(sums, acc, count)
+
+    return products
+
+
+@pytest.mark.parametrize("count", range(2, blocks.UNROLLED + 1))
+def test_products_of_all_columns(count):
+    # each number of columns is cut into other groups; integers, so that any order of summation is exact
+    rng = np.random.default_rng(count)
+    T, S = 48, 56
+    z = np.full((count, S), np.nan)
+    z[:, :T] = rng.integers(-9, 9, (count, T))
+    acc, sums = np.full((count, count, 8), np.nan), np.full(count * (count + 1) // 2 + 1, -1.0)
+    call(make_products(count), z, acc, sums, S, T)
+    i, j = np.tril_indices(count)
+    np.testing.assert_array_equal(sums[:-1], (z[:, :T] @ z[:, :T].T)[i, j])
+    assert sums[-1] == -1  # nothing is written behind them
+
+
+@functools.cache
+def make_blocks():
+    @kernel("5q")
+    def two_blocks(block):
+        z_address, acc_address, out_address, S, T = unpack(block, "5q")
+        side = blocks.SIDE
+        z = array_at(z_address, 2 * side * S, F64)
+        acc = array_at(acc_address, 4 * side * side * 8, F64)
+        out = array_at(out_address, 4 * side * side, F64)
+        u = blocks.partial_sums()
+        for i in range(0, 2 * side, side):
+            blocks.add_block(acc, 2 * side, z, i, i, S, T, 1, True)
+        blocks.add_block(acc, 2 * side, z, side, 0, S, T, 1, False)
+        for k in range(4 * side * side):
+            out[k] = total(read(acc, k * blocks.LANES_REGISTER, u))
+
+    return two_blocks
+
+
+def test_blocks_of_products():
+    n, T, S = 2 * blocks.SIDE, 24, 32
+    z = np.zeros((n, S))
+    z[:, :T] = np.random.default_rng(0).integers(-9, 9, (n, T))
+    acc, out = np.zeros((n, n, 8)), np.empty((n, n))
+    call(make_blocks(), z, acc, out, S, T)
+    np.testing.assert_array_equal(np.tril(out), np.tril(z @ z.T))
+
+
+@functools.cache
+def make_exact_blocks():
+    @kernel("6q")
+    def exact_block(block):
+        a_address, z_address, acc_address, out_address, S, T = unpack(block, "6q")
+        side = SIDE_EXACT
+        gap = side * S
+        a, z = array_at(a_address, 2 * gap, F64), array_at(z_address, 2 * gap, F64)
+        acc, out = array_at(acc_address, side * side * 16, F64), array_at(out_address, 4 * side * side, F64)
+        u = blocks.partial_sums()
+        for exact_rows in range(2):
+            if exact_rows:
+                blocks.add_exact_block(acc, side, a, z, 0, 0, S, T, gap, 1, False, True, SIDE_EXACT, SIDE_EXACT)
+            else:
+                blocks.add_exact_block(acc, side, a, z, 0, 0, S, T, gap, 1, False, False, SIDE_EXACT, SIDE_EXACT)
+            for k in range(side * side):
+                first = k * 2 * blocks.LANES_REGISTER
+                both = exact_sum(read(acc, first, u), read(acc, first + blocks.LANES_REGISTER, u))
+                to = 2 * (exact_rows * side * side + k)
+                out[to], out[to + 1] = blocks.pair_total(both)
+
+    return exact_block
+
+
+def test_sums_of_products_of_pairs_that_cancel():
+    # sums of 96 products, of which nothing is left but the last of 106 bits
+    side, T, S = SIDE_EXACT, 96, 104
+    rng = np.random.default_rng(0)
+    a, z = (rng.normal(size=(2, side, S)) * [[[1.0]], [[2.0**-54]]] for _ in range(2))
+    z[:, :, 48:T] = -z[:, :, :48]
+    a[:, :, 48:T] = a[:, :, :48] * (1 + 2.0**-40)
+    acc, out = np.zeros((side, side, 16)), np.empty((2, side, side, 2))
+    call(make_exact_blocks(), a, z, acc, out, S, T)
+    for exact_rows in range(2):
+        for i in range(side):
+            for j in range(side):
+                x = [
+                    Fraction(h) + (0 if exact_rows else Fraction(s)) for h, s in zip(*a[:, i, :T].tolist(), strict=True)
+                ]
+                y = [Fraction(h) + Fraction(s) for h, s in zip(*z[:, j, :T].tolist(), strict=True)]
+                want = sum(s * t for s, t in zip(x, y, strict=True))
+                size = sum(abs(s * t) for s, t in zip(x, y, strict=True))
+                got = sum(map(Fraction, out[exact_rows, i, j].tolist()))
+                assert abs(got - want) <= size * Fraction(2) ** -100
+
+
+def test_pairs_in_numpy():
+    a, b = random_pairs(100, 2), random_pairs(100, 3)
+    p, q = (a[:, 0], a[:, 1]), (b[:, 0], b[:, 1])
+    for function, operation in ((add, OPERATIONS["add"]), (multiply, OPERATIONS["multiply"])):
+        for got, x, y in zip(exact(np.stack(function(p, q), axis=1)), exact(a), exact(b), strict=True):
+            for g, s, t in zip(got, x, y, strict=True):
+                assert abs(g - operation(s, t)) <= abs(operation(s, t)) * Fraction(2) ** -100
+    for h, small, s, t in zip(*(x.ravel().tolist() for x in (*two_product(p[0], q[0]), p[0], q[0])), strict=True):
+        assert Fraction(h) + Fraction(small) == Fraction(s) * Fraction(t)
+
+
+def test_sums_about_other_centers_are_the_same_sums():
+    # integers, so that sums about integers are exact in any order
+    rng = np.random.default_rng(0)
+    P, R = 3, 2
+    z = rng.integers(-99, 99, (50, P + R)).astype(float)
+    centers = rng.integers(-9, 9, (2, P + R)).astype(float)
+
+    def of(rows, center):
+        c = np.c_[np.ones(len(rows)), rows - center]
+        numbers = [c[:, i] @ c[:, j] for i in range(P + 1) for j in range(i + 1)]
+        for i in range(P + 1, P + 1 + R):
+            numbers += [*(c[:, i] @ c[:, j] for j in range(P + 1)), c[:, i] @ c[:, i]]
+        pairs = np.stack([numbers, np.zeros(len(numbers))], axis=-1)[None]
+        return Sums(pairs, np.r_[0.0, center][None], np.array([len(rows)]), np.zeros(1), P, R, True, True)
+
+    both = joined(of(z[:20], centers[0]), of(z[20:], centers[1]))
+    np.testing.assert_array_equal(both.numbers, of(z, centers[0]).numbers)
+    assert both.rows == 50
