@@ -7,14 +7,11 @@ scikit-learn runs at its best number of threads, one or all, tried first. `copy`
 and of arithmetic. Run it alone.
 """
 
-import os
-import subprocess
-import sys
-import time
 from typing import Any
 
 import numpy as np
 import pytest
+from rivals import Parts, limited, output
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
@@ -63,39 +60,6 @@ def estimator(mixture: fastvae.gmm.Mixture, **options: Any) -> GaussianMixture:
         precisions_init=covariances,
         **options,
     )
-
-
-def best_threads(function: Any) -> int | None:
-    """The number of threads that it is fastest with: 1, or None for all."""
-    seconds = {}
-    for limit in (1, None):
-        with threadpool_limits(limit):
-            function()
-            begin = time.perf_counter()
-            function()
-            seconds[limit] = time.perf_counter() - begin
-    return min(seconds, key=seconds.__getitem__)
-
-
-class Parts:
-    """A function that does so many times what its rivals do."""
-
-    def __init__(self, function: Any, parts: float) -> None:
-        self.function, self.parts = function, parts
-
-    def __call__(self) -> None:
-        self.function()
-
-
-def limited(function: Any) -> Any:
-    """The function at its best number of threads."""
-    limit = best_threads(function)
-
-    def run() -> None:
-        with threadpool_limits(limit):
-            function()
-
-    return run
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "em {} {}x{},{}".format(*case))
@@ -190,12 +154,6 @@ start = time.perf_counter()
 fastvae.gmm.fit(X, 3, covariance_type={kind!r}, seed=0)
 print(time.perf_counter() - start)
 """
-
-
-def output(code: str, **environment: str) -> float:
-    """What a fresh process prints."""
-    run = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, check=True)
-    return float(run.stdout)
 
 
 def bench_peak_memory(benchmark):

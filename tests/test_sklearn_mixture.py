@@ -183,7 +183,7 @@ def test_weights_that_are_none_are_refused():
 
 
 def test_weights_of_other_arrays_than_numpys_are_refused(monkeypatch):
-    monkeypatch.setattr(fastvae.sklearn, "get_config", lambda: {"array_api_dispatch": True})
+    monkeypatch.setattr(fastvae.sklearn._mixture, "get_config", lambda: {"array_api_dispatch": True})
     with pytest.raises(NotImplementedError, match="sample_weight"):
         GaussianMixture(2).fit(IRIS, sample_weight=np.ones(150))
 

@@ -1,4 +1,4 @@
-"""scikit-learn estimators over the kernels: `GaussianMixture`. Needs scikit-learn, the extra ``[sklearn]``."""
+"""`GaussianMixture`: scikit-learn's estimator, with EM by `fastvae.gmm`."""
 
 import inspect
 import math
@@ -16,8 +16,8 @@ from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from . import gmm
-from ._status import Status
+from .. import gmm
+from .._status import Status
 
 Array = np.ndarray
 

@@ -1,0 +1,417 @@
+"""The regression kernels: certified digits, exact arithmetic, bits, threads, bad neighbours."""
+
+import json
+import math
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastvae
+from fastvae import Status, regression
+
+NIST = sorted((Path(__file__).parent / "data" / "nist_strd").glob("*.json"))
+REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = Status.REFINED, Status.DOUBLE_DOUBLE, Status.RANK_DEFICIENT
+PRECISIONS = ["auto", "float64", "double-double"]
+
+
+def fit(X, y, **options):
+    return regression.fit(X, y, **{"backend": "numba", "on_singular": "raise"} | options)
+
+
+# Certified digits
+
+
+def digits(actual, certified):
+    """Worst -log10 relative error, absolute where the certified value is 0; 15 at most, as many as are certified."""
+    actual, certified = np.atleast_1d(actual), np.atleast_1d(certified)
+    error = np.abs(actual - certified) / np.where(certified == 0, 1.0, np.abs(certified))
+    return min(15.0, -math.log10(max(error.max(), 1e-300)))
+
+
+def certified_problem(path):
+    data = json.loads(path.read_text())
+    X = np.array(data["x"]).T ** np.arange(1, (data["poly_degree"] or 1) + 1)
+    return X, np.array(data["y"]), data["intercept"], data["certified"]
+
+
+# No solver reaches more from this float64 design than exact least squares does: 13.2 digits on Wampler2, 13.5 on
+# Pontius, 7.6 on Filip. Standard errors that float64 is enough for have 13 digits where coefficients were refined.
+@pytest.mark.parametrize("path", NIST, ids=lambda path: path.stem)
+def test_nist_certified_digits_by_default(path):
+    X, y, intercept, certified = certified_problem(path)
+    result = regression.fit(X, y, fit_intercept=intercept)
+    coef, errors = result.coef, result.standard_errors
+    if intercept:
+        coef = np.r_[result.intercept, coef]
+        errors = np.r_[result.intercept_standard_error, errors]
+    floor = 7.5 if path.stem == "Filip" else 13
+    assert digits(coef, certified["coef"]) >= floor
+    assert digits(errors, certified["coef_sd"]) >= floor
+    assert digits(np.sqrt(result.sigma2_unbiased), certified["residual_sd"]) >= (9.5 if path.stem == "Filip" else 13)
+    assert digits(result.r2, certified["r_squared"]) >= (11.5 if path.stem == "Filip" else 13)
+    assert result.rank == X.shape[1]
+
+
+def test_nist_in_one_stream():
+    # the same digits from sums alone, two rows at a time; a perfect fit leaves no more of RSS than double-double has
+    for path in NIST:
+        X, y, intercept, certified = certified_problem(path)
+        gram = regression.Gram(fit_intercept=intercept, backend="numba")
+        for n in range(0, len(y), 2):
+            gram.update(X[n : n + 2], y[n : n + 2])
+        result = gram.solve()
+        coef = np.r_[result.intercept, result.coef] if intercept else result.coef
+        assert digits(coef, certified["coef"]) >= (7.5 if path.stem == "Filip" else 13), path.stem
+
+
+def in_exact_arithmetic(X, y, w=None, alpha=0.0, intercept=True):
+    """Coefficients, intercept first, diagonal of (X'WX + alpha)^-1, and RSS, in 80 digits, rounded once."""
+    with mpmath.workdps(80):
+        A = mpmath.matrix([[*([1] if intercept else []), *map(mpmath.mpf, row)] for row in X.tolist()])
+        b = mpmath.matrix(list(map(mpmath.mpf, y.tolist())))
+        weights = [mpmath.mpf(v) for v in (np.ones(len(y)) if w is None else w).tolist()]
+        WA = A.copy()
+        for i in range(A.rows):
+            for j in range(A.cols):
+                WA[i, j] *= weights[i]
+        G = A.T * WA
+        for j in range(int(intercept), A.cols):
+            G[j, j] += mpmath.mpf(alpha)
+        inverse = G**-1
+        solution = inverse * (WA.T * b)
+        residuals = b - A * solution
+        rss = sum(v * r**2 for v, r in zip(weights, residuals, strict=True))
+        diagonal = [float(inverse[j, j]) for j in range(A.cols)]
+        return np.array([float(s) for s in solution]), np.array(diagonal), float(rss)
+
+
+def check_exactly(X, y, w=None, alpha=0.0, intercept=True, tolerance=2e-13, of_errors=1e-9, **options):
+    """The fit is that of exact arithmetic; its status."""
+    result = fit(X, y, sample_weight=w, alpha=alpha, fit_intercept=intercept, **options)
+    solution, diagonal, rss = in_exact_arithmetic(X, y, w, alpha, intercept)
+    coef = np.r_[result.intercept, result.coef] if intercept else result.coef
+    np.testing.assert_allclose(coef, solution, rtol=tolerance)
+    np.testing.assert_allclose(result.rss, rss, rtol=1e-10, atol=1e-50)
+    if alpha == 0:
+        errors = np.sqrt(rss / (int((np.ones(len(y)) if w is None else w > 0).sum()) - len(solution)) * diagonal)
+        got = np.r_[result.intercept_standard_error, result.standard_errors] if intercept else result.standard_errors
+        np.testing.assert_allclose(got, errors, rtol=of_errors, atol=1e-30)
+    return result.status
+
+
+@pytest.mark.parametrize("exponent", range(0, 15, 2))
+def test_ill_conditioned_designs_in_exact_arithmetic(exponent):
+    # condition 10^exponent: float64 to 1, residuals to 1e2, double-double, and from 1e8 on residuals in it
+    rng = np.random.default_rng(exponent)
+    N, P = 30, 5
+    (U, _), (V, _) = np.linalg.qr(rng.normal(size=(N, P))), np.linalg.qr(rng.normal(size=(P, P)))
+    X = U @ np.diag(np.logspace(0, -exponent, P)) @ V.T
+    y = X @ rng.normal(size=P) + 1e-3 * rng.normal(size=N)
+    status = check_exactly(X, y, of_errors=max(1e-9, 2.0**-95 * 100**exponent))
+    assert bool(status & DOUBLE_DOUBLE) == (exponent >= 4)
+
+
+N = 40
+rng = np.random.default_rng(0)
+PLAIN = rng.normal(size=(N, 3))
+TARGET = PLAIN @ [1.0, 2.0, 3.0] + rng.normal(size=N)
+OUTLYING = np.where(np.arange(N)[:, None] == 0, 1e12, PLAIN)
+TREND = np.arange(N)[:, None] ** np.array([1.0, 2.0])
+WHOLE = np.round(8 * PLAIN)
+DESIGNS = {
+    "plain": (PLAIN, TARGET, {}),
+    "scales of 1 and 1e-7": (PLAIN * [1, 1e-7, 1e5], TARGET, {}),
+    "y far from the origin": (PLAIN, TARGET + 1e9, {}),
+    "X far from the origin": (PLAIN + 1e8, TARGET, {}),
+    "X far, two columns close": (np.c_[PLAIN + 1e8, PLAIN[:, :1] + 1e8 + 1e-3 * PLAIN[::-1, 1:2]], TARGET, {}),
+    "an outlier in the first row": (OUTLYING, TARGET, {"of_errors": 1e-8}),
+    "an outlier in a later row": (OUTLYING[::-1].copy(), TARGET, {"of_errors": 1e-8}),
+    "sorted rows": (TREND, TARGET, {}),
+    "a perfect fit": (WHOLE, WHOLE @ [1.0, 2.0, 3.0] + 5, {}),
+    "powers": (np.linspace(0, 1, N)[:, None] ** np.arange(1, 10), np.cos(np.linspace(0, 5, N)), {}),
+    "no intercept": (PLAIN, TARGET, {"intercept": False}),
+    "weights": (PLAIN, TARGET, {"w": np.where(np.arange(N) % 5, rng.uniform(size=N), 0)}),
+    "weights of all sizes": (PLAIN, TARGET, {"w": 10 ** rng.uniform(-6, 6, N)}),
+    "a ridge": (PLAIN, TARGET, {"alpha": 2.5}),
+    "a ridge, weights, no intercept": (PLAIN, TARGET, {"alpha": 0.1, "w": rng.uniform(size=N), "intercept": False}),
+}
+
+
+@pytest.mark.parametrize("precision", ["auto", "double-double"])
+@pytest.mark.parametrize("name", DESIGNS)
+def test_designs_in_exact_arithmetic(name, precision):
+    X, y, options = DESIGNS[name]
+    check_exactly(X, y, precision=precision, **options)
+
+
+def test_float64_says_nothing_wrong_of_well_conditioned_data():
+    assert check_exactly(PLAIN, TARGET, precision="float64", tolerance=1e-12) == Status(0)
+
+
+def test_a_residual_sum_that_float64_would_lose_is_summed_from_residuals():
+    y = PLAIN @ [1.0, 2.0, 3.0] + 1e-7 * TARGET  # RSS is 1e-15 of y'y
+    for precision in PRECISIONS:
+        tolerance = 1e-7 if precision == "float64" else 2e-13
+        status = check_exactly(PLAIN, y, precision=precision, tolerance=tolerance)
+        assert status == (DOUBLE_DOUBLE if precision == "double-double" else REFINED)
+
+
+def test_several_targets_are_refined_together():
+    targets = np.stack([TARGET, 1e-5 * TARGET + 3, PLAIN @ [1.0, 1e-6, 0.1]], axis=1)
+    result = fit(PLAIN, targets)
+    for r in range(3):
+        solution, _, rss = in_exact_arithmetic(PLAIN, targets[:, r])
+        np.testing.assert_allclose(np.r_[result.intercept[r], result.coef[r]], solution, rtol=2e-13, atol=1e-25)
+        np.testing.assert_allclose(result.rss[r], rss, rtol=1e-10, atol=1e-28)
+    assert result.status == REFINED
+
+
+def test_few_well_behaved_problems_are_refined():
+    g = np.random.default_rng(0)
+    for n, p in ((64, 4), (256, 8)):
+        X = g.normal(size=(2000, n, p))
+        y = np.einsum("bnp,bp->bn", X, g.normal(size=(2000, p))) + g.normal(size=(2000, n)) + 1
+        status = fit(X, y).status
+        assert 0 < (status & REFINED != 0).mean() < 0.1
+        assert (status & DOUBLE_DOUBLE == 0).all()
+
+
+def test_float32_data_are_refined_to_float32():
+    X, y = PLAIN.astype(np.float32), TARGET.astype(np.float32)
+    result = fit(X, y)
+    solution, _, rss = in_exact_arithmetic(X.astype(float), y.astype(float))
+    np.testing.assert_array_equal(result.coef, solution[1:].astype(np.float32))
+    np.testing.assert_allclose(result.rss, rss, rtol=1e-12)
+    assert result.coef.dtype == np.float32
+    assert result.status == Status(0)
+
+
+# Rank
+
+
+def minimum_norm(X, y, w=None, intercept=True):
+    """By the pseudo-inverse, of data whose dependence is exact or nearly so."""
+    w = np.ones(len(y)) if w is None else w
+    mean_x, mean_y = (w @ X / w.sum(), w @ y / w.sum()) if intercept else (0.0, 0.0)
+    A, b = np.sqrt(w)[:, None] * (X - mean_x), np.sqrt(w) * (y - mean_y)
+    inverse = np.linalg.pinv(A, rcond=1e-9)
+    return inverse @ b, inverse @ inverse.T
+
+
+ones = np.ones((N, 1))
+DEPENDENT = {
+    "twice": (np.c_[PLAIN, PLAIN[:, 0]], 3),
+    "a sum": (np.c_[PLAIN, PLAIN[:, 0] + PLAIN[:, 1]], 3),
+    "a combination, rounded": (np.c_[PLAIN[:, :2], 0.1 * PLAIN[:, 0] + 0.3 * PLAIN[:, 1], PLAIN[:, 2]], 3),
+    "two of them": (np.c_[PLAIN[:, 0], 2 * PLAIN[:, 0], PLAIN[:, 1:], PLAIN[:, 1] - 3 * PLAIN[:, 2]], 3),
+    "a constant": (np.c_[PLAIN, 0.1 * ones], 3),
+    "a constant, first": (np.c_[0.1 * ones, PLAIN], 3),
+    "a column of zeros": (np.c_[0 * ones, PLAIN], 3),
+    "groups": (np.c_[np.eye(3)[np.arange(N) % 3], PLAIN], 5),
+    "of unlike scales": (np.c_[PLAIN[:, :2], 1e3 * PLAIN[:, :1], 1e-3 * PLAIN[:, 2:]], 3),
+    "far from the origin": (np.c_[PLAIN + 1e8, 2 * (PLAIN[:, :1] + 1e8)], 3),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_dependent_columns(name, precision):
+    X, rank = DEPENDENT[name]
+    result = fit(X, TARGET, precision=precision, on_singular="ignore")
+    coef, V = minimum_norm(X, TARGET)
+    assert result.rank == rank
+    assert result.status & RANK_DEFICIENT
+    assert result.df == N - rank - 1
+    np.testing.assert_allclose(result.coef, coef, rtol=1e-7, atol=1e-9 * np.abs(coef).max())
+    np.testing.assert_allclose(result.covariance, V * result.sigma2_unbiased, rtol=1e-6, atol=1e-8 * np.abs(V).max())
+    with pytest.raises(np.linalg.LinAlgError):
+        fit(X, TARGET, precision=precision)
+
+
+def test_columns_that_differ_from_others_by_their_rounding_alone_are_dependent():
+    # the sum of two columns of 1e6 has lost all but 1e-10 of what their spread of 1 says
+    a, b = PLAIN[:, 0] + 1e6, PLAIN[:, 1] + 1e6
+    for X in (np.c_[a, b, a + b], np.c_[a + b, a, b]):
+        assert fit(X, TARGET, on_singular="ignore").rank == 2
+    # x2 - x1 is small, and rounded on the scale of x1
+    small = 1e-7 * PLAIN[:, 1]
+    for X in (np.c_[a, a + small, small], np.c_[small, a, a + small]):
+        assert fit(X, TARGET, on_singular="ignore").rank == 2
+
+
+def test_columns_close_to_each_other_are_not_dependent():
+    for distance in (1e-8, 1e-12):
+        X = np.c_[PLAIN, PLAIN[:, 0] + distance * PLAIN[::-1, 1]]
+        status = check_exactly(X, TARGET, of_errors=1e-6)
+        assert status & DOUBLE_DOUBLE
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_fewer_rows_than_columns(intercept):
+    for n, p in ((4, 7), (1, 3), (2, 9)):
+        g = np.random.default_rng(n)
+        X, y = g.normal(size=(n, p)) * 10.0 ** g.integers(-6, 5, p), g.normal(size=n)
+        result = fit(X, y, fit_intercept=intercept, on_singular="ignore")
+        assert result.rank == n - intercept
+        assert np.isnan(result.standard_errors).all()
+        assert result.rss <= 1e-25
+        np.testing.assert_allclose(result.predict(X), y, rtol=1e-10, atol=1e-10)
+        coef, _ = minimum_norm(X, y, intercept=intercept)
+        np.testing.assert_allclose(result.coef, coef, rtol=1e-6, atol=1e-9 * np.abs(coef).max())
+
+
+# Bits, threads, neighbours
+
+
+def batch_of(B=37, n=50, p=3, seed=0):
+    """Problems that need nothing, refinement, double-double, a pseudo-inverse; and one with NaN."""
+    g = np.random.default_rng(seed)
+    X = g.normal(size=(B, n, p))
+    y = np.einsum("bnp,bp->bn", X, g.normal(size=(B, p))) + g.normal(size=(B, n))
+    y[3] = X[3] @ [1.0, 0.0, 1.0]
+    X[5, :, 2] = X[5, :, 1] + 1e-6 * X[5, :, 2]
+    X[11, :, 2] = X[11, :, 1]
+    X[20, 7, 0] = np.nan
+    return X, y
+
+
+def fields(result):
+    names = (
+        "coef",
+        "intercept",
+        "standard_errors",
+        "intercept_standard_error",
+        "sigma2",
+        "log_likelihood",
+        "r2",
+        "rss",
+    )
+    return [np.asarray(getattr(result, name)) for name in (*names, "condition", "rank", "status", "covariance")]
+
+
+def assert_same_bits(one, other):
+    for a, b in zip(fields(one), fields(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_problem_has_the_same_bits_alone_and_in_any_batch(precision):
+    X, y = batch_of()
+    options = {"precision": precision, "on_singular": "ignore"}
+    result = fit(X, y, **options)
+    for b in (0, 3, 5, 11, 36):
+        assert_same_bits(fit(X[b : b + 1], y[b : b + 1], **options), result[b : b + 1])
+    without = np.delete(np.arange(37), 20)
+    assert_same_bits(fit(X[without], y[without], **options), result[without])
+    assert result.status[20] == Status.NONFINITE
+    assert np.isnan(result.coef[20]).all()
+    if precision == "auto":
+        assert result.status[3] == REFINED
+        assert result.status[5] == DOUBLE_DOUBLE
+        assert result.status[11] == DOUBLE_DOUBLE | RANK_DEFICIENT
+
+
+@pytest.fixture(params=[2, 3])
+def threads(request):
+    yield request.param
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bits_do_not_depend_on_threads(threads, weighted):
+    g = np.random.default_rng(0)
+    X, y = batch_of(400)
+    tall = g.normal(size=(40_000, 6)) + 100
+    target = tall @ np.arange(6.0) + g.normal(size=40_000)
+    w, w_tall = (g.uniform(size=y.shape), g.uniform(size=len(target))) if weighted else (None, None)
+    for precision in PRECISIONS:
+        options = {"precision": precision, "on_singular": "ignore"}
+        torch.set_num_threads(1)
+        one = fit(X, y, sample_weight=w, **options), fit(tall, target, sample_weight=w_tall, **options)
+        torch.set_num_threads(threads)
+        many = fit(X, y, sample_weight=w, **options), fit(tall, target, sample_weight=w_tall, **options)
+        for a, b in zip(one, many, strict=True):
+            assert_same_bits(a, b)
+
+
+def test_sums_have_the_same_bits_for_the_same_updates(threads):
+    g = np.random.default_rng(0)
+    X, y = g.normal(size=(30_000, 4)), g.normal(size=30_000)
+
+    def streamed(number):
+        torch.set_num_threads(number)
+        gram = regression.Gram(backend="numba")
+        for n in range(0, 30_000, 7_000):
+            gram.update(X[n : n + 7_000], y[n : n + 7_000])
+        return gram.solve()
+
+    assert_same_bits(streamed(1), streamed(threads))
+
+
+def test_many_rows_of_a_tall_problem():
+    # more tiles than one slot takes, a first tile that says nothing of the others, and rows that do not fill a vector
+    g = np.random.default_rng(0)
+    n = 30_011
+    for p in (1, 3, 14):
+        X = np.cumsum(g.normal(size=(n, p)), axis=0) + np.arange(n)[:, None]
+        y = X.sum(1) + g.normal(size=n)
+        A = np.c_[np.ones(n), X].astype(np.longdouble)
+        G, b = A.T @ A, A.T @ y.astype(np.longdouble)
+        solution = mpmath.lu_solve(mpmath.matrix(G.tolist()), mpmath.matrix(b.tolist()))
+        for precision in ("auto", "double-double"):
+            result = fit(X, y, precision=precision)
+            np.testing.assert_allclose(result.coef, [float(s) for s in solution][1:], rtol=1e-9)
+        exact = fit(X, y, precision="double-double")
+        np.testing.assert_allclose(fit(X, y).coef, exact.coef, rtol=2e-13)
+
+
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 30), st.integers(1, 16), st.integers(1, 3))
+
+
+@given(
+    SHAPES,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0.0, 0.5]),
+    st.sampled_from(["plain", "columns", "every other"]),
+)
+def test_any_shape_and_layout_is_the_references(shape, weighted, intercept, alpha, layout):
+    B, extra, P, R = shape
+    n = P + extra + 2
+    g = np.random.default_rng(n)
+    X, y = g.normal(size=(B, n, P)) + 2, g.normal(size=(B, n, R))
+    if layout == "columns":
+        X = np.ascontiguousarray(X.transpose(0, 2, 1)).transpose(0, 2, 1)
+    elif layout == "every other":
+        X, y = np.repeat(X, 2, axis=1)[:, ::2], np.repeat(y, 2, axis=2)[:, :, ::2]
+    w = g.uniform(0.1, 1, size=(B, n)) if weighted else None
+    options = {"sample_weight": w, "fit_intercept": intercept, "alpha": alpha}
+    ours, theirs = fit(X, y, **options), regression.fit(X, y, backend="reference", **options)
+    condition = np.max(ours.condition)
+    for a, b in zip(fields(ours)[:8], fields(theirs)[:8], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9 * condition, atol=1e-12 * condition)
+
+
+def test_rows_of_weight_zero_count_nowhere():
+    w = np.where(np.arange(N) % 3, 1.0, 0.0)
+    everywhere = fit(PLAIN, TARGET, sample_weight=w)
+    some = fit(PLAIN[w > 0], TARGET[w > 0], sample_weight=w[w > 0])
+    for a, b in zip(fields(everywhere)[:8], fields(some)[:8], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    assert everywhere.rows == (w > 0).sum()
+
+
+def test_data_that_squares_lose_are_scaled():
+    result = fit(PLAIN * [1e200, 1e-200, 1.0], TARGET * 1e-50)
+    plain = fit(PLAIN, TARGET)
+    np.testing.assert_allclose(result.coef * [1e200, 1e-200, 1.0] * 1e50, plain.coef, rtol=1e-12)
+
+
+def test_show_config_names_the_kernels(capsys):
+    fastvae.show_config()
+    assert "regression       numba" in capsys.readouterr().out
