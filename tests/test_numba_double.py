@@ -24,9 +24,9 @@ from fastvae_kernels.numba._double import (
 )
 from fastvae_kernels.numba._gram_blocks import SIDE_EXACT
 from fastvae_kernels.numba._jit import kernel, unpack
-from fastvae_kernels.numba._memory import F64, array_at, read
+from fastvae_kernels.numba._memory import F64, I64, array_at, read, write
 from fastvae_kernels.numba._regression_sums import Sums, add, joined, multiply, two_product
-from fastvae_kernels.numba._vector import total
+from fastvae_kernels.numba._vector import lanes, total
 
 OPERATIONS = {
     "add": lambda a, b: a + b,
@@ -56,9 +56,9 @@ def random_pairs(count, seed, spread=20):
 
 @functools.cache
 def make_arithmetic():
-    @kernel("4q")
+    @kernel("4q 1d")
     def arithmetic(block):
-        a_address, b_address, out_address, n = unpack(block, "4q")
+        a_address, b_address, out_address, n, one = unpack(block, "4q 1d")
         a, b = array_at(a_address, 16 * n, F64), array_at(b_address, 16 * n, F64)
         out, x = array_at(out_address, 16 * 9 * n, F64), number_zero(1)
         for i in range(n):
@@ -71,7 +71,7 @@ def make_arithmetic():
             put(out, 5 * n + i, exact_product(high(p), high(q)))
             put(out, 6 * n + i, exact_sum(high(p), high(q)))
             put(out, 7 * n + i, choose(high(p) < high(q), p, -q))
-            put(out, 8 * n + i, disjoint(add_product(number(x, high(p), low(p)), high(q), constant(x, 3.0))))
+            put(out, 8 * n + i, disjoint(add_product(number(x, high(p), low(p)), high(q), constant(x, 3.0), one)))
 
     return arithmetic
 
@@ -79,18 +79,18 @@ def make_arithmetic():
 def test_pairs_are_right_to_102_bits():
     n = 200
     a, b, out = random_pairs(n, 0), random_pairs(n, 1), np.empty((9, n, 2, 8))
-    call(make_arithmetic(), a, b, out, n)
+    call(make_arithmetic(), a, b, out, n, 1.0)
     p, q = exact(a), exact(b)
     for k, operation in enumerate(OPERATIONS.values()):
         for got, x, y in zip(exact(out[k]), p, q, strict=True):
             for g, s, t in zip(got, x, y, strict=True):
                 want = operation(s, t)
-                assert abs(g - want) <= abs(want) * Fraction(2) ** -102
+                assert abs(g - want) <= abs(want) * Fraction(1, 2**102)
     for k in range(9):  # their parts do not overlap
         assert (np.abs(out[k, :, 1]) <= np.abs(out[k, :, 0]) * 2.0**-52).all()
     for got, x in zip(exact(out[4]), p, strict=True):
         for g, s in zip(got, x, strict=True):
-            assert abs(g - abs(s)) <= abs(s) * Fraction(2) ** -100
+            assert abs(g - abs(s)) <= abs(s) * Fraction(1, 2**100)
     h, g = a[:, 0].tolist(), b[:, 0].tolist()
     products, sums = exact(out[5]), exact(out[6])
     for i in range(n):
@@ -102,7 +102,7 @@ def test_pairs_are_right_to_102_bits():
     for got, x, t in zip(exact(out[8]), p, g, strict=True):
         for result, s, factor in zip(got, x, t, strict=True):
             want = s + 3 * Fraction(factor)
-            assert abs(result - want) <= (abs(s) + abs(3 * Fraction(factor))) * Fraction(2) ** -104
+            assert abs(result - want) <= (abs(s) + abs(3 * Fraction(factor))) * Fraction(1, 2**104)
 
 
 @functools.cache
@@ -164,24 +164,24 @@ def test_blocks_of_products():
 
 @functools.cache
 def make_exact_blocks():
-    @kernel("6q")
+    @kernel("7q 1d")
     def exact_block(block):
-        a_address, z_address, acc_address, out_address, S, T = unpack(block, "6q")
+        a_address, z_address, acc_address, out_address, where_address, S, T, one = unpack(block, "7q 1d")
         side = SIDE_EXACT
         gap = side * S
         a, z = array_at(a_address, 2 * gap, F64), array_at(z_address, 2 * gap, F64)
-        acc, out = array_at(acc_address, side * side * 16, F64), array_at(out_address, 4 * side * side, F64)
-        u = blocks.partial_sums()
+        room = (side * side + 7) // 8 * 8
+        acc, out = array_at(acc_address, side * side * 16, F64), array_at(out_address, 4 * room, F64)
+        where, u = array_at(where_address, room, I64), blocks.partial_sums()
         for exact_rows in range(2):
             if exact_rows:
-                blocks.add_exact_block(acc, side, a, z, 0, 0, S, T, gap, 1, False, True, SIDE_EXACT, SIDE_EXACT)
+                blocks.add_exact_block(acc, side, a, z, 0, 0, S, T, gap, 1, one, False, True, SIDE_EXACT, SIDE_EXACT)
             else:
-                blocks.add_exact_block(acc, side, a, z, 0, 0, S, T, gap, 1, False, False, SIDE_EXACT, SIDE_EXACT)
-            for k in range(side * side):
-                first = k * 2 * blocks.LANES_REGISTER
-                both = exact_sum(read(acc, first, u), read(acc, first + blocks.LANES_REGISTER, u))
-                to = 2 * (exact_rows * side * side + k)
-                out[to], out[to + 1] = blocks.pair_total(both)
+                blocks.add_exact_block(acc, side, a, z, 0, 0, S, T, gap, 1, one, False, False, SIDE_EXACT, SIDE_EXACT)
+            for k in range(0, side * side, lanes(u)):
+                some = blocks.totals_of_pairs(acc, where, k)
+                write(out, 2 * (exact_rows * room + k), high(some))
+                write(out, 2 * (exact_rows * room + k) + lanes(u), low(some))
 
     return exact_block
 
@@ -193,19 +193,56 @@ def test_sums_of_products_of_pairs_that_cancel():
     a, z = (rng.normal(size=(2, side, S)) * [[[1.0]], [[2.0**-54]]] for _ in range(2))
     z[:, :, 48:T] = -z[:, :, :48]
     a[:, :, 48:T] = a[:, :, :48] * (1 + 2.0**-40)
-    acc, out = np.zeros((side, side, 16)), np.empty((2, side, side, 2))
-    call(make_exact_blocks(), a, z, acc, out, S, T)
-    for exact_rows in range(2):
+    room, L = -(-side * side // 8) * 8, blocks.LANES_REGISTER
+    where = np.minimum(np.arange(room), side * side - 1) * 2 * L
+    acc, out = np.zeros((side, side, 16)), np.empty((2, room // L, 2, L))
+    call(make_exact_blocks(), a, z, acc, out, where, S, T, 1.0)
+    totals = out.transpose(0, 1, 3, 2).reshape(2, room, 2)[:, : side * side].reshape(2, side, side, 2)
+    for exact_rows in (False, True):
         for i in range(side):
             for j in range(side):
-                x = [
-                    Fraction(h) + (0 if exact_rows else Fraction(s)) for h, s in zip(*a[:, i, :T].tolist(), strict=True)
-                ]
+                x = [Fraction(h) + (not exact_rows) * Fraction(s) for h, s in zip(*a[:, i, :T].tolist(), strict=True)]
                 y = [Fraction(h) + Fraction(s) for h, s in zip(*z[:, j, :T].tolist(), strict=True)]
-                want = sum(s * t for s, t in zip(x, y, strict=True))
-                size = sum(abs(s * t) for s, t in zip(x, y, strict=True))
-                got = sum(map(Fraction, out[exact_rows, i, j].tolist()))
-                assert abs(got - want) <= size * Fraction(2) ** -100
+                products = [s * t for s, t in zip(x, y, strict=True)]
+                got = sum(map(Fraction, totals[int(exact_rows), i, j].tolist()))
+                assert abs(got - sum(products)) <= sum(map(abs, products)) * Fraction(1, 2**100)
+
+
+@functools.cache
+def make_residuals(P):
+    @kernel("7q 1d")
+    def residuals(block):
+        z_address, y_address, w_address, coef_address, acc_address, S, T, one = unpack(block, "7q 1d")
+        z, y = array_at(z_address, (P + 1) * S, F64), array_at(y_address, T, F64)
+        w, coef = array_at(w_address, T, F64), array_at(coef_address, 2 * (P + 1), F64)
+        acc = array_at(acc_address, (P + 2) * 16, F64)
+        blocks.add_residuals(acc, z, y, w, coef, S, T // 2, 1, one, P)
+        blocks.add_residuals(acc, z[T // 2 :], y[T // 2 :], w[T // 2 :], coef, S, T // 2, 0, one, P)
+
+    return residuals
+
+
+@pytest.mark.parametrize("P", range(1, blocks.UNROLLED_RESIDUALS + 1))
+def test_sums_of_residuals(P):
+    # residuals 1e-12 of y, of coefficients that are pairs
+    rng = np.random.default_rng(P)
+    S, T, L = 56, 48, blocks.LANES_REGISTER
+    z, w = rng.normal(size=(P + 1, S)), rng.uniform(size=T)
+    z[0] = 1
+    coef = random_pairs(1, P, spread=1)[0, :, : P + 1] if P < 8 else np.stack([rng.normal(size=9), np.zeros(9)])
+    y = -(coef[0] @ z[:, :T]) + 1e-12 * rng.normal(size=T)
+    acc = np.zeros(((P + 2), 2, L))
+    call(make_residuals(P), z, y, w, np.ascontiguousarray(coef), acc, S, T, 1.0)
+    c = [Fraction(h) + Fraction(s) for h, s in zip(*coef.tolist(), strict=True)]
+    columns = [list(map(Fraction, column[:T].tolist())) for column in z]
+    r = [Fraction(v) + sum(b * x[t] for b, x in zip(c, columns, strict=True)) for t, v in enumerate(y.tolist())]
+    wr = [Fraction(v) * s for v, s in zip(w.tolist(), r, strict=True)]
+    for j, column in enumerate(columns):
+        products = [s * x for s, x in zip(wr, column, strict=True)]
+        got = sum(map(Fraction, acc[j].ravel().tolist()))
+        assert abs(got - sum(products)) <= sum(map(abs, products)) * Fraction(1, 2**62)  # 2^-102 of y
+    squares = sum(s * t for s, t in zip(wr, r, strict=True))
+    assert abs(Fraction(float(acc[P + 1, 0].sum())) - squares) <= squares * Fraction(1, 2**49)
 
 
 def test_pairs_in_numpy():
@@ -214,7 +251,7 @@ def test_pairs_in_numpy():
     for function, operation in ((add, OPERATIONS["add"]), (multiply, OPERATIONS["multiply"])):
         for got, x, y in zip(exact(np.stack(function(p, q), axis=1)), exact(a), exact(b), strict=True):
             for g, s, t in zip(got, x, y, strict=True):
-                assert abs(g - operation(s, t)) <= abs(operation(s, t)) * Fraction(2) ** -100
+                assert abs(g - operation(s, t)) <= abs(operation(s, t)) * Fraction(1, 2**100)
     for h, small, s, t in zip(*(x.ravel().tolist() for x in (*two_product(p[0], q[0]), p[0], q[0])), strict=True):
         assert Fraction(h) + Fraction(small) == Fraction(s) * Fraction(t)
 

@@ -48,6 +48,17 @@ def two_sum(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
     return s, builder.fadd(builder.fsub(a, builder.fsub(s, other)), builder.fsub(b, other))
 
 
+def two_sum_mixed(builder: Any, a: Any, b: Any, one: Any) -> tuple[Any, Any]:
+    """The same in loops, half of it by the units that multiply and add: many processors have others for sums alone.
+
+    ``one`` is 1, which the compiler must not know.
+    """
+    s = builder.fadd(a, b)
+    other = fma(builder, s, one, builder.fneg(a))
+    mine = fma(builder, builder.fneg(builder.fsub(s, other)), one, a)
+    return s, fma(builder, mine, one, builder.fsub(b, other))
+
+
 def fast_two_sum(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
     """The same where \\|a\\| >= \\|b\\|."""
     s = builder.fadd(a, b)
@@ -63,6 +74,18 @@ def two_product(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
     """``(p, e)`` with p + e = a b."""
     p = builder.fmul(a, b)
     return p, fma(builder, a, b, builder.fneg(p))
+
+
+def accumulate(
+    builder: Any, s: Any, rest: Any, a: Any, small_a: Any, b: Any, small_b: Any, one: Any
+) -> tuple[Any, Any]:
+    """``(s, rest)`` and the product of a and b added to it; ``small_a`` is None where a is but one part."""
+    product, error = two_product(builder, a, b)
+    s, more = two_sum_mixed(builder, s, product, one)
+    error = fma(builder, a, small_b, builder.fadd(error, more))
+    if small_a is not None:
+        error = fma(builder, small_a, b, error)
+    return s, builder.fadd(rest, error)
 
 
 def _parts(builder: Any, p: Any) -> tuple[Any, Any]:
@@ -191,17 +214,16 @@ def number(typingctx, x, a, b):
 
 
 @intrinsic
-def add_product(typingctx, p, a, q):
-    """The pair p + a q for a vector a, its parts not made disjoint again: for sums of many."""
+def add_product(typingctx, p, a, q, one):
+    """The pair p + a q for a vector a, its parts not made disjoint again: for sums of many. ``one`` is a 1 that the
+    compiler does not know.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (s, rest), (b, small) = _parts(builder, args[0]), _parts(builder, args[2])
-        product, error = two_product(builder, args[1], b)
-        s, more = two_sum(builder, s, product)
-        rest = builder.fadd(rest, fma(builder, args[1], small, builder.fadd(error, more)))
-        return _joined(builder, s, rest)
+        return _joined(builder, *accumulate(builder, s, rest, args[1], None, b, small, splat(builder, args[3], a)))
 
-    return p(p, a, p), codegen
+    return p(p, a, p, one), codegen
 
 
 @intrinsic
@@ -248,7 +270,7 @@ def root(typingctx, x):
     return x(x), codegen
 
 
-def _places(context: Any, builder: Any, array: Any, value: Any, i: Any, x: Any) -> list[Any]:
+def _places(context: Any, builder: Any, array: Any, value: Any, i: Any, x: Any) -> Any:
     parts = 2 if isinstance(x, Pair) else 1
     first = builder.mul(i, i.type(parts * WORDS))
     at = (builder.add(first, i.type(k * WORDS)) for k in range(parts))

@@ -1,7 +1,7 @@
 """Products of columns, block by block: acc[i, j] += sum_t a[i, t] b[j, t], with the sums of a block in registers.
 
 Columns lie S apart in scratch, T rows of them, a multiple of 8. Sums are kept as vectors of partial sums, lane by lane,
-so that a tile adds to them without a shuffle; `_vector.total` and `pair_total` end them. A block is code made for its
+so that a tile adds to them without a shuffle; `store_totals` and `totals_of_pairs` end them. A block is code made for its
 shape: loads of its columns, then one fma for each of its products; in double-double
 
     p + e = a b exactly,    s + f = s + p exactly,    r += e + f + (small parts of a and b)
@@ -16,8 +16,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._double import _add, _joined, _parts, fma, two_product, two_sum
-from ._vector import LANES_REGISTER, Vector, _shuffle, call, llvm_type
+from ._double import Pair, _add, _joined, _parts, accumulate, fast_two_sum, fma, two_product, two_sum_mixed
+from ._vector import LANES_REGISTER, Vector, _shuffle, call, llvm_type, splat
 
 WIDE = LANES_REGISTER == 8  # and twice as many registers
 VECTOR = Vector(types.float64, LANES_REGISTER)
@@ -26,6 +26,7 @@ SIDE_EXACT = 3 if WIDE else 2  # of two registers each
 SIDE_ALONE = 5  # and of a single column
 MOST = 6 if WIDE else 4  # columns of a triangle of sums that is one block
 UNROLLED = 12  # columns for which the blocks are laid out when the kernel is compiled
+UNROLLED_RESIDUALS = 8  # regressors, likewise
 
 
 def _pointer(context: Any, builder: Any, array: Any, value: Any) -> Any:
@@ -46,51 +47,84 @@ def _entries(rows: int, columns: int, triangle: bool) -> list[tuple[int, int]]:
     return [(i, j) for i in range(rows) for j in range(columns) if j <= i or not triangle]
 
 
-def _emit(builder, acc, width, a, b, i, j, S, T, fresh, rows, columns, triangle, gap=None, exact_rows=False):
+class _Sums:
+    """The sums of a block while its loop runs: read from where they are kept, or 0 where they are ``fresh``."""
+
+    def __init__(self, builder: Any, acc: Any, entries: list[Any], words: int, fresh: Any) -> None:
+        self.builder, self.places, self.values = builder, {}, {}
+        vector = llvm_type(VECTOR)
+        zero = ir.Constant(vector, None)
+        for key, entry in entries:
+            for k in range(words):
+                at = builder.add(builder.mul(entry, entry.type(words * LANES_REGISTER)), entry.type(k * LANES_REGISTER))
+                place = builder.bitcast(builder.gep(acc, [at]), vector.as_pointer())
+                before = builder.select(fresh, zero, builder.load(place, align=8))
+                self.places[key, k], self.values[key, k] = place, _room(builder, vector)
+                builder.store(before, self.values[key, k])
+
+    def get(self, key: Any, k: int = 0) -> Any:
+        return self.builder.load(self.values[key, k])
+
+    def set(self, key: Any, value: Any, k: int = 0) -> None:
+        self.builder.store(value, self.values[key, k])
+
+    def keep(self) -> None:
+        for key, place in self.places.items():
+            self.builder.store(self.builder.load(self.values[key]), place, align=8)
+
+
+def _emit(
+    builder: Any,
+    acc: Any,
+    width: Any,
+    a: Any,
+    b: Any,
+    i: Any,
+    j: Any,
+    S: Any,
+    T: Any,
+    fresh: Any,
+    rows: int,
+    columns: int,
+    triangle: bool,
+    gap: Any = None,
+    exact_rows: bool = False,
+    one: Any = None,
+) -> None:
     """A block's loop. Pointers to float64; ``i`` and ``j`` are its first columns in a and in b, ``width`` that of acc.
 
-    ``gap`` is how far behind the columns their small parts lie, in double-double; rows without them are ``exact_rows``.
+    In double-double ``gap`` is how far behind the columns their small parts lie; rows without them are ``exact_rows``.
     """
-    vector, words = llvm_type(VECTOR), 1 if gap is None else 2
-    integer = S.type
-
-    def at(base: Any, index: Any) -> Any:
-        return builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
+    integer, keys = S.type, _entries(rows, columns, triangle)
 
     def column(base: Any, first: Any, k: int, t: Any) -> Any:
-        return builder.load(at(base, builder.add(builder.mul(builder.add(first, integer(k)), S), t)), align=8)
+        return _load(builder, base, builder.add(builder.mul(builder.add(first, integer(k)), S), t))
 
-    zero, places, sums = ir.Constant(vector, None), {}, {}
-    for row, col in _entries(rows, columns, triangle):
-        entry = builder.add(builder.mul(builder.add(i, integer(row)), width), builder.add(j, integer(col)))
-        for k in range(words):
-            where = builder.add(builder.mul(entry, integer(words * LANES_REGISTER)), integer(k * LANES_REGISTER))
-            places[row, col, k] = at(acc, where)
-            sums[row, col, k] = _room(builder, vector)
-            builder.store(builder.select(fresh, zero, builder.load(places[row, col, k], align=8)), sums[row, col, k])
+    entries = [
+        ((r, c), builder.add(builder.mul(builder.add(i, integer(r)), width), builder.add(j, integer(c))))
+        for r, c in keys
+    ]
+    sums = _Sums(builder, acc, entries, 1 if gap is None else 2, fresh)
     with _loop(builder, T) as (t, _):
         left = [column(a, i, k, t) for k in range(rows)]
         right = left if triangle and a is b else [column(b, j, k, t) for k in range(columns)]
         if gap is not None:
             behind = builder.add(gap, t)
-            small_left = [] if exact_rows else [column(a, i, k, behind) for k in range(rows)]
+            small_left = [None if exact_rows else column(a, i, k, behind) for k in range(rows)]
             small_right = [column(b, j, k, behind) for k in range(columns)]
-        for row, col in _entries(rows, columns, triangle):
-            x, y, place = left[row], right[col], sums[row, col, 0]
-            before = builder.load(place)
+        for r, c in keys:
             if gap is None:
-                builder.store(call(builder, "llvm.fmuladd", vector, x, y, before), place)
+                sums.set((r, c), call(builder, "llvm.fmuladd", left[r].type, left[r], right[c], sums.get((r, c))))
                 continue
-            p, error = two_product(builder, x, y)
-            s, more = two_sum(builder, before, p)
-            builder.store(s, place)
-            error = fma(builder, x, small_right[col], builder.fadd(error, more))
-            if not exact_rows:
-                error = fma(builder, small_left[row], y, error)
-            rest = sums[row, col, 1]
-            builder.store(builder.fadd(builder.load(rest), error), rest)
-    for key, place in places.items():
-        builder.store(builder.load(sums[key]), place, align=8)
+            parts = left[r], small_left[r], right[c], small_right[c]
+            s, rest = accumulate(builder, sums.get((r, c)), sums.get((r, c), 1), *parts, one)
+            sums.set((r, c), s)
+            sums.set((r, c), rest, 1)
+    sums.keep()
+
+
+def _load(builder: Any, base: Any, at: Any) -> Any:
+    return builder.load(builder.bitcast(builder.gep(base, [at]), llvm_type(VECTOR).as_pointer()), align=8)
 
 
 def _groups(n: int) -> list[tuple[int, int]]:
@@ -130,8 +164,9 @@ def add_block(typingctx, acc, width, z, i, j, S, T, fresh, triangle):
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         acc_, z_ = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
+        width_, i_, j_, S_, T_ = args[1], *args[3:7]
         fresh_ = builder.icmp_signed("!=", args[7], args[7].type(0))
-        _emit(builder, acc_, args[1], z_, z_, *args[3:7], fresh_, *sizes)
+        _emit(builder, acc_, width_, z_, z_, i_, j_, S_, T_, fresh_, *sizes)
         return context.get_dummy_value()
 
     n = types.intp
@@ -139,19 +174,93 @@ def add_block(typingctx, acc, width, z, i, j, S, T, fresh, triangle):
 
 
 @intrinsic(prefer_literal=True)
-def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, gap, fresh, triangle, exact_rows, rows, columns):
-    """The same in double-double, of a times b, whose small parts lie ``gap`` behind; of constant ``rows`` and ``columns``."""
-    sizes = (rows.literal_value, columns.literal_value, bool(triangle.literal_value))
-    exact = bool(exact_rows.literal_value)
+def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, gap, fresh, one, triangle, exact_rows, rows, columns):
+    """The same in double-double, of a times b, whose small parts lie ``gap`` behind; of constant ``rows`` and
+    ``columns``. ``one`` is 1, which the compiler must not know.
+    """
+    shape = bool(triangle.literal_value), bool(exact_rows.literal_value)
+    count = rows.literal_value, columns.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         acc_, a_, b_ = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2, 3))
+        width_, i_, j_, S_, T_, gap_ = args[1], *args[4:9]
         fresh_ = builder.icmp_signed("!=", args[9], args[9].type(0))
-        _emit(builder, acc_, args[1], a_, b_, *args[4:8], fresh_, *sizes, gap=args[8], exact_rows=exact)
+        one_ = splat(builder, args[10], VECTOR)
+        triangle_, exact = shape
+        _emit(
+            builder,
+            acc_,
+            width_,
+            a_,
+            b_,
+            i_,
+            j_,
+            S_,
+            T_,
+            fresh_,
+            *count,
+            triangle_,
+            gap=gap_,
+            exact_rows=exact,
+            one=one_,
+        )
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(acc, n, a, b, n, n, n, n, n, n, triangle, exact_rows, rows, columns), codegen
+    d = types.float64
+    return types.void(acc, n, a, b, n, n, n, n, n, n, d, triangle, exact_rows, rows, columns), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add_residuals(typingctx, acc, z, y, w, coef, S, T, fresh, one, P):
+    """In double-double, r = y + z'c and the sums w r z_0, ..., w r z_P, all in registers; in float64 then that of w r^2.
+
+    ``z`` are P + 1 columns, ``coef`` their P + 1 coefficients, P a constant, and behind them their small parts; z_0 is
+    1, or 0 behind the rows.
+    """
+    n = P.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        acc_, z_, y_, w_, coef_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(5))
+        S_, T_, fresh_ = args[5:8]
+        fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
+        one_, integer = splat(builder, args[8], VECTOR), S_.type
+        c = [splat(builder, builder.load(builder.gep(coef_, [integer(k)])), VECTOR) for k in range(2 * (n + 1))]
+        sums = _Sums(builder, acc_, [(j, integer(j)) for j in range(n + 2)], 2, fresh_)
+        with _loop(builder, T_) as (t, _):
+            x = [_load(builder, z_, builder.add(builder.mul(integer(j), S_), t)) for j in range(n + 1)]
+            s, rest = two_sum_mixed(builder, _load(builder, y_, t), c[0], one_)
+            rest = builder.fadd(rest, c[n + 1])
+            for j in range(1, n + 1):
+                s, rest = accumulate(builder, s, rest, x[j], None, c[j], c[n + 1 + j], one_)
+            r, small = fast_two_sum(builder, s, rest)
+            wt = _load(builder, w_, t)
+            wr, error = two_product(builder, wt, r)
+            error = fma(builder, wt, small, error)
+            sums.set(n + 1, fma(builder, wr, r, sums.get(n + 1)))
+            total, more = two_sum_mixed(builder, sums.get(0), wr, one_)
+            sums.set(0, total)
+            sums.set(0, builder.fadd(sums.get(0, 1), builder.fadd(more, error)), 1)
+            for j in range(1, n + 1):
+                total, rest = accumulate(builder, sums.get(j), sums.get(j, 1), x[j], None, wr, error, one_)
+                sums.set(j, total)
+                sums.set(j, rest, 1)
+        sums.keep()
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(acc, z, y, w, coef, i, i, i, types.float64, P), codegen
+
+
+def _halves(builder: Any, x: Any, y: Any, part: int) -> list[Any]:
+    """The first and the second halves of groups of 2 ``part`` lanes of x, then of y."""
+    n = x.type.count
+    return [
+        _shuffle(
+            builder, x, y, [g + k + side for side in (0, n) for g in range(0, n, 2 * part) for k in range(h, h + part)]
+        )
+        for h in (0, part)
+    ]
 
 
 @intrinsic(prefer_literal=True)
@@ -161,64 +270,53 @@ def store_totals(typingctx, sums, acc, count):
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sums_, acc_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(2))
-        entries = _entries(n, n, True)
+        number, entries = ir.IntType(64), _entries(n, n, True)
         for first in range(0, len(entries), LANES_REGISTER):
             some = entries[first : first + LANES_REGISTER]
-            values = []
-            for row, col in (some + some[-1:] * LANES_REGISTER)[:LANES_REGISTER]:
-                at = builder.gep(acc_, [ir.IntType(64)((row * n + col) * LANES_REGISTER)])
-                values.append(builder.load(builder.bitcast(at, llvm_type(VECTOR).as_pointer()), align=8))
+            padded = (some + some[-1:] * LANES_REGISTER)[:LANES_REGISTER]
+            values = [_load(builder, acc_, number((row * n + col) * LANES_REGISTER)) for row, col in padded]
             part = LANES_REGISTER // 2
-            while part:  # of each lane group the first and the second half
-                halves = [
-                    [
-                        g + k + side
-                        for side in (0, LANES_REGISTER)
-                        for g in range(0, LANES_REGISTER, 2 * part)
-                        for k in range(h, h + part)
-                    ]
-                    for h in (0, part)
-                ]
-                values = [
-                    builder.fadd(*(_shuffle(builder, values[k], values[k + 1], lanes) for lanes in halves))
-                    for k in range(0, len(values), 2)
-                ]
+            while part:
+                values = [builder.fadd(*_halves(builder, *values[k : k + 2], part)) for k in range(0, len(values), 2)]
                 part //= 2
-            at = builder.gep(sums_, [ir.IntType(64)(first)])
+            at = builder.gep(sums_, [number(first)])
             if len(some) == LANES_REGISTER:
                 builder.store(values[0], builder.bitcast(at, llvm_type(VECTOR).as_pointer()), align=8)
             else:
                 for k in range(len(some)):
-                    place = builder.gep(at, [ir.IntType(64)(k)])
-                    builder.store(builder.extract_element(values[0], ir.IntType(32)(k)), place, align=8)
+                    value = builder.extract_element(values[0], ir.IntType(32)(k))
+                    builder.store(value, builder.gep(at, [number(k)]), align=8)
         return context.get_dummy_value()
 
     return types.void(sums, acc, count), codegen
 
 
 @intrinsic
-def partial_sums(typingctx):
-    """A vector of zeros as wide as partial sums are."""
-    return VECTOR(), lambda context, builder, signature, args: ir.Constant(llvm_type(VECTOR), None)
+def totals_of_pairs(typingctx, acc, where, k):
+    """The sums of the lanes of as many pairs as there are lanes, at where[k], where[k + 1], ..., a lane each."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        acc_, where_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(2))
+        values = []
+        for lane in range(LANES_REGISTER):
+            at = builder.load(builder.gep(where_, [builder.add(args[2], args[2].type(lane))]))
+            values.append([_load(builder, acc_, builder.add(at, at.type(part * LANES_REGISTER))) for part in (0, 1)])
+        # the parts of a running sum overlap, until they are added once
+        values = [list(fast_two_sum(builder, s, rest)) for s, rest in values]
+        part = LANES_REGISTER // 2
+        while part:
+            halves = []
+            for x, y in zip(values[::2], values[1::2], strict=True):
+                high, low = (_halves(builder, x[p], y[p], part) for p in (0, 1))
+                both = _add(builder, *(_joined(builder, high[h], low[h]) for h in (0, 1)))
+                halves.append(list(_parts(builder, both)))
+            values, part = halves, part // 2
+        return _joined(builder, *values[0])
+
+    return Pair(VECTOR)(acc, where, types.intp), codegen
 
 
 @intrinsic
-def pair_total(typingctx, p):
-    """The sum of the lanes of a pair, by halves, as ``(high, low)``."""
-    result = types.UniTuple(p.part.dtype, 2)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value, n = args[0], p.part.lanes
-        while n > 1:
-            n //= 2
-            halves = (
-                _joined(
-                    builder, *(_shuffle(builder, part, part, list(range(k, k + n))) for part in _parts(builder, value))
-                )
-                for k in (0, n)
-            )
-            value = _add(builder, *halves)
-        numbers = [builder.extract_element(part, ir.IntType(32)(0)) for part in _parts(builder, value)]
-        return context.make_tuple(builder, result, numbers)
-
-    return result(p), codegen
+def partial_sums(typingctx):
+    """A vector of zeros as wide as partial sums are."""
+    return VECTOR(), lambda context, builder, signature, args: ir.Constant(llvm_type(VECTOR), None)

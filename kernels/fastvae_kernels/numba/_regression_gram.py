@@ -19,20 +19,20 @@ from ._gram_blocks import (
     add_all_products,
     add_block,
     add_exact_block,
-    pair_total,
     partial_sums,
     store_totals,
+    totals_of_pairs,
 )
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
 from ._math import fma, like, sqrt
-from ._memory import F32, F64, I64, array_at, number, read, vector, write
+from ._memory import F32, F64, I64, array_at, number, on_stack, read, vector, write
 from ._threads import finished, take, worker
 from ._turned import four, load, load_weights
 from ._vector import lanes, total
 
 ORIGIN, FIND, GIVEN = range(3)  # where the columns are taken from: 0, the mean of a few rows, centers that are there
 FEW = 8
-FIELDS = "25q"
+FIELDS = "25q 1d"
 
 
 @math_jit
@@ -131,13 +131,13 @@ def add_products(acc, z, W, S, T, P, fresh):
 
 
 @loop_jit
-def add_exact_products(acc, a, z, W, S, T, P, gap, fresh):
+def add_exact_products(acc, a, z, W, S, T, P, gap, fresh, one):
     """The same in double-double, of a = w z and z."""
     outlined()
     for i in range(0, W, SIDE_EXACT):
-        add_exact_block(acc, W, a, z, i, i, S, T, gap, fresh, True, False, SIDE_EXACT, SIDE_EXACT)
+        add_exact_block(acc, W, a, z, i, i, S, T, gap, fresh, one, True, False, SIDE_EXACT, SIDE_EXACT)
         for j in range(0, min(i, P + 1), SIDE_EXACT):
-            add_exact_block(acc, W, a, z, i, j, S, T, gap, fresh, False, False, SIDE_EXACT, SIDE_EXACT)
+            add_exact_block(acc, W, a, z, i, j, S, T, gap, fresh, one, False, False, SIDE_EXACT, SIDE_EXACT)
 
 
 @loop_jit
@@ -156,17 +156,30 @@ def finish_sums(sums, acc, W, P, R):
 
 
 @loop_jit
-def finish_pairs(sums, acc, W, P, R):
-    """Add up the lanes of pairs."""
+def places_of_sums(where, W, P, R, size):
+    """Where the partial sums of each number of the layout lie, ``size`` apart; beyond the last, the last again."""
     outlined()
-    u = partial_sums()
     at = 0
     for i in range(P + 1 + R):
         for j in range(min(i, P) + 1 + (i > P)):
-            k = j if j <= P else i
-            place = (i * W + k) * 2 * lanes(u)
-            sums[2 * at], sums[2 * at + 1] = pair_total(exact_sum(read(acc, place, u), read(acc, place + lanes(u), u)))
+            where[at] = (i * W + (j if j <= P else i)) * size
             at += 1
+    for k in range(8):
+        where[at + k] = where[at - 1]
+
+
+@loop_jit
+def finish_pairs(sums, acc, where, count):
+    """Add up the lanes of pairs."""
+    outlined()
+    u = partial_sums()
+    some = on_stack(16, F64)
+    for k in range(0, count, lanes(u)):
+        p = totals_of_pairs(acc, where, k)
+        write(some, 0, high(p))
+        write(some, 8, low(p))
+        for lane in range(min(lanes(u), count - k)):
+            sums[2 * (k + lane)], sums[2 * (k + lane) + 1] = some[lane], some[8 + lane]
 
 
 @cache
@@ -175,10 +188,10 @@ def make_gram(count: int, pairs: int) -> Kernel:
 
     @kernel(FIELDS)
     def regression_gram(block):
-        # *_problem, *_row are strides in elements
+        # *_problem, *_row are strides in elements; ``one`` is 1, see `_double.two_sum_mixed`
         (
             _arrived, x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
-            N, P, R, T, W, slots, active, centers, from_, sums, F, room, room_size,
+            N, P, R, T, W, slots, active, centers, from_, sums, F, room, room_size, one,
         ) = unpack(block, FIELDS)  # fmt: skip
         S, columns, words = T + 8, P + 1 + R, 2 if pairs else 1
         gap = W * S
@@ -192,6 +205,9 @@ def make_gram(count: int, pairs: int) -> Kernel:
         w_t = array_at(rest, S, F64)
         zero, own = array_at(rest + 8 * S, W, F64), array_at(rest + 8 * (S + W), W, F64)
         acc = array_at(rest + 8 * (S + 2 * W), W * W * 8 * words, F64)
+        where = array_at(rest + 8 * (S + 2 * W + W * W * 8 * words), F + 8, I64)
+        if pairs:
+            places_of_sums(where, W, P, R, 2 * lanes(partial_sums()))
         for j in range(W):
             zero[j] = 0.0
         for t in range(columns * S, W * S):
@@ -229,7 +245,7 @@ def make_gram(count: int, pairs: int) -> Kernel:
                         split(z, center, rows, whole, S, gap, columns)
                         if w:
                             weigh_pairs(a, z, w_t, whole, S, gap, columns)
-                        add_exact_products(acc, a, z, W, S, whole, P, gap, fresh)
+                        add_exact_products(acc, a, z, W, S, whole, P, gap, fresh, one)
                     else:
                         if w:
                             weigh(z, w_t, whole, S, columns)
@@ -241,7 +257,7 @@ def make_gram(count: int, pairs: int) -> Kernel:
                     row += slots * T
                 mine_s = array_at(sums + 8 * words * unit * F, words * F, F64)
                 if pairs:
-                    finish_pairs(mine_s, acc, W, P, R)
+                    finish_pairs(mine_s, acc, where, F)
                 elif count and R == 1:
                     store_totals(mine_s, acc, count)
                 else:

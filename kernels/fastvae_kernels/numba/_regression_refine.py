@@ -12,25 +12,24 @@ Traffic: the rows once more, N (P + R) elements. Work units: as `_regression_gra
 from functools import cache
 
 from ._double import add_product, constant, disjoint, exact_sum, get, high, low, number, number_zero, pair, put
-from ._gram_blocks import SIDE_ALONE, add_exact_block, pair_total, partial_sums
+from ._gram_blocks import SIDE_ALONE, add_exact_block, add_residuals, partial_sums
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import fma, like, select
 from ._memory import F32, F64, I64, array_at, read, vector, write
 from ._regression_factor import UNIT, row
+from ._regression_gram import finish_pairs
 from ._regression_solve import DEEPEN, END, REPEAT, STATE, UNIT_PAIRS, finish, gather, hand_out, places
 from ._threads import finished, take, worker
 from ._turned import load, load_weights
 from ._vector import lanes, total
 
-RESIDUAL_FIELDS = "25q"
+RESIDUAL_FIELDS = "25q 1d"
 CORRECT_FIELDS = "19q 2d"
 
 
 @loop_jit
-def residuals(r, wr, z, coef, w, weighted, T, S, gap, P):
-    """Y - b0 - x'b of one target as pairs in r, and w times that in wr; the sum of w r^2. ``coef`` holds -b0, -b, then
-    their small parts.
-    """
+def residuals(r, wr, z, coef, w, T, S, gap, P, one):
+    """Y - b0 - x'b of one target as pairs in r, and w times that in wr; the sum of w r^2."""
     outlined()
     v = vector(F64)
     squares = like(v, 0)
@@ -39,42 +38,57 @@ def residuals(r, wr, z, coef, w, weighted, T, S, gap, P):
         acc = pair(high(acc), low(acc) + like(v, coef[P + 1]))
         for j in range(1, P + 1):
             b = pair(like(v, coef[j]), like(v, coef[P + 1 + j]))
-            acc = add_product(acc, read(z, j * S + t, v), b)
+            acc = add_product(acc, read(z, j * S + t, v), b, one)
         acc = disjoint(acc)
-        wt = read(w, t, v) if weighted else read(z, t, v)  # 1, and 0 behind the rows
-        weighed = disjoint(add_product(pair(like(v, 0), like(v, 0)), wt, acc))
+        weighed = disjoint(add_product(pair(like(v, 0), like(v, 0)), read(w, t, v), acc, one))
         squares = fma(high(weighed), high(acc), squares)
         write(wr, t, high(weighed))
         write(wr, gap + t, low(weighed))
     return total(squares)
 
 
+@loop_jit
+def negative(coef, out, state, at, b, k, B, P, R):
+    """-b0, -b of target k of problem b, then their small parts."""
+    outlined()
+    coef[0] = -out[at[1] * B + b * R + k]
+    coef[P + 1] = -state[at[17] - at[STATE] + k]
+    for j in range(P):
+        coef[1 + j] = -out[at[0] * B + (b * R + k) * P + j]
+        coef[P + 2 + j] = -state[at[16] - at[STATE] + k * P + j]
+
+
 @cache
-def make_residual() -> Kernel:
-    """The kernel that adds up residuals: [problem, slot, P + 2, R] pairs of 1'r, X'r, r'r."""
+def make_residual(regressors: int) -> Kernel:
+    """The kernel that adds up residuals, [problem, slot, R, P + 2] pairs of 1'r, X'r, r'r, for so many regressors, at most
+    UNROLLED_RESIDUALS, or any number if 0.
+    """
 
     @kernel(RESIDUAL_FIELDS)
     def regression_residual(block):
         (
             _arrived, x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
-            N, P, R, T, W, slots, active, B, out, sums, F, room, room_size,
+            N, P, R, T, W, slots, active, B, out, sums, F, room, room_size, one,
         ) = unpack(block, RESIDUAL_FIELDS)  # fmt: skip
         S, u = T + 8, partial_sums()
-        gap = R * S
         at = places(P, R)
         results = array_at(out, B * at[END], F64)
         mine = room + 8 * room_size * worker(block)
         z, r = array_at(mine, W * S, F64), array_at(mine + 8 * W * S, R * S, F64)
         mine += 8 * (W + R) * S
-        wr, w_t = array_at(mine, 2 * R * S, F64), array_at(mine + 16 * R * S, S, F64)
-        mine += 8 * (2 * R + 1) * S
+        wr, w_t = array_at(mine, 2 * S, F64), array_at(mine + 16 * S, S, F64)
+        mine += 24 * S
         coef = array_at(mine, 2 * R * (P + 1), F64)
         mine += 16 * R * (P + 1)
-        acc = array_at(mine, W * R * 16, F64)
-        mine += 128 * W * R
+        size = 2 * lanes(u) * (W + 1)  # of the partial sums of a target
+        acc = array_at(mine, 16 * (W + 1) * R, F64)
+        mine += 128 * (W + 1) * R
         squares, zero = array_at(mine, R, F64), array_at(mine + 8 * R, P + R, F64)
+        where = array_at(mine + 8 * (P + 2 * R), P + 9, I64)
         for j in range(P + R):
             zero[j] = 0.0
+        for j in range(P + 9):
+            where[j] = 2 * lanes(u) * min(j, P)
         for t in range((P + 1) * S, W * S):
             z[t] = 0.0
         start, stop = take(block)
@@ -86,12 +100,7 @@ def make_residual() -> Kernel:
                 w_b = w + b * w_problem * 8 if w else 0
                 state = results[at[STATE] * B + b * (at[END] - at[STATE]) :]
                 for k in range(R):
-                    mine_k = coef[2 * k * (P + 1) :]
-                    mine_k[0] = -results[at[1] * B + b * R + k]
-                    mine_k[P + 1] = -state[at[17] - at[STATE] + k]
-                    for j in range(P):
-                        mine_k[1 + j] = -results[at[0] * B + (b * R + k) * P + j]
-                        mine_k[P + 2 + j] = -state[at[16] - at[STATE] + k * P + j]
+                    negative(coef[2 * k * (P + 1) :], results, state, at, b, k, B, P, R)
                     squares[k] = 0.0
                 first, fresh = s * T, 1
                 while first < N:
@@ -99,28 +108,33 @@ def make_residual() -> Kernel:
                     whole = (rows + 7) // 8 * 8
                     load(z[S:], x_b, x_code, first, x_row, rows, whole, P, S, zero)
                     load(r, y_b, y_code, first, y_row, rows, whole, R, S, zero)
-                    if w:
-                        load_weights(w_t, w_b, first, w_row, rows, whole)
                     for t in range(whole):
                         z[t] = 1.0
                     for t in range(rows, whole):
                         z[t] = 0.0
+                    weights = z
+                    if w:
+                        load_weights(w_t, w_b, first, w_row, rows, whole)
+                        weights = w_t
                     for k in range(R):
-                        squares[k] += residuals(
-                            r[k * S :], wr[k * S :], z, coef[2 * k * (P + 1) :], w_t, w != 0, whole, S, gap, P
-                        )
-                        for i in range(0, W, SIDE_ALONE):
-                            add_exact_block(acc, R, z, wr, i, k, S, whole, gap, fresh, False, True, SIDE_ALONE, 1)
+                        acc_k, coef_k = acc[k * size :], coef[2 * k * (P + 1) :]
+                        if regressors:
+                            add_residuals(acc_k, z, r[k * S :], weights, coef_k, S, whole, fresh, one, regressors)
+                        else:
+                            squares[k] += residuals(r[k * S :], wr, z, coef_k, weights, whole, S, S, P, one)
+                            for i in range(0, W, SIDE_ALONE):
+                                add_exact_block(
+                                    acc_k, 1, z, wr, i, 0, S, whole, S, fresh, one, False, True, SIDE_ALONE, 1
+                                )
                     fresh = 0
                     first += slots * T
                 mine_s = array_at(sums + 16 * unit * F, 2 * F, F64)
                 for k in range(R):
-                    for j in range(P + 1):
-                        place = (j * R + k) * 2 * lanes(u)
-                        to = 2 * (j * R + k)
-                        both = exact_sum(read(acc, place, u), read(acc, place + lanes(u), u))
-                        mine_s[to], mine_s[to + 1] = pair_total(both)
-                    mine_s[2 * ((P + 1) * R + k)], mine_s[2 * ((P + 1) * R + k) + 1] = squares[k], 0.0
+                    finish_pairs(mine_s[2 * k * (P + 2) :], acc[k * size :], where, P + 1)
+                    if regressors:
+                        squares[k] = total(read(acc, k * size + 2 * lanes(u) * (P + 1), u))
+                    mine_s[2 * (k * (P + 2) + P + 1)] = squares[k]
+                    mine_s[2 * (k * (P + 2) + P + 1) + 1] = 0.0
             finished(block, stop - start)
             start, stop = take(block)
 
@@ -145,10 +159,10 @@ def centered_gradient(G, record, P, R, k, fit_intercept):
     outlined()
     v, x, at = vector(F64), number_zero(1), places(P, R)
     if fit_intercept:
-        all_ = get(G, k, x)
+        all_ = get(G, k * (P + 2), x)
         for j in range(P):
             mean = pair(read(record, 8 * (at[14] + j), v), like(v, 0))
-            put(G, (j + 1) * R + k, get(G, (j + 1) * R + k, x) - mean * all_)
+            put(G, k * (P + 2) + j + 1, get(G, k * (P + 2) + j + 1, x) - mean * all_)
 
 
 @loop_jit
@@ -165,7 +179,7 @@ def correct(G, record, small, delta, P, R, k, alpha, tolerance, fit_intercept, u
         for i in range(P):
             place, entry = k * P + i, row(max(i, j)) + min(i, j)
             b = pair(read(record, 8 * (at[0] + place), v), read(record, 8 * (at[16] + place), v))
-            g = get(G, (i + 1) * R + k, x) - constant(x, alpha) * b
+            g = get(G, k * (P + 2) + i + 1, x) - constant(x, alpha) * b
             V = number(s, read(record, 8 * (at[15] + entry), v), read(small, 8 * entry, v))
             step = step + V * number(s, high(g), low(g))
         put(delta, j, step)
@@ -183,9 +197,9 @@ def correct(G, record, small, delta, P, R, k, alpha, tolerance, fit_intercept, u
         doubt = select(left <= bound, doubt, like(v, 1))
         shift = shift - read(record, 8 * (at[14] + j), v) * step
         # RSS(b + delta) = RSS(b) - 2 delta'g + delta'G delta, where (G + alpha I) delta = g - alpha b
-        less = less + step * (high(get(G, (j + 1) * R + k, x)) + like(v, alpha) * high(b))
+        less = less + step * (high(get(G, k * (P + 2) + j + 1, x)) + like(v, alpha) * high(b))
     if fit_intercept:
-        all_ = high(get(G, k, x))
+        all_ = high(get(G, k * (P + 2), x))
         mean = all_ / read(record, 8 * at[12], v)
         b = pair(read(record, 8 * (at[1] + k), v), read(record, 8 * (at[17] + k), v)) + pair(shift + mean, zero)
         write(record, 8 * (at[1] + k), high(b))
@@ -237,7 +251,7 @@ def make_correct(deep: int) -> Kernel:
                         small_V[8 * k + lane] = array_at(small + 8 * (at_lane * T + k), 1, F64)[0] if deep else 0.0
                 spread, doubts = read(record, 8 * at[19], v), zero
                 for k in range(R):
-                    rss = high(get(G, (P + 1) * R + k, x))
+                    rss = high(get(G, k * (P + 2) + P + 1, x))
                     if not keep:
                         less, doubt = correct(
                             G, record, small_V, delta, P, R, k, alpha, tolerance, fit_intercept,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ._buffers import scratch
 from ._double import WORDS
-from ._gram_blocks import SIDE, SIDE_ALONE, SIDE_EXACT, UNROLLED
+from ._gram_blocks import SIDE, SIDE_ALONE, SIDE_EXACT, UNROLLED, UNROLLED_RESIDUALS
 from ._memory import CODES
 from ._regression_gram import FIND, GIVEN, ORIGIN, make_gram, numbers_of
 from ._regression_refine import make_correct, make_residual
@@ -165,13 +165,13 @@ class Rows(Problems):
         unrolled = self.columns if self.columns <= UNROLLED and not pairs else 0
         W = unrolled or -(-self.columns // side) * side
         weighted = words * (1 if self.w is None or not pairs else 2)
-        room = (weighted * W + 1) * (T + 8) + 2 * W + W * W * 8 * words
+        room = (weighted * W + 1) * (T + 8) + 2 * W + W * W * 8 * words + (self.F + 8 if pairs else 0)
         room = (room + 7) // 8 * 8
         for part in self.parts(active, words * slots * self.F):
             sums = np.empty(len(part) * slots * self.F * words)
             args = (
                 0, *self.data, T, W, slots, address(part), address(self.centers), from_, address(sums), self.F,
-                scratch(room * torch.get_num_threads()), room,
+                scratch(room * torch.get_num_threads()), room, 1.0,
             )  # fmt: skip
             work = len(part) * self.N * self.columns * (self.columns + 4) * (0.3 if pairs else 0.04)
             run(make_gram(unrolled, int(pairs)), args, len(part) * slots, work)
@@ -189,9 +189,10 @@ class Rows(Problems):
         i of the active ones are ``small[where[i]]``.
         """
         P, R, F = self.P, self.R, (self.P + 2) * self.R
-        T, slots = self.tiles(self.P + 1 + 3 * self.R)
-        W = -(-(P + 1) // SIDE_ALONE) * SIDE_ALONE
-        room = (W + 3 * R + 1) * (T + 8) + 2 * R * (P + 1) + 16 * W * R + 2 * R + P
+        T, slots = self.tiles(self.P + self.R + 3)
+        unrolled = P if P <= UNROLLED_RESIDUALS else 0
+        W = P + 1 if unrolled else -(-(P + 1) // SIDE_ALONE) * SIDE_ALONE
+        room = (W + R + 3) * (T + 8) + 2 * R * (P + 1) + 16 * (W + 1) * R + 2 * R + 2 * P + 9
         more = 32 * F + 8 * (self.at[-1] + 2 * P + P * (P + 1) // 2) + 32
         room = (max(room, more) + 7) // 8 * 8
         done = 0
@@ -201,8 +202,8 @@ class Rows(Problems):
             done += len(part)
             at = address(self.out), address(sums), F, scratch(room * torch.get_num_threads()), room
             work = len(part) * self.N * (P + 2) * R * 0.6
-            args = (0, *self.data, T, W, slots, address(part), self.B, *at)
-            run(make_residual(), args, len(part) * slots, work)
+            args = (0, *self.data, T, W, slots, address(part), self.B, *at, 1.0)
+            run(make_residual(unrolled), args, len(part) * slots, work)
             args = (
                 0, address(part), len(part), at[1], slots, F, *deep, *self.weights_at, self.N, P, R, self.B, at[0],
                 int(self.fit_intercept), int(keep), *at[3:], self.alpha, tolerance,
