@@ -123,7 +123,7 @@ TARGET = PLAIN @ [1.0, 2.0, 3.0] + rng.normal(size=N)
 OUTLYING = np.where(np.arange(N)[:, None] == 0, 1e12, PLAIN)
 TREND = np.arange(N)[:, None] ** np.array([1.0, 2.0])
 WHOLE = np.round(8 * PLAIN)
-DESIGNS = {
+DESIGNS: dict[str, tuple[np.ndarray, np.ndarray, dict]] = {
     "plain": (PLAIN, TARGET, {}),
     "scales of 1 and 1e-7": (PLAIN * [1, 1e-7, 1e5], TARGET, {}),
     "y far from the origin": (PLAIN, TARGET + 1e9, {}),

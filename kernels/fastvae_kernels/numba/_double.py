@@ -60,7 +60,7 @@ def two_sum_mixed(builder: Any, a: Any, b: Any, one: Any) -> tuple[Any, Any]:
 
 
 def fast_two_sum(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
-    """The same where \\|a\\| >= \\|b\\|."""
+    """The same where a is no smaller than b, signs aside."""
     s = builder.fadd(a, b)
     return s, builder.fsub(b, builder.fsub(s, a))
 
@@ -282,7 +282,7 @@ def get(typingctx, array, i, x):
     """Number i of an array of vectors or pairs of 8 lanes, in the type of x; a pair's parts lie side by side."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        parts = [builder.load(p, align=8) for p in _places(context, builder, signature.args[0], *args[:2], x)]
+        parts = [builder.load(p, align=8) for p in _places(context, builder, signature.args[0], args[0], args[1], x)]
         return _joined(builder, *parts) if isinstance(x, Pair) else parts[0]
 
     return x(array, types.intp, x), codegen
@@ -294,7 +294,7 @@ def put(typingctx, array, i, x):
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         parts = _parts(builder, args[2]) if isinstance(x, Pair) else [args[2]]
-        places = _places(context, builder, signature.args[0], *args[:2], x)
+        places = _places(context, builder, signature.args[0], args[0], args[1], x)
         for part, place in zip(parts, places, strict=True):
             builder.store(part, place, align=8)
         return context.get_dummy_value()

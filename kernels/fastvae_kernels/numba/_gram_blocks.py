@@ -1,15 +1,15 @@
 """Products of columns, block by block: acc[i, j] += sum_t a[i, t] b[j, t], with the sums of a block in registers.
 
 Columns lie S apart in scratch, T rows of them, a multiple of 8. Sums are kept as vectors of partial sums, lane by lane,
-so that a tile adds to them without a shuffle; `store_totals` and `totals_of_pairs` end them. A block is code made for its
-shape: loads of its columns, then one fma for each of its products; in double-double
+so that a tile adds to them without a shuffle; `store_totals` and `totals_of_pairs` end them. A block is code made for
+its shape: loads of its columns, then one fma for each of its products; in double-double
 
     p + e = a b exactly,    s + f = s + p exactly,    r += e + f + (small parts of a and b)
 
 where s + r is the sum: as if summed in 106 bits (Ogita, Rump & Oishi, Accurate sum and dot product, 2005).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -73,29 +73,35 @@ class _Sums:
             self.builder.store(self.builder.load(self.values[key]), place, align=8)
 
 
-def _emit(
-    builder: Any,
-    acc: Any,
-    width: Any,
-    a: Any,
-    b: Any,
-    i: Any,
-    j: Any,
-    S: Any,
-    T: Any,
-    fresh: Any,
-    rows: int,
-    columns: int,
-    triangle: bool,
-    gap: Any = None,
-    exact_rows: bool = False,
-    one: Any = None,
-) -> None:
-    """A block's loop. Pointers to float64; ``i`` and ``j`` are its first columns in a and in b, ``width`` that of acc.
+class _Block(NamedTuple):
+    """What a block's code is made of: pointers to float64 and integers, all but the last known when it runs."""
 
-    In double-double ``gap`` is how far behind the columns their small parts lie; rows without them are ``exact_rows``.
-    """
-    integer, keys = S.type, _entries(rows, columns, triangle)
+    acc: Any
+    width: Any  # of acc
+    a: Any
+    b: Any
+    i: Any  # first columns, of a and of b
+    j: Any
+    S: Any
+    T: Any
+    fresh: Any
+    rows: int
+    columns: int
+    triangle: bool
+
+
+class _Exactly(NamedTuple):
+    """What it needs for double-double: how far behind the columns their small parts lie, whether a has any, and 1."""
+
+    gap: Any
+    in_a: bool
+    one: Any
+
+
+def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None) -> None:
+    """A block's loop."""
+    width, a, b, i, j, S = block[1:7]
+    integer, keys = S.type, _entries(block.rows, block.columns, block.triangle)
 
     def column(base: Any, first: Any, k: int, t: Any) -> Any:
         return _load(builder, base, builder.add(builder.mul(builder.add(first, integer(k)), S), t))
@@ -104,22 +110,23 @@ def _emit(
         ((r, c), builder.add(builder.mul(builder.add(i, integer(r)), width), builder.add(j, integer(c))))
         for r, c in keys
     ]
-    sums = _Sums(builder, acc, entries, 1 if gap is None else 2, fresh)
-    with _loop(builder, T) as (t, _):
-        left = [column(a, i, k, t) for k in range(rows)]
-        right = left if triangle and a is b else [column(b, j, k, t) for k in range(columns)]
-        if gap is not None:
-            behind = builder.add(gap, t)
-            small_left = [None if exact_rows else column(a, i, k, behind) for k in range(rows)]
-            small_right = [column(b, j, k, behind) for k in range(columns)]
-        for r, c in keys:
-            if gap is None:
-                sums.set((r, c), call(builder, "llvm.fmuladd", left[r].type, left[r], right[c], sums.get((r, c))))
+    sums = _Sums(builder, block.acc, entries, 2 if exactly else 1, block.fresh)
+    with _loop(builder, block.T) as (t, _):
+        left = [column(a, i, k, t) for k in range(block.rows)]
+        right = left if block.triangle and a is b else [column(b, j, k, t) for k in range(block.columns)]
+        if exactly:
+            behind = builder.add(exactly.gap, t)
+            small_left = [column(a, i, k, behind) if exactly.in_a else None for k in range(block.rows)]
+            small_right = [column(b, j, k, behind) for k in range(block.columns)]
+        for key in keys:
+            r, c = key
+            if not exactly:
+                sums.set(key, call(builder, "llvm.fmuladd", left[r].type, left[r], right[c], sums.get(key)))
                 continue
             parts = left[r], small_left[r], right[c], small_right[c]
-            s, rest = accumulate(builder, sums.get((r, c)), sums.get((r, c), 1), *parts, one)
-            sums.set((r, c), s)
-            sums.set((r, c), rest, 1)
+            s, rest = accumulate(builder, sums.get(key), sums.get(key, 1), *parts, exactly.one)
+            sums.set(key, s)
+            sums.set(key, rest, 1)
     sums.keep()
 
 
@@ -150,8 +157,8 @@ def add_all_products(typingctx, acc, z, S, T, fresh, count):
         for i, rows in _groups(n):
             for j, columns in _groups(n):
                 if j <= i:
-                    sizes = (rows, columns, i == j)
-                    _emit(builder, acc_, number(n), z_, z_, number(i), number(j), S_, T_, fresh_, *sizes)
+                    at = number(i), number(j), S_, T_, fresh_
+                    _emit(builder, _Block(acc_, number(n), z_, z_, *at, rows, columns, i == j))
         return context.get_dummy_value()
 
     return types.void(acc, z, types.intp, types.intp, types.intp, count), codegen
@@ -160,13 +167,13 @@ def add_all_products(typingctx, acc, z, S, T, fresh, count):
 @intrinsic(prefer_literal=True)
 def add_block(typingctx, acc, width, z, i, j, S, T, fresh, triangle):
     """The products of SIDE columns from i on and SIDE from j on; of a triangle, at i = j, those below."""
-    sizes = (SIDE, SIDE, bool(triangle.literal_value))
+    below = bool(triangle.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         acc_, z_ = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
-        width_, i_, j_, S_, T_ = args[1], *args[3:7]
-        fresh_ = builder.icmp_signed("!=", args[7], args[7].type(0))
-        _emit(builder, acc_, width_, z_, z_, i_, j_, S_, T_, fresh_, *sizes)
+        _, width_, _, *at, fresh_, _ = args
+        fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
+        _emit(builder, _Block._make([acc_, width_, z_, z_, *at, fresh_, SIDE, SIDE, below]))
         return context.get_dummy_value()
 
     n = types.intp
@@ -174,46 +181,29 @@ def add_block(typingctx, acc, width, z, i, j, S, T, fresh, triangle):
 
 
 @intrinsic(prefer_literal=True)
-def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, gap, fresh, one, triangle, exact_rows, rows, columns):
-    """The same in double-double, of a times b, whose small parts lie ``gap`` behind; of constant ``rows`` and
-    ``columns``. ``one`` is 1, which the compiler must not know.
+def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, fresh, gap, one, triangle, in_a, rows, columns):
+    """The same in double-double, of a times b, whose small parts lie ``gap`` behind, those of a if ``in_a``.
+
+    ``rows`` and ``columns`` are constants; ``one`` is 1, which the compiler must not know.
     """
-    shape = bool(triangle.literal_value), bool(exact_rows.literal_value)
-    count = rows.literal_value, columns.literal_value
+    shape = rows.literal_value, columns.literal_value, bool(triangle.literal_value)
+    small = bool(in_a.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         acc_, a_, b_ = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2, 3))
-        width_, i_, j_, S_, T_, gap_ = args[1], *args[4:9]
-        fresh_ = builder.icmp_signed("!=", args[9], args[9].type(0))
-        one_ = splat(builder, args[10], VECTOR)
-        triangle_, exact = shape
-        _emit(
-            builder,
-            acc_,
-            width_,
-            a_,
-            b_,
-            i_,
-            j_,
-            S_,
-            T_,
-            fresh_,
-            *count,
-            triangle_,
-            gap=gap_,
-            exact_rows=exact,
-            one=one_,
-        )
+        _, width_, _, _, *at, fresh_, gap_, one_ = args[:11]
+        fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
+        exactly = _Exactly(gap_, small, splat(builder, one_, VECTOR))
+        _emit(builder, _Block._make([acc_, width_, a_, b_, *at, fresh_, *shape]), exactly)
         return context.get_dummy_value()
 
     n = types.intp
-    d = types.float64
-    return types.void(acc, n, a, b, n, n, n, n, n, n, d, triangle, exact_rows, rows, columns), codegen
+    return types.void(acc, n, a, b, n, n, n, n, n, n, types.float64, triangle, in_a, rows, columns), codegen
 
 
 @intrinsic(prefer_literal=True)
 def add_residuals(typingctx, acc, z, y, w, coef, S, T, fresh, one, P):
-    """In double-double, r = y + z'c and the sums w r z_0, ..., w r z_P, all in registers; in float64 then that of w r^2.
+    """In double-double, r = y + z'c and the sums w r z_0, ..., w r z_P, in registers; in float64 then that of w r^2.
 
     ``z`` are P + 1 columns, ``coef`` their P + 1 coefficients, P a constant, and behind them their small parts; z_0 is
     1, or 0 behind the rows.
@@ -277,7 +267,8 @@ def store_totals(typingctx, sums, acc, count):
             values = [_load(builder, acc_, number((row * n + col) * LANES_REGISTER)) for row, col in padded]
             part = LANES_REGISTER // 2
             while part:
-                values = [builder.fadd(*_halves(builder, *values[k : k + 2], part)) for k in range(0, len(values), 2)]
+                pairs = zip(values[::2], values[1::2], strict=True)
+                values = [builder.fadd(*_halves(builder, x, y, part)) for x, y in pairs]
                 part //= 2
             at = builder.gep(sums_, [number(first)])
             if len(some) == LANES_REGISTER:

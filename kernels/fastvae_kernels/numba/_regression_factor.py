@@ -2,8 +2,8 @@
 
     G = L L',   M = L^-1,   V = M'M = G^-1,   z = M g
 
-Numbers are vectors of float64 or pairs in double-double, told by a zero ``x`` of their type. Matrices are lower triangles
-row by row; G is the triangle of all sums, with a row and column 0 of those of the columns themselves, and then the
+Numbers are vectors of float64 or pairs in double-double, told by a zero ``x`` of their type. Matrices are lower
+triangles, row by row; G is that of all sums, with a row and column 0 of those of the columns themselves, and then the
 targets' rows, see `_regression_gram`. Specification: fastvae/reference/regression.py
 """
 
@@ -49,8 +49,8 @@ def factor(G, M, dropped, limit, grain, most, P, R, x):
     """L and z in place of G and g, and M = L^-1, whose rows are 0 where a column is left out, 1 in ``dropped``.
 
     T_j, the coefficients of column j on those before it, are on the way to M. Left out is a column whose pivot is not
-    above its ``limit``, or whose distance from them is not above what their rounding, the ``grain`` of each, amounts to,
-    sum_k |T_jk| grain_k with T_jj = 1; and each behind the first ``most``, which rows leave no room for.
+    above its ``limit``, or whose distance from the others is not above what their rounding, the ``grain`` of each,
+    amounts to, sum_k |T_jk| grain_k with T_jj = 1; and each behind the first ``most``, which rows leave no room for.
     """
     outlined()
     v = vector(F64)

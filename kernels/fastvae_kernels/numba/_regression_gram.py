@@ -135,9 +135,9 @@ def add_exact_products(acc, a, z, W, S, T, P, gap, fresh, one):
     """The same in double-double, of a = w z and z."""
     outlined()
     for i in range(0, W, SIDE_EXACT):
-        add_exact_block(acc, W, a, z, i, i, S, T, gap, fresh, one, True, False, SIDE_EXACT, SIDE_EXACT)
+        add_exact_block(acc, W, a, z, i, i, S, T, fresh, gap, one, True, True, SIDE_EXACT, SIDE_EXACT)
         for j in range(0, min(i, P + 1), SIDE_EXACT):
-            add_exact_block(acc, W, a, z, i, j, S, T, gap, fresh, one, False, False, SIDE_EXACT, SIDE_EXACT)
+            add_exact_block(acc, W, a, z, i, j, S, T, fresh, gap, one, False, True, SIDE_EXACT, SIDE_EXACT)
 
 
 @loop_jit
@@ -184,7 +184,7 @@ def finish_pairs(sums, acc, where, count):
 
 @cache
 def make_gram(count: int, pairs: int) -> Kernel:
-    """The kernel for ``count`` = P + 1 + R columns, at most UNROLLED, or any number if 0; in double-double if ``pairs``."""
+    """The kernel for ``count`` = P + 1 + R columns, UNROLLED at most, or any if 0; ``pairs``: in double-double."""
 
     @kernel(FIELDS)
     def regression_gram(block):

@@ -1,6 +1,6 @@
 """Residuals in double-double, and the solution corrected by them.
 
-    r = y - b0 - x'b    X'r, 1'r, r'r    delta = V (X'r - xbar 1'r - alpha b),    b += delta,    b0 += 1'r / n - xbar'delta
+    r = y - b0 - x'b,    delta = V (X'r - xbar 1'r - alpha b),    b += delta,    b0 += 1'r / n - xbar'delta
 
 r stays a pair into X'r, and so do b and b0, so that delta is as exact as V: what is left of the error is delta times
 2^-53 P condition^2. Where that is more than the tolerance the problem is left to double-double. There V is a pair, what
@@ -17,8 +17,28 @@ from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import fma, like, select
 from ._memory import F32, F64, I64, array_at, read, vector, write
 from ._regression_factor import UNIT, row
+from ._regression_fields import (
+    COEF,
+    CONDITION,
+    DEEPEN,
+    DOUBTS,
+    END,
+    INTERCEPT,
+    INVERSE,
+    LENGTHS,
+    MEANS,
+    REPEAT,
+    SMALL_COEF,
+    SMALL_INTERCEPT,
+    SPREAD,
+    STATE,
+    WEIGHT,
+    hand_out,
+    places,
+    take_in,
+)
 from ._regression_gram import finish_pairs
-from ._regression_solve import DEEPEN, END, REPEAT, STATE, UNIT_PAIRS, finish, gather, hand_out, places
+from ._regression_solve import UNIT_PAIRS, finish, gather
 from ._threads import finished, take, worker
 from ._turned import load, load_weights
 from ._vector import lanes, total
@@ -51,17 +71,18 @@ def residuals(r, wr, z, coef, w, T, S, gap, P, one):
 def negative(coef, out, state, at, b, k, B, P, R):
     """-b0, -b of target k of problem b, then their small parts."""
     outlined()
-    coef[0] = -out[at[1] * B + b * R + k]
-    coef[P + 1] = -state[at[17] - at[STATE] + k]
+    coef[0] = -out[at[INTERCEPT] * B + b * R + k]
+    coef[P + 1] = -state[at[SMALL_INTERCEPT] - at[STATE] + k]
     for j in range(P):
-        coef[1 + j] = -out[at[0] * B + (b * R + k) * P + j]
-        coef[P + 2 + j] = -state[at[16] - at[STATE] + k * P + j]
+        coef[1 + j] = -out[at[COEF] * B + (b * R + k) * P + j]
+        coef[P + 2 + j] = -state[at[SMALL_COEF] - at[STATE] + k * P + j]
 
 
 @cache
 def make_residual(regressors: int) -> Kernel:
-    """The kernel that adds up residuals, [problem, slot, R, P + 2] pairs of 1'r, X'r, r'r, for so many regressors, at most
-    UNROLLED_RESIDUALS, or any number if 0.
+    """The kernel that adds up residuals, [problem, slot, R, P + 2] pairs of 1'r, X'r, r'r.
+
+    For so many regressors, at most UNROLLED_RESIDUALS, or any number if 0.
     """
 
     @kernel(RESIDUAL_FIELDS)
@@ -124,7 +145,7 @@ def make_residual(regressors: int) -> Kernel:
                             squares[k] += residuals(r[k * S :], wr, z, coef_k, weights, whole, S, S, P, one)
                             for i in range(0, W, SIDE_ALONE):
                                 add_exact_block(
-                                    acc_k, 1, z, wr, i, 0, S, whole, S, fresh, one, False, True, SIDE_ALONE, 1
+                                    acc_k, 1, z, wr, i, 0, S, whole, fresh, S, one, False, False, SIDE_ALONE, 1
                                 )
                     fresh = 0
                     first += slots * T
@@ -142,18 +163,6 @@ def make_residual(regressors: int) -> Kernel:
 
 
 @loop_jit
-def take_in(record, out, at, B, problems):
-    """All fields of eight problems, a lane each: the reverse of `hand_out`."""
-    outlined()
-    for f in range(STATE + 1):
-        first, last = at[f], at[END] if f == STATE else at[f + 1]
-        for lane in range(8):
-            source = first * B + problems[lane] * (last - first)
-            for k in range(last - first):
-                record[(first + k) * 8 + lane] = out[source + k]
-
-
-@loop_jit
 def centered_gradient(G, record, P, R, k, fit_intercept):
     """X'r less xbar 1'r, in the place of X'r, of target k."""
     outlined()
@@ -161,7 +170,7 @@ def centered_gradient(G, record, P, R, k, fit_intercept):
     if fit_intercept:
         all_ = get(G, k * (P + 2), x)
         for j in range(P):
-            mean = pair(read(record, 8 * (at[14] + j), v), like(v, 0))
+            mean = pair(read(record, 8 * (at[MEANS] + j), v), like(v, 0))
             put(G, k * (P + 2) + j + 1, get(G, k * (P + 2) + j + 1, x) - mean * all_)
 
 
@@ -178,32 +187,34 @@ def correct(G, record, small, delta, P, R, k, alpha, tolerance, fit_intercept, u
         step = s
         for i in range(P):
             place, entry = k * P + i, row(max(i, j)) + min(i, j)
-            b = pair(read(record, 8 * (at[0] + place), v), read(record, 8 * (at[16] + place), v))
+            b = pair(read(record, 8 * (at[COEF] + place), v), read(record, 8 * (at[SMALL_COEF] + place), v))
             g = get(G, k * (P + 2) + i + 1, x) - constant(x, alpha) * b
-            V = number(s, read(record, 8 * (at[15] + entry), v), read(small, 8 * entry, v))
+            V = number(s, read(record, 8 * (at[INVERSE] + entry), v), read(small, 8 * entry, v))
             step = step + V * number(s, high(g), low(g))
         put(delta, j, step)
-        length = abs(high(step)) * read(record, 8 * (at[18] + j), v)
+        length = abs(high(step)) * read(record, 8 * (at[LENGTHS] + j), v)
         longest = select(length > longest, length, longest)
-    condition, less = read(record, 8 * at[9], v), zero
+    condition, less = read(record, 8 * at[CONDITION], v), zero
     left = like(v, unit * P) * condition * condition * longest  # of the error
     for j in range(P):
         step, place = high(get(delta, j, s)), k * P + j
-        b = pair(read(record, 8 * (at[0] + place), v), read(record, 8 * (at[16] + place), v))
+        b = pair(read(record, 8 * (at[COEF] + place), v), read(record, 8 * (at[SMALL_COEF] + place), v))
         b = b + pair(step, low(get(delta, j, s)))
-        write(record, 8 * (at[0] + place), high(b))
-        write(record, 8 * (at[16] + place), low(b))
-        bound = like(v, tolerance) * abs(high(b)) * read(record, 8 * (at[18] + j), v)
+        write(record, 8 * (at[COEF] + place), high(b))
+        write(record, 8 * (at[SMALL_COEF] + place), low(b))
+        bound = like(v, tolerance) * abs(high(b)) * read(record, 8 * (at[LENGTHS] + j), v)
         doubt = select(left <= bound, doubt, like(v, 1))
-        shift = shift - read(record, 8 * (at[14] + j), v) * step
+        shift = shift - read(record, 8 * (at[MEANS] + j), v) * step
         # RSS(b + delta) = RSS(b) - 2 delta'g + delta'G delta, where (G + alpha I) delta = g - alpha b
         less = less + step * (high(get(G, k * (P + 2) + j + 1, x)) + like(v, alpha) * high(b))
     if fit_intercept:
         all_ = high(get(G, k * (P + 2), x))
-        mean = all_ / read(record, 8 * at[12], v)
-        b = pair(read(record, 8 * (at[1] + k), v), read(record, 8 * (at[17] + k), v)) + pair(shift + mean, zero)
-        write(record, 8 * (at[1] + k), high(b))
-        write(record, 8 * (at[17] + k), low(b))
+        mean = all_ / read(record, 8 * at[WEIGHT], v)
+        b = pair(read(record, 8 * (at[INTERCEPT] + k), v), read(record, 8 * (at[SMALL_INTERCEPT] + k), v)) + pair(
+            shift + mean, zero
+        )
+        write(record, 8 * (at[INTERCEPT] + k), high(b))
+        write(record, 8 * (at[SMALL_INTERCEPT] + k), low(b))
         less = less + all_ * mean
     return less, doubt
 
@@ -217,8 +228,8 @@ def make_correct(deep: int) -> Kernel:
     @kernel(CORRECT_FIELDS)
     def regression_correct(block):
         (
-            _arrived, active, count, sums, slots, F, small, where, rows_, log_weights, N, P, R, B, out, fit_intercept, keep, room,
-            room_size, alpha, tolerance,
+            _arrived, active, count, sums, slots, F, small, where, rows_, log_weights, N, P, R, B, out, fit_intercept,
+            keep, room, room_size, alpha, tolerance,
         ) = unpack(block, CORRECT_FIELDS)  # fmt: skip
         v, x = vector(F64), number_zero(1)
         zero, at, s = like(v, 0), places(P, R), number_zero(deep)
@@ -249,7 +260,7 @@ def make_correct(deep: int) -> Kernel:
                     at_lane = array_at(where + 8 * units[lane], 1, I64)[0] if deep else 0
                     for k in range(T):
                         small_V[8 * k + lane] = array_at(small + 8 * (at_lane * T + k), 1, F64)[0] if deep else 0.0
-                spread, doubts = read(record, 8 * at[19], v), zero
+                spread, doubts = read(record, 8 * at[SPREAD], v), zero
                 for k in range(R):
                     rss = high(get(G, k * (P + 2) + P + 1, x))
                     if not keep:
@@ -260,7 +271,7 @@ def make_correct(deep: int) -> Kernel:
                         rss = rss - less
                         doubts = select(doubt > zero, like(v, REPEAT if deep else DEEPEN), doubts)
                     finish(record, P, R, k, spread, rss, read(few, 0, v), read(few, 8, v), alpha, fit_intercept)
-                write(record, 8 * at[11], doubts)
+                write(record, 8 * at[DOUBTS], doubts)
                 hand_out(results, record, at, B, problems, lanes_)
             finished(block, stop - start)
             start, stop = take(block)

@@ -4,50 +4,63 @@
     M = L^-1,   V = M'M = G^-1,   z = M g,   coef = M'z,   RSS = y'y - z'z,   g = sum w (x - xbar)(y - ybar)
 
 A column is dependent where its distance from the span of those before it is no more than ``closest`` times the columns
-themselves, see `factor`. In double-double it is left out, and `_regression_rank` goes on to the solution of minimum norm;
-in float64 it is only noted, as is one whose pivot is less than ``least`` of its square. What else float64 leaves in doubt
-is seen from bounds. With columns scaled to unit norm, the error of a coefficient is at most
+themselves, see `factor`. In double-double it is left out, and `_regression_rank` goes on to the solution of minimum
+norm; in float64 it is only noted, as is one whose pivot is less than ``least`` of its square. What else float64 leaves
+in doubt is seen from bounds. With columns scaled to unit norm, the error of a coefficient, and of the intercept, is
 
-    e_j = 2^-53 sum_k |V_jk| (|y|_2 + sum_l |b_l|),    of the intercept 2^-53 (|ybar| + sum |xbar_j b_j|) + sum |xbar_j| e_j
+    e_j = 2^-53 sum_k |V_jk| (|y|_2 + sum_l |b_l|),    e_0 = 2^-53 (|ybar| + sum |xbar_j b_j|) + sum |xbar_j| e_j
 
-Results lie field by field, see `places`, each [B, width]; those that no user asks for all, behind STATE, as one field.
-Specification: fastvae/reference/regression.py
+at most.
+
+Results lie in fields, see `_regression_fields`. Specification: fastvae/reference/regression.py
 """
 
 import math
 from functools import cache
 
 from ._double import constant, get, high, low, number_zero, put, words
-from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
+from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import like, log, select, sqrt
 from ._memory import F64, I64, array_at, read, vector, write
 from ._regression_factor import UNIT, center_sums, doubtful, factor, norm, quadratic, row, square
+from ._regression_fields import (
+    COEF,
+    COEF_ERROR,
+    CONDITION,
+    DEEPEN,
+    DEPENDENT,
+    DOUBTS,
+    END,
+    FAR,
+    INTERCEPT,
+    INTERCEPT_ERROR,
+    INVERSE,
+    LENGTHS,
+    LOG_LIKELIHOOD,
+    MEANS,
+    NONFINITE,
+    R2,
+    RANK,
+    REFINE,
+    REPEAT,
+    RSS,
+    SIGMA2,
+    SMALL_COEF,
+    SMALL_INTERCEPT,
+    SPREAD,
+    SQUARES,
+    UNBIASED,
+    WEIGHT,
+    hand_out,
+    places,
+)
 from ._regression_rank import null_vectors, project, shorten
 from ._threads import finished, take, worker
 
-REFINE, DEEPEN, FAR, NONFINITE, DEPENDENT, REPEAT = 1, 2, 4, 8, 16, 32  # what is to be done, or wrong with it
 UNIT_PAIRS = 2.0**-103
 ALONE, ALONE_PAIRS = 1e-5, 2.0**-67  # of y'y: a smaller RSS is summed up from residuals, not what y'y - z'z leaves
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-STATE, END = 9, 20  # the first place of what is kept together, and where it ends
 FIELDS = "18q 5d"
-
-
-@math_jit
-def places(P, R):
-    """Where each field begins, in units of B numbers, and at the end how many there are in all: coef, intercept, their
-    standard errors, sigma2, sigma2_unbiased, log-likelihood, r2, RSS, condition, rank, doubts, total weight, y'y, xbar
-    and ybar, V, small parts of coef and of the intercept, norms of the columns, variance of the intercept for unit noise.
-    """
-    a = 2 * (P + 1) * R
-    b = a + 5 * R
-    c = b + 4 + R
-    d = c + P + R + P * (P + 1) // 2
-    e = d + (P + 1) * R
-    return (
-        0, P * R, (P + 1) * R, (2 * P + 1) * R, a, a + R, a + 2 * R, a + 3 * R, a + 4 * R,
-        b, b + 1, b + 2, b + 3, b + 4, c, c + P + R, d, d + P * R, e, e + P, e + P + 1,
-    )  # fmt: skip
 
 
 @loop_jit
@@ -68,43 +81,27 @@ def gather(G, more, sums, units, slots, F, x):
 
 
 @loop_jit
-def hand_out(out, record, at, B, problems, lanes_):
-    """Write all fields of the problems in the lanes."""
-    outlined()
-    for f in range(STATE + 1):
-        first, last = at[f], at[END] if f == STATE else at[f + 1]
-        if last - first == 1:
-            for lane in range(lanes_):
-                out[first * B + problems[lane]] = record[first * 8 + lane]
-        else:
-            for lane in range(lanes_):
-                to = first * B + problems[lane] * (last - first)
-                for k in range(last - first):
-                    out[to + k] = record[(first + k) * 8 + lane]
-
-
-@loop_jit
 def finish(record, P, R, r, spread, rss, rows, log_weight, alpha, fit_intercept):
     """Variances, standard errors, log-likelihood, R^2 and RSS of target r, given RSS."""
     outlined()
     v, at = vector(F64), places(P, R)
     zero, nan = like(v, 0), like(v, math.nan)
-    df = rows - read(record, 8 * at[10], v) - like(v, 1.0 * fit_intercept)
+    df = rows - read(record, 8 * at[RANK], v) - like(v, 1.0 * fit_intercept)
     rss = select(rss <= zero, zero, rss)
     sigma2 = rss / rows
     unbiased = select(df > zero, rss / df, nan)
     if alpha > 0:
         unbiased = nan
     for j in range(P):
-        variance = read(record, 8 * (at[15] + row(j) + j), v)
-        write(record, 8 * (at[2] + r * P + j), sqrt(variance * unbiased))
-    write(record, 8 * (at[3] + r), sqrt(spread * unbiased) if fit_intercept else zero)
-    write(record, 8 * (at[4] + r), sigma2)
-    write(record, 8 * (at[5] + r), unbiased)
+        variance = read(record, 8 * (at[INVERSE] + row(j) + j), v)
+        write(record, 8 * (at[COEF_ERROR] + r * P + j), sqrt(variance * unbiased))
+    write(record, 8 * (at[INTERCEPT_ERROR] + r), sqrt(spread * unbiased) if fit_intercept else zero)
+    write(record, 8 * (at[SIGMA2] + r), sigma2)
+    write(record, 8 * (at[UNBIASED] + r), unbiased)
     value = like(v, 0.5) * (log_weight - rows * (log(sigma2) + like(v, 2 * HALF_LOG_2PI + 1)))
-    write(record, 8 * (at[6] + r), value)
-    write(record, 8 * (at[7] + r), like(v, 1) - rss / read(record, 8 * (at[13] + r), v))
-    write(record, 8 * (at[8] + r), rss)
+    write(record, 8 * (at[LOG_LIKELIHOOD] + r), value)
+    write(record, 8 * (at[R2] + r), like(v, 1) - rss / read(record, 8 * (at[SQUARES] + r), v))
+    write(record, 8 * (at[RSS] + r), rss)
 
 
 @cache
@@ -179,7 +176,7 @@ def make_solve(pairs: int) -> Kernel:
                 for j in range(P):
                     rank = rank + (unity - read(dropped, 8 * j, v))
                     any_dropped = select(read(dropped, 8 * j, v) > zero, unity, any_dropped)
-                write(record, 8 * at[10], rank)
+                write(record, 8 * at[RANK], rank)
                 write(few, 16, any_dropped)
                 dependent = False
                 for lane in range(8):
@@ -190,7 +187,7 @@ def make_solve(pairs: int) -> Kernel:
                 squared = size * norm(V, 0, scale, P, x)  # of the condition
                 doubts = select(far > zero, like(v, FAR), zero)
                 for k in range(T):
-                    write(record, 8 * (at[15] + k), high(get(V, k, x)))
+                    write(record, 8 * (at[INVERSE] + k), high(get(V, k, x)))
                 spread = zero
                 if fit_intercept:
                     spread = high(quadratic(V, mean, P, x)) + unity / high(total)
@@ -216,13 +213,13 @@ def make_solve(pairs: int) -> Kernel:
                         if fit_intercept:
                             intercept = intercept - get(mean, j, x) * value
                         rest = rest - like(v, alpha) * high(value) * high(value)
-                        write(record, 8 * (at[0] + r * P + j), high(value))
-                        write(record, 8 * (at[16] + r * P + j), low(value))
-                    write(record, 8 * (at[1] + r), high(intercept))
-                    write(record, 8 * (at[17] + r), low(intercept))
+                        write(record, 8 * (at[COEF] + r * P + j), high(value))
+                        write(record, 8 * (at[SMALL_COEF] + r * P + j), low(value))
+                    write(record, 8 * (at[INTERCEPT] + r), high(intercept))
+                    write(record, 8 * (at[SMALL_INTERCEPT] + r), low(intercept))
                     y2 = high(yy)
                     ill = ill + (y2 - y2)
-                    write(record, 8 * (at[13] + r), y2)
+                    write(record, 8 * (at[SQUARES] + r), y2)
                     alone = ALONE_PAIRS if pairs else ALONE
                     refine = select(rest >= like(v, alone) * y2, refine, unity)
                     if not pairs:
@@ -244,13 +241,13 @@ def make_solve(pairs: int) -> Kernel:
                                 rest_of_V[k] = V[(2 * k + 1) * 8 + lane]
                 else:
                     doubts = doubts + select(deepen > zero, like(v, DEEPEN), zero)
-                write(record, 8 * at[9], sqrt(squared))
-                write(record, 8 * at[11], doubts)
-                write(record, 8 * at[12], high(total))
-                write(record, 8 * at[19], spread)
+                write(record, 8 * at[CONDITION], sqrt(squared))
+                write(record, 8 * at[DOUBTS], doubts)
+                write(record, 8 * at[WEIGHT], high(total))
+                write(record, 8 * at[SPREAD], spread)
                 for j in range(P):
-                    write(record, 8 * (at[18] + j), read(scale, 8 * j, v))
-                    write(record, 8 * (at[14] + j), high(get(mean, j, x)))
+                    write(record, 8 * (at[LENGTHS] + j), read(scale, 8 * j, v))
+                    write(record, 8 * (at[MEANS] + j), high(get(mean, j, x)))
                 hand_out(results, record, at, B, problems, lanes_)
             finished(block, stop - start)
             start, stop = take(block)

@@ -51,7 +51,7 @@ def two_sum(a: np.ndarray, b: np.ndarray) -> Pair:
 
 
 def fast_two_sum(a: np.ndarray, b: np.ndarray) -> Pair:
-    """The same where \\|a\\| >= \\|b\\|."""
+    """The same where a is no smaller than b, signs aside."""
     s = a + b
     return s, b - (s - a)
 

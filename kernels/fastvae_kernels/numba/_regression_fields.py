@@ -1,0 +1,64 @@
+"""The results of B regressions, field by field: where they lie, and how eight are written and read, a lane each.
+
+Fields that every user asks for are arrays [B, width] of their own. Those from STATE on, which only some ask for and the
+steps to come, are one field, so that a problem's lie together.
+"""
+
+from ._jit import loop_jit, math_jit, outlined
+
+(
+    COEF, INTERCEPT, COEF_ERROR, INTERCEPT_ERROR, SIGMA2, UNBIASED, LOG_LIKELIHOOD, R2, RSS,
+    CONDITION, RANK, DOUBTS,
+    WEIGHT,  # of all rows
+    SQUARES,  # sum w (y - ybar)^2
+    MEANS,  # of columns, then targets
+    INVERSE,  # of the Gram matrix, V, a lower triangle
+    SMALL_COEF, SMALL_INTERCEPT,  # the small parts of pairs
+    LENGTHS,  # of the centred columns
+    SPREAD,  # variance of the intercept for a unit variance of the noise
+    END,
+) = range(21)  # fmt: skip
+STATE = CONDITION
+REFINE, DEEPEN, FAR, NONFINITE, DEPENDENT, REPEAT = 1, 2, 4, 8, 16, 32  # DOUBTS: what is to be done, or wrong
+
+
+@math_jit
+def places(P, R):
+    """Where each field begins, in units of B numbers, and at the end how many there are in all."""
+    a = 2 * (P + 1) * R
+    b = a + 5 * R
+    c = b + 4 + R
+    d = c + P + R + P * (P + 1) // 2
+    e = d + (P + 1) * R
+    return (
+        0, P * R, (P + 1) * R, (2 * P + 1) * R, a, a + R, a + 2 * R, a + 3 * R, a + 4 * R,
+        b, b + 1, b + 2, b + 3, b + 4, c, c + P + R, d, d + P * R, e, e + P, e + P + 1,
+    )  # fmt: skip
+
+
+@loop_jit
+def hand_out(out, record, at, B, problems, lanes_):
+    """Write all fields of the problems in the lanes."""
+    outlined()
+    for f in range(STATE + 1):
+        first, last = at[f], at[END] if f == STATE else at[f + 1]
+        if last - first == 1:
+            for lane in range(lanes_):
+                out[first * B + problems[lane]] = record[first * 8 + lane]
+        else:
+            for lane in range(lanes_):
+                to = first * B + problems[lane] * (last - first)
+                for k in range(last - first):
+                    out[to + k] = record[(first + k) * 8 + lane]
+
+
+@loop_jit
+def take_in(record, out, at, B, problems):
+    """All fields of eight problems, a lane each: the reverse of `hand_out`."""
+    outlined()
+    for f in range(STATE + 1):
+        first, last = at[f], at[END] if f == STATE else at[f + 1]
+        for lane in range(8):
+            source = first * B + problems[lane] * (last - first)
+            for k in range(last - first):
+                record[(first + k) * 8 + lane] = out[source + k]

@@ -1,0 +1,187 @@
+"""How regressions are launched: where their rows, sums and results lie, and how many are taken at a time."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._buffers import scratch
+from ._double import WORDS
+from ._gram_blocks import SIDE, SIDE_ALONE, SIDE_EXACT, UNROLLED, UNROLLED_RESIDUALS
+from ._memory import CODES
+from ._regression_fields import DOUBTS, STATE, places
+from ._regression_gram import make_gram, numbers_of
+from ._regression_refine import make_correct, make_residual
+from ._regression_solve import make_solve
+from ._threads import run
+
+TILE = 3072  # numbers of a tile of rows, in the first cache
+FEWEST_ROWS, MOST_ROWS = 64, 1024  # of a tile
+SLOTS, TILES_A_SLOT = 32, 4  # of a problem, that threads share
+BLOCK = 1 << 21  # sums of the problems that are taken together
+
+
+class Limits(NamedTuple):
+    """What is answered without doubt, see `_regression_solve`."""
+
+    least: float  # pivot, relative to the column's square
+    closest: float  # distance of a column from others, relative to their sizes
+    most_error: float  # of V, relative
+    tolerance: float  # of a coefficient
+
+
+def address(array: np.ndarray) -> int:
+    """Of its first element."""
+    return array.__array_interface__["data"][0]
+
+
+class Problems:
+    """B problems of one shape: where they lie, and where the results go."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        rows: np.ndarray | None,
+        log_weights: np.ndarray | None,
+        alpha: float,
+        fit_intercept: bool,
+    ) -> None:
+        self.B, self.N, self.P, self.R = B, _, P, R = shape
+        self.rows, self.log_weights, self.alpha, self.fit_intercept = rows, log_weights, alpha, fit_intercept
+        self.F = numbers_of.py_func(P, R)
+        self.at = places.py_func(P, R)
+        self.out = np.empty(B * self.at[-1])
+        self.weights_at = (0 if rows is None else address(rows), 0 if log_weights is None else address(log_weights))
+
+    def field(self, k: int, *shape: int) -> np.ndarray:
+        """A field of the results, [B, *shape]."""
+        at, B = self.at, self.B
+        if k < STATE:
+            return self.out[B * at[k] : B * at[k + 1]].reshape(B, *shape)
+        state = self.out[B * at[STATE] :].reshape(B, -1)[:, at[k] - at[STATE] : at[k + 1] - at[STATE]]
+        return state if shape else state[:, 0]
+
+    def doubts(self, active: np.ndarray) -> np.ndarray:
+        """What is to be done about problems, or wrong with them."""
+        return self.field(DOUBTS)[active].astype(np.int64)
+
+    def solve(
+        self,
+        active: np.ndarray,
+        sums: np.ndarray,
+        centers: np.ndarray,
+        slots: int,
+        pairs: bool,
+        limits: Limits,
+        small: int = 0,
+    ) -> None:
+        """Estimates of the active problems, whose sums are these; the small parts of V go to the address ``small``."""
+        P, R = self.P, self.R
+        n, T = WORDS * (2 if pairs else 1), P * (P + 1) // 2
+        room = (2 * self.F + 2 * T + 2 * P + R) * n + 40 * P + 8 * self.at[-1] + 40 + (3 * P * P * n if pairs else 0)
+        groups = -(-len(active) // 8)
+        args = (
+            0, address(active), len(active), address(sums), slots, self.F, address(centers), small, *self.weights_at,
+            self.N, P, R, self.B, address(self.out), int(self.fit_intercept),
+            scratch(room * torch.get_num_threads()), room, self.alpha, *limits,
+        )  # fmt: skip
+        run(make_solve(int(pairs)), args, groups, groups * (P + 2) ** 2 * (P + 4 + 8 * R) * (20.0 if pairs else 1.0))
+
+
+class Rows(Problems):
+    """Problems whose rows are there."""
+
+    def __init__(self, X: Tensor, y: Tensor, w: Tensor | None, alpha: float, fit_intercept: bool) -> None:
+        rows = log_weights = None
+        if w is not None:
+            rows = (w > 0).sum(1).double().numpy()
+            log_weights = w.log().masked_fill_(w == 0, 0.0).sum(1).numpy()
+        super().__init__((*X.shape, y.shape[2]), rows, log_weights, alpha, fit_intercept)
+        self.X = X = X if X.stride(2) == 1 or X.shape[2] == 1 else X.contiguous()
+        self.y = y = y if y.stride(2) == 1 or y.shape[2] == 1 else y.contiguous()
+        self.w = w
+        self.data = (
+            X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), y.data_ptr(), CODES[y.dtype], y.stride(1),
+            y.stride(0), *((0, 0, 0) if w is None else (w.data_ptr(), w.stride(1), w.stride(0))), *self.X.shape[1:],
+            y.shape[2],
+        )  # fmt: skip
+        self.columns = 1 + self.P + self.R
+        self.centers = np.zeros((self.B, self.columns))
+
+    def tiles(self, columns: int) -> tuple[int, int]:
+        """Rows of a tile and slots of a problem."""
+        T = max(FEWEST_ROWS, min(MOST_ROWS, TILE // columns // 8 * 8))
+        tiles = -(-self.N // T)
+        return min(T, -(-self.N // 8) * 8), max(1, min(SLOTS, tiles // TILES_A_SLOT))
+
+    def parts(self, active: np.ndarray, each: int) -> Iterator[np.ndarray]:
+        """The active problems, as many at a time as keep their data or sums, ``each`` a problem, within a cache."""
+        size = max(8, BLOCK // max(each, 1) // 8 * 8)
+        for first in range(0, len(active), size):
+            yield active[first : first + size]
+
+    def estimate(self, active: np.ndarray, pairs: bool, from_: int, limits: Limits) -> np.ndarray:
+        """Sums of products and estimates; of pairs, the small parts of V."""
+        T, done = self.P * (self.P + 1) // 2, 0
+        small = np.empty((len(active) if pairs else 0, T))
+        for part, sums, slots in self.sums(active, pairs, from_):
+            at = address(small) + 8 * done * T if pairs else 0
+            self.solve(part, sums, self.centers, slots, pairs, limits, at)
+            done += len(part)
+        return small
+
+    def sums(self, active: np.ndarray, pairs: bool, from_: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """Sums of products: of some problems after the other, and how many slots of each are to be added up."""
+        words, side = (2, SIDE_EXACT) if pairs else (1, SIDE)
+        T, slots = self.tiles(self.columns * words)
+        unrolled = self.columns if self.columns <= UNROLLED and not pairs else 0
+        W = unrolled or -(-self.columns // side) * side
+        weighted = words * (1 if self.w is None or not pairs else 2)
+        room = (weighted * W + 1) * (T + 8) + 2 * W + W * W * 8 * words + (self.F + 8 if pairs else 0)
+        room = (room + 7) // 8 * 8
+        for part in self.parts(active, words * slots * self.F):
+            sums = np.empty(len(part) * slots * self.F * words)
+            args = (
+                0, *self.data, T, W, slots, address(part), address(self.centers), from_, address(sums), self.F,
+                scratch(room * torch.get_num_threads()), room, 1.0,
+            )  # fmt: skip
+            work = len(part) * self.N * self.columns * (self.columns + 4) * (0.3 if pairs else 0.04)
+            run(make_gram(unrolled, int(pairs)), args, len(part) * slots, work)
+            yield part, sums, slots
+
+    def refine(
+        self,
+        active: np.ndarray,
+        keep: bool,
+        tolerance: float,
+        small: np.ndarray | None = None,
+        where: np.ndarray | None = None,
+    ) -> None:
+        """Residuals, and the solutions corrected by them, or only their sums of squares.
+
+        The small parts of V of problem i of the active ones are ``small[where[i]]``.
+        """
+        P, R, F = self.P, self.R, (self.P + 2) * self.R
+        T, slots = self.tiles(self.P + self.R + 3)
+        unrolled = P if P <= UNROLLED_RESIDUALS else 0
+        W = P + 1 if unrolled else -(-(P + 1) // SIDE_ALONE) * SIDE_ALONE
+        room = (W + R + 3) * (T + 8) + 2 * R * (P + 1) + 16 * (W + 1) * R + 2 * R + 2 * P + 9
+        more = 32 * F + 8 * (self.at[-1] + 2 * P + P * (P + 1) // 2) + 32
+        room = (max(room, more) + 7) // 8 * 8
+        done = 0
+        for part in self.parts(active, 2 * slots * F):
+            sums = np.empty(2 * len(part) * slots * F)
+            deep = (0, 0) if small is None or where is None else (address(small), address(where) + 8 * done)
+            done += len(part)
+            at = address(self.out), address(sums), F, scratch(room * torch.get_num_threads()), room
+            work = len(part) * self.N * (P + 2) * R * 0.6
+            args = (0, *self.data, T, W, slots, address(part), self.B, *at, 1.0)
+            run(make_residual(unrolled), args, len(part) * slots, work)
+            args = (
+                0, address(part), len(part), at[1], slots, F, *deep, *self.weights_at, self.N, P, R, self.B, at[0],
+                int(self.fit_intercept), int(keep), *at[3:], self.alpha, tolerance,
+            )  # fmt: skip
+            groups = -(-len(part) // 8)
+            run(make_correct(int(small is not None)), args, groups, groups * R * (P + 2) ** 2 * 20.0)
