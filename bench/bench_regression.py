@@ -25,9 +25,9 @@ SOME = 50  # problems of a loop
 
 
 def problems(B: int, N: int, P: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """By default as much noise as signal."""
+    """By default as much noise as signal; coefficients of about 1, none of them near 0."""
     rng = np.random.default_rng(0)
-    X, coef = rng.normal(size=(B, N, P)), rng.normal(size=(B, P))
+    X, coef = rng.normal(size=(B, N, P)), rng.uniform(0.5, 2, size=(B, P))
     return X, np.einsum("bnp,bp->bn", X, coef) + noise * rng.normal(size=(B, N)) + 1
 
 

@@ -209,44 +209,6 @@ def test_sums_of_products_of_pairs_that_cancel():
                 assert abs(Fraction(got - sum(products))) <= size * Fraction(1, 2**100)
 
 
-@functools.cache
-def make_residuals(P):
-    @kernel("7q 1d")
-    def residuals(block):
-        z_address, y_address, w_address, coef_address, acc_address, S, T, one = unpack(block, "7q 1d")
-        z, y = array_at(z_address, (P + 1) * S, F64), array_at(y_address, T, F64)
-        w, coef = array_at(w_address, T, F64), array_at(coef_address, 2 * (P + 1), F64)
-        acc = array_at(acc_address, (P + 2) * 16, F64)
-        blocks.add_residuals(acc, z, y, w, coef, S, T // 2, 1, one, P)
-        blocks.add_residuals(acc, z[T // 2 :], y[T // 2 :], w[T // 2 :], coef, S, T // 2, 0, one, P)
-
-    return residuals
-
-
-@pytest.mark.parametrize("P", range(1, blocks.UNROLLED_RESIDUALS + 1))
-def test_sums_of_residuals(P):
-    # residuals 1e-12 of y, of coefficients that are pairs
-    rng = np.random.default_rng(P)
-    S, T, L = 56, 48, blocks.LANES_REGISTER
-    z, w = rng.normal(size=(P + 1, S)), rng.uniform(size=T)
-    z[0] = 1
-    coef = random_pairs(1, P, spread=1)[0, :, : P + 1] if P < 8 else np.stack([rng.normal(size=9), np.zeros(9)])
-    y = -(coef[0] @ z[:, :T]) + 1e-12 * rng.normal(size=T)
-    acc = np.zeros(((P + 2), 2, L))
-    call(make_residuals(P), z, y, w, np.ascontiguousarray(coef), acc, S, T, 1.0)
-    c = [Fraction(h) + Fraction(s) for h, s in zip(*coef.tolist(), strict=True)]
-    columns = [list(map(Fraction, column[:T].tolist())) for column in z]
-    r = [Fraction(v) + sum(b * x[t] for b, x in zip(c, columns, strict=True)) for t, v in enumerate(y.tolist())]
-    wr = [Fraction(v) * s for v, s in zip(w.tolist(), r, strict=True)]
-    for j, column in enumerate(columns):
-        products = [s * x for s, x in zip(wr, column, strict=True)]
-        got = sum(map(Fraction, acc[j].ravel().tolist()))
-        size = sum(map(abs, products), Fraction())
-        assert abs(Fraction(got - sum(products))) <= size * Fraction(1, 2**62)  # 2^-102 of y
-    squares = sum(s * t for s, t in zip(wr, r, strict=True))
-    assert abs(Fraction(float(acc[P + 1, 0].sum())) - squares) <= squares * Fraction(1, 2**49)
-
-
 def test_pairs_in_numpy():
     a, b = random_pairs(100, 2), random_pairs(100, 3)
     p, q = (a[:, 0], a[:, 1]), (b[:, 0], b[:, 1])

@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._double import Pair, _add, _joined, _parts, accumulate, fast_two_sum, fma, two_product, two_sum_mixed
+from ._double import Pair, _add, _joined, _parts, accumulate, fast_two_sum
 from ._vector import LANES_REGISTER, Vector, _shuffle, call, llvm_type, splat
 
 WIDE = LANES_REGISTER == 8  # and twice as many registers
@@ -26,7 +26,6 @@ SIDE_EXACT = 3 if WIDE else 2  # of two registers each
 SIDE_ALONE = 5  # and of a single column
 MOST = 6 if WIDE else 4  # columns of a triangle of sums that is one block
 UNROLLED = 12  # columns for which the blocks are laid out when the kernel is compiled
-UNROLLED_RESIDUALS = 8  # regressors, likewise
 
 
 def _pointer(context: Any, builder: Any, array: Any, value: Any) -> Any:
@@ -199,47 +198,6 @@ def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, fresh, gap, one, tr
 
     n = types.intp
     return types.void(acc, n, a, b, n, n, n, n, n, n, types.float64, triangle, in_a, rows, columns), codegen
-
-
-@intrinsic(prefer_literal=True)
-def add_residuals(typingctx, acc, z, y, w, coef, S, T, fresh, one, P):
-    """In double-double, r = y + z'c and the sums w r z_0, ..., w r z_P, in registers; in float64 then that of w r^2.
-
-    ``z`` are P + 1 columns, ``coef`` their P + 1 coefficients, P a constant, and behind them their small parts; z_0 is
-    1, or 0 behind the rows.
-    """
-    n = P.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        acc_, z_, y_, w_, coef_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(5))
-        S_, T_, fresh_ = args[5:8]
-        fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
-        one_, integer = splat(builder, args[8], VECTOR), S_.type
-        c = [splat(builder, builder.load(builder.gep(coef_, [integer(k)])), VECTOR) for k in range(2 * (n + 1))]
-        sums = _Sums(builder, acc_, [(j, integer(j)) for j in range(n + 2)], 2, fresh_)
-        with _loop(builder, T_) as (t, _):
-            x = [_load(builder, z_, builder.add(builder.mul(integer(j), S_), t)) for j in range(n + 1)]
-            s, rest = two_sum_mixed(builder, _load(builder, y_, t), c[0], one_)
-            rest = builder.fadd(rest, c[n + 1])
-            for j in range(1, n + 1):
-                s, rest = accumulate(builder, s, rest, x[j], None, c[j], c[n + 1 + j], one_)
-            r, small = fast_two_sum(builder, s, rest)
-            wt = _load(builder, w_, t)
-            wr, error = two_product(builder, wt, r)
-            error = fma(builder, wt, small, error)
-            sums.set(n + 1, fma(builder, wr, r, sums.get(n + 1)))
-            total, more = two_sum_mixed(builder, sums.get(0), wr, one_)
-            sums.set(0, total)
-            sums.set(0, builder.fadd(sums.get(0, 1), builder.fadd(more, error)), 1)
-            for j in range(1, n + 1):
-                total, rest = accumulate(builder, sums.get(j), sums.get(j, 1), x[j], None, wr, error, one_)
-                sums.set(j, total)
-                sums.set(j, rest, 1)
-        sums.keep()
-        return context.get_dummy_value()
-
-    i = types.intp
-    return types.void(acc, z, y, w, coef, i, i, i, types.float64, P), codegen
 
 
 def _halves(builder: Any, x: Any, y: Any, part: int) -> list[Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._buffers import scratch
 from ._double import WORDS
-from ._gram_blocks import SIDE, SIDE_ALONE, SIDE_EXACT, UNROLLED, UNROLLED_RESIDUALS
+from ._gram_blocks import SIDE, SIDE_ALONE, SIDE_EXACT, UNROLLED
 from ._memory import CODES
 from ._regression_fields import DOUBTS, STATE, places
 from ._regression_gram import make_gram, numbers_of
@@ -20,7 +20,7 @@ from ._threads import run
 TILE = 3072  # numbers of a tile of rows, in the first cache
 FEWEST_ROWS, MOST_ROWS = 64, 1024  # of a tile
 SLOTS, TILES_A_SLOT = 32, 4  # of a problem, that threads share
-BLOCK = 1 << 21  # sums of the problems that are taken together
+PART = 1 << 21  # numbers of the problems that are taken together, so that a second pass finds them in a cache
 
 
 class Limits(NamedTuple):
@@ -116,24 +116,22 @@ class Rows(Problems):
         tiles = -(-self.N // T)
         return min(T, -(-self.N // 8) * 8), max(1, min(SLOTS, tiles // TILES_A_SLOT))
 
-    def parts(self, active: np.ndarray, each: int) -> Iterator[np.ndarray]:
-        """The active problems, as many at a time as keep their data or sums, ``each`` a problem, within a cache."""
-        size = max(8, BLOCK // max(each, 1) // 8 * 8)
-        for first in range(0, len(active), size):
-            yield active[first : first + size]
+    def parts(self) -> Iterator[np.ndarray]:
+        """All problems, as many at a time as keep their rows and sums in a cache."""
+        each = max(self.N * (self.P + self.R), 2 * SLOTS * self.F if self.N > MOST_ROWS else 2 * self.F)
+        size = max(8, PART // each // 8 * 8)
+        for first in range(0, self.B, size):
+            yield np.arange(first, min(first + size, self.B))
 
     def estimate(self, active: np.ndarray, pairs: bool, from_: int, limits: Limits) -> np.ndarray:
         """Sums of products and estimates; of pairs, the small parts of V."""
-        T, done = self.P * (self.P + 1) // 2, 0
-        small = np.empty((len(active) if pairs else 0, T))
-        for part, sums, slots in self.sums(active, pairs, from_):
-            at = address(small) + 8 * done * T if pairs else 0
-            self.solve(part, sums, self.centers, slots, pairs, limits, at)
-            done += len(part)
+        sums, slots = self.sums(active, pairs, from_)
+        small = np.empty((len(active) if pairs else 0, self.P * (self.P + 1) // 2))
+        self.solve(active, sums, self.centers, slots, pairs, limits, address(small) if pairs else 0)
         return small
 
-    def sums(self, active: np.ndarray, pairs: bool, from_: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        """Sums of products: of some problems after the other, and how many slots of each are to be added up."""
+    def sums(self, active: np.ndarray, pairs: bool, from_: int) -> tuple[np.ndarray, int]:
+        """Sums of products, and how many slots of each problem are to be added up."""
         words, side = (2, SIDE_EXACT) if pairs else (1, SIDE)
         T, slots = self.tiles(self.columns * words)
         unrolled = self.columns if self.columns <= UNROLLED and not pairs else 0
@@ -141,15 +139,14 @@ class Rows(Problems):
         weighted = words * (1 if self.w is None or not pairs else 2)
         room = (weighted * W + 1) * (T + 8) + 2 * W + W * W * 8 * words + (self.F + 8 if pairs else 0)
         room = (room + 7) // 8 * 8
-        for part in self.parts(active, words * slots * self.F):
-            sums = np.empty(len(part) * slots * self.F * words)
-            args = (
-                0, *self.data, T, W, slots, address(part), address(self.centers), from_, address(sums), self.F,
-                scratch(room * torch.get_num_threads()), room, 1.0,
-            )  # fmt: skip
-            work = len(part) * self.N * self.columns * (self.columns + 4) * (0.3 if pairs else 0.04)
-            run(make_gram(unrolled, int(pairs)), args, len(part) * slots, work)
-            yield part, sums, slots
+        sums = np.empty(len(active) * slots * self.F * words)
+        args = (
+            0, *self.data, T, W, slots, address(active), address(self.centers), from_, address(sums), self.F,
+            scratch(room * torch.get_num_threads()), room, 1.0,
+        )  # fmt: skip
+        work = len(active) * self.N * self.columns * (self.columns + 4) * (0.3 if pairs else 0.04)
+        run(make_gram(unrolled, int(pairs)), args, len(active) * slots, work)
+        return sums, slots
 
     def refine(
         self,
@@ -164,24 +161,23 @@ class Rows(Problems):
         The small parts of V of problem i of the active ones are ``small[where[i]]``.
         """
         P, R, F = self.P, self.R, (self.P + 2) * self.R
-        T, slots = self.tiles(self.P + self.R + 3)
-        unrolled = P if P <= UNROLLED_RESIDUALS else 0
-        W = P + 1 if unrolled else -(-(P + 1) // SIDE_ALONE) * SIDE_ALONE
-        room = (W + R + 3) * (T + 8) + 2 * R * (P + 1) + 16 * (W + 1) * R + 2 * R + 2 * P + 9
+        T, slots = self.tiles(P + R + 3)
+        W = -(-(P + 1) // SIDE_ALONE) * SIDE_ALONE
+        room = (W + R + 3) * (T + 8) + 2 * R * (P + 1) + 16 * W * R + 2 * R + 2 * P + 9
         more = 32 * F + 8 * (self.at[-1] + 2 * P + P * (P + 1) // 2) + 32
         room = (max(room, more) + 7) // 8 * 8
-        done = 0
-        for part in self.parts(active, 2 * slots * F):
-            sums = np.empty(2 * len(part) * slots * F)
-            deep = (0, 0) if small is None or where is None else (address(small), address(where) + 8 * done)
-            done += len(part)
-            at = address(self.out), address(sums), F, scratch(room * torch.get_num_threads()), room
-            work = len(part) * self.N * (P + 2) * R * 0.6
-            args = (0, *self.data, T, W, slots, address(part), self.B, *at, 1.0)
-            run(make_residual(unrolled), args, len(part) * slots, work)
-            args = (
-                0, address(part), len(part), at[1], slots, F, *deep, *self.weights_at, self.N, P, R, self.B, at[0],
-                int(self.fit_intercept), int(keep), *at[3:], self.alpha, tolerance,
-            )  # fmt: skip
-            groups = -(-len(part) // 8)
-            run(make_correct(int(small is not None)), args, groups, groups * R * (P + 2) ** 2 * 20.0)
+        place = scratch(room * torch.get_num_threads())
+        sums, deep = np.empty(2 * len(active) * slots * F), (0, 0)
+        if small is not None and where is not None:
+            deep = address(small), address(where)
+        args = (
+            0, *self.data, T, W, slots, address(active), self.B, address(self.out), address(sums), F, place, room, 1.0
+        )  # fmt: skip
+        run(make_residual(), args, len(active) * slots, len(active) * self.N * (P + 2) * R * 0.6)
+        args = (
+            0, address(active), len(active), address(sums), slots, F, *deep, *self.weights_at,
+            self.N, P, R, self.B, address(self.out), int(self.fit_intercept), int(keep), place, room,
+            self.alpha, tolerance,
+        )  # fmt: skip
+        groups = -(-len(active) // 8)
+        run(make_correct(int(deep != (0, 0))), args, groups, groups * R * (P + 2) ** 2 * 20.0)

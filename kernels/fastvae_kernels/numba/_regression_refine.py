@@ -12,7 +12,7 @@ Traffic: the rows once more, N (P + R) elements. Work units: as `_regression_gra
 from functools import cache
 
 from ._double import add_product, constant, disjoint, exact_sum, get, high, low, number, number_zero, pair, put
-from ._gram_blocks import SIDE_ALONE, add_exact_block, add_residuals, partial_sums
+from ._gram_blocks import SIDE_ALONE, add_exact_block, partial_sums
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import fma, like, select
 from ._memory import F32, F64, I64, array_at, read, vector, write
@@ -79,11 +79,8 @@ def negative(coef, out, state, at, b, k, B, P, R):
 
 
 @cache
-def make_residual(regressors: int) -> Kernel:
-    """The kernel that adds up residuals, [problem, slot, R, P + 2] pairs of 1'r, X'r, r'r.
-
-    For so many regressors, at most UNROLLED_RESIDUALS, or any number if 0.
-    """
+def make_residual() -> Kernel:
+    """The kernel that adds up residuals: [problem, slot, R, P + 2] pairs of 1'r, X'r, r'r."""
 
     @kernel(RESIDUAL_FIELDS)
     def regression_residual(block):
@@ -101,9 +98,9 @@ def make_residual(regressors: int) -> Kernel:
         mine += 24 * S
         coef = array_at(mine, 2 * R * (P + 1), F64)
         mine += 16 * R * (P + 1)
-        size = 2 * lanes(u) * (W + 1)  # of the partial sums of a target
-        acc = array_at(mine, 16 * (W + 1) * R, F64)
-        mine += 128 * (W + 1) * R
+        size = 2 * lanes(u) * W  # of the partial sums of a target
+        acc = array_at(mine, 16 * W * R, F64)
+        mine += 128 * W * R
         squares, zero = array_at(mine, R, F64), array_at(mine + 8 * R, P + R, F64)
         where = array_at(mine + 8 * (P + 2 * R), P + 9, I64)
         for j in range(P + R):
@@ -139,21 +136,14 @@ def make_residual(regressors: int) -> Kernel:
                         weights = w_t
                     for k in range(R):
                         acc_k, coef_k = acc[k * size :], coef[2 * k * (P + 1) :]
-                        if regressors:
-                            add_residuals(acc_k, z, r[k * S :], weights, coef_k, S, whole, fresh, one, regressors)
-                        else:
-                            squares[k] += residuals(r[k * S :], wr, z, coef_k, weights, whole, S, S, P, one)
-                            for i in range(0, W, SIDE_ALONE):
-                                add_exact_block(
-                                    acc_k, 1, z, wr, i, 0, S, whole, fresh, S, one, False, False, SIDE_ALONE, 1
-                                )
+                        squares[k] += residuals(r[k * S :], wr, z, coef_k, weights, whole, S, S, P, one)
+                        for i in range(0, W, SIDE_ALONE):
+                            add_exact_block(acc_k, 1, z, wr, i, 0, S, whole, fresh, S, one, False, False, SIDE_ALONE, 1)
                     fresh = 0
                     first += slots * T
                 mine_s = array_at(sums + 16 * unit * F, 2 * F, F64)
                 for k in range(R):
                     finish_pairs(mine_s[2 * k * (P + 2) :], acc[k * size :], where, P + 1)
-                    if regressors:
-                        squares[k] = total(read(acc, k * size + 2 * lanes(u) * (P + 1), u))
                     mine_s[2 * (k * (P + 2) + P + 1)] = squares[k]
                     mine_s[2 * (k * (P + 2) + P + 1) + 1] = 0.0
             finished(block, stop - start)

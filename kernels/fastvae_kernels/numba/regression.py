@@ -70,38 +70,40 @@ def fit(
 ) -> Fitted:
     """Estimates of all problems: see fastvae.regression.fit."""
     m = Rows(X, y, sample_weight, alpha, fit_intercept)
-    status, everyone = np.zeros(m.B, np.int64), np.arange(m.B)
-    if precision == "double-double":
-        return outcome(m, status, in_double_double(m, everyone, status))
-    deeper, bad = in_float64(m, precision == "float64", status)
-    if len(deeper):
-        in_double_double(m, deeper, status)
-    return outcome(m, status, bad)
+    status, bad = np.zeros(m.B, np.int64), []
+    for part in m.parts():
+        deeper = part
+        if precision != "double-double":
+            deeper, without = in_float64(m, part, precision == "float64", status)
+            bad.append(without)
+        if len(deeper):
+            bad.append(in_double_double(m, deeper, status))
+    return outcome(m, status, np.concatenate(bad))
 
 
-def in_float64(m: Rows, wanted: bool, status: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates of all problems in float64, refined where that is enough, or not if float64 is ``wanted``; the problems
-    that need more, and those without a solution.
+def in_float64(m: Rows, active: np.ndarray, wanted: bool, status: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates in float64, refined where that is enough, or not if float64 is ``wanted``; the problems that need more,
+    and those without a solution.
     """
-    everyone, tolerance = np.arange(m.B), TOLERANCE[torch.promote_types(m.X.dtype, m.y.dtype)]
+    tolerance = TOLERANCE[torch.promote_types(m.X.dtype, m.y.dtype)]
     limits = Limits(LEAST, 4 * m.P * CLOSE, MOST_ERROR, tolerance)
     if wanted:
         limits = Limits(LEAST_FLOAT64 * m.P, 4 * m.P * CLOSE, MOST_FLOAT64, math.inf)
-    m.estimate(everyone, False, FIND if m.fit_intercept else ORIGIN, limits)
-    doubts = m.doubts(everyone)
+    m.estimate(active, False, FIND if m.fit_intercept else ORIGIN, limits)
+    doubts = m.doubts(active)
     if not doubts.any():
-        return everyone[:0], everyone[:0]
-    if m.fit_intercept and len(far := np.flatnonzero(doubts & FAR)):  # once more, about the means
+        return active[:0], active[:0]
+    if m.fit_intercept and len(far := active[doubts & FAR != 0]):  # once more, about the means
         m.centers[far, 1:] = m.field(MEANS, m.P + m.R)[far]
         m.estimate(far, False, GIVEN, limits)
-        doubts[far] = m.doubts(far)
+        doubts = m.doubts(active)
     sound = doubts & NONFINITE == 0
-    refined = np.flatnonzero(sound & (doubts & (REFINE | DEEPEN) == REFINE))
+    refined = active[sound & (doubts & (REFINE | DEEPEN) == REFINE)]
     if len(refined):
         m.refine(refined, wanted, tolerance)
         status[refined] = REFINED
-        doubts[refined] |= m.doubts(refined)
-    return np.flatnonzero(sound & (doubts & DEEPEN != 0)), np.flatnonzero(~sound)
+        doubts |= m.doubts(active)
+    return active[sound & (doubts & DEEPEN != 0)], active[~sound]
 
 
 def in_double_double(m: Rows, active: np.ndarray, status: np.ndarray) -> np.ndarray:
@@ -138,7 +140,8 @@ def accumulate(
     if sums:
         m.centers = sums.centers.copy()
     numbers = np.zeros((m.B, m.F, 2))
-    for part, some, slots in m.sums(np.arange(m.B), exact, from_):
+    for part in m.parts():
+        some, slots = m.sums(part, exact, from_)
         of_slots = some.reshape(len(part), slots, m.F, -1)
         for s in range(slots):
             low = of_slots[:, s, :, 1] if exact else np.zeros(())
