@@ -89,6 +89,14 @@ class _Block(NamedTuple):
     triangle: bool
 
 
+class _Ahead(NamedTuple):
+    """What to fetch meanwhile: ``lines`` of 64 bytes for every 8 rows, from an address on, ``pace`` bytes apart."""
+
+    address: Any
+    pace: Any
+    lines: range
+
+
 class _Exactly(NamedTuple):
     """What it needs for double-double: how far behind the columns their small parts lie, whether a has any, and 1."""
 
@@ -97,7 +105,34 @@ class _Exactly(NamedTuple):
     one: Any
 
 
-def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None) -> None:
+def _fetch(builder: Any, ahead: _Ahead, t: Any) -> None:
+    eighth = builder.udiv(t, t.type(8)) if LANES_REGISTER < 8 else builder.lshr(t, t.type(3))
+    first = builder.add(ahead.address, builder.mul(eighth, ahead.pace))
+    for line in ahead.lines:
+        prefetch_line(builder, builder.add(first, t.type(64 * line)))
+
+
+def prefetch_line(builder: Any, address: Any) -> None:
+    """Have a line brought to the second cache, or nothing if there is none."""
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer, number, number, number]), "llvm.prefetch.p0"
+    )
+    builder.call(function, [builder.inttoptr(address, pointer), number(0), number(2), number(1)])
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Have the line at an address brought to the second cache; an address where there is nothing does no harm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        prefetch_line(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None, ahead: _Ahead | None = None) -> None:
     """A block's loop."""
     width, a, b, i, j, S = block[1:7]
     integer, keys = S.type, _entries(block.rows, block.columns, block.triangle)
@@ -111,6 +146,8 @@ def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None) -> None:
     ]
     sums = _Sums(builder, block.acc, entries, 2 if exactly else 1, block.fresh)
     with _loop(builder, block.T) as (t, _):
+        if ahead:
+            _fetch(builder, ahead, t)
         left = [column(a, i, k, t) for k in range(block.rows)]
         right = left if block.triangle and a is b else [column(b, j, k, t) for k in range(block.columns)]
         if exactly:
@@ -144,39 +181,48 @@ def _groups(n: int) -> list[tuple[int, int]]:
 
 
 @intrinsic(prefer_literal=True)
-def add_all_products(typingctx, acc, z, S, T, fresh, count):
-    """The lower triangle of z z' for ``count`` columns, a constant of the kernel; ``fresh`` sums start at 0."""
+def add_all_products(typingctx, acc, z, S, T, fresh, ahead, pace, count):
+    """The lower triangle of z z' for ``count`` columns, a constant of the kernel; ``fresh`` sums start at 0.
+
+    Meanwhile as many rows are fetched from the address ``ahead`` on, 8 of them ``pace`` bytes.
+    """
     n = count.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         acc_, z_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(2))
-        S_, T_, fresh_ = args[2:5]
+        S_, T_, fresh_, address, pace_ = args[2:7]
         fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
         number = S_.type
-        for i, rows in _groups(n):
-            for j, columns in _groups(n):
-                if j <= i:
-                    at = number(i), number(j), S_, T_, fresh_
-                    _emit(builder, _Block(acc_, number(n), z_, z_, *at, rows, columns, i == j))
+        shapes = [(i, j, rows, columns) for i, rows in _groups(n) for j, columns in _groups(n) if j <= i]
+        each = -(-(n - 2) // len(shapes))  # the lines of 8 rows are as many as regressors
+        for k, (i, j, rows, columns) in enumerate(shapes):
+            at = number(i), number(j), S_, T_, fresh_
+            ahead_ = _Ahead(address, pace_, range(k * each, (k + 1) * each))
+            _emit(builder, _Block(acc_, number(n), z_, z_, *at, rows, columns, i == j), ahead=ahead_)
         return context.get_dummy_value()
 
-    return types.void(acc, z, types.intp, types.intp, types.intp, count), codegen
+    i = types.intp
+    return types.void(acc, z, i, i, i, i, i, count), codegen
 
 
 @intrinsic(prefer_literal=True)
-def add_block(typingctx, acc, width, z, i, j, S, T, fresh, triangle):
-    """The products of SIDE columns from i on and SIDE from j on; of a triangle, at i = j, those below."""
+def add_block(typingctx, acc, width, z, i, j, S, T, fresh, ahead, triangle):
+    """The products of SIDE columns from i on and SIDE from j on; of a triangle, at i = j, those below.
+
+    Meanwhile a line for every 8 rows is fetched from the address ``ahead`` on.
+    """
     below = bool(triangle.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         acc_, z_ = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
-        _, width_, _, *at, fresh_, _ = args
+        _, width_, _, *at, fresh_, address, _ = args
         fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
-        _emit(builder, _Block._make([acc_, width_, z_, z_, *at, fresh_, SIDE, SIDE, below]))
+        ahead_ = _Ahead(address, address.type(64), range(1))
+        _emit(builder, _Block._make([acc_, width_, z_, z_, *at, fresh_, SIDE, SIDE, below]), ahead=ahead_)
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(acc, n, z, n, n, n, n, n, triangle), codegen
+    return types.void(acc, n, z, n, n, n, n, n, n, triangle), codegen
 
 
 @intrinsic(prefer_literal=True)

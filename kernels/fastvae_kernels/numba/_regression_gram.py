@@ -121,13 +121,15 @@ def weigh_pairs(a, z, w, T, S, gap, count):
 
 
 @loop_jit
-def add_products(acc, z, W, S, T, P, fresh):
+def add_products(acc, z, W, S, T, P, fresh, ahead):
     """The products of all columns, block by block."""
     outlined()
     for i in range(0, W, SIDE):
-        add_block(acc, W, z, i, i, S, T, fresh, True)
         for j in range(0, min(i, P + 1), SIDE):
-            add_block(acc, W, z, i, j, S, T, fresh, False)
+            add_block(acc, W, z, i, j, S, T, fresh, ahead, False)
+            ahead += 8 * T
+        add_block(acc, W, z, i, i, S, T, fresh, ahead, True)
+        ahead += 8 * T
 
 
 @loop_jit
@@ -218,7 +220,11 @@ def make_gram(count: int, pairs: int) -> Kernel:
         while start < stop:
             for unit in range(start, stop):
                 s, b = unit % slots, array_at(active + 8 * (unit // slots), 1, I64)[0]
-                x_b = x + b * x_problem * (4 if x_code == F32 else 8)
+                x_size = 4 if x_code == F32 else 8
+                x_b = x + b * x_problem * x_size
+                x_next = x_b
+                if unit + 1 < stop and slots == 1:
+                    x_next = x + array_at(active + 8 * (unit + 1), 1, I64)[0] * x_problem * x_size
                 y_b = y + b * y_problem * (4 if y_code == F32 else 8)
                 w_b = w + b * w_problem * 8 if w else 0
                 center = array_at(centers + 8 * b * columns, columns, F64)
@@ -249,10 +255,12 @@ def make_gram(count: int, pairs: int) -> Kernel:
                     else:
                         if w:
                             weigh(z, w_t, whole, S, columns)
+                        # what comes next is fetched while this is computed: the caches have nothing else to do
+                        ahead_of = x_next if row + slots * T >= N else x_b + (row + slots * T) * x_row * x_size
                         if count:
-                            add_all_products(acc, z, S, whole, fresh, count)
+                            add_all_products(acc, z, S, whole, fresh, ahead_of, 8 * x_row * x_size, count)
                         else:
-                            add_products(acc, z, W, S, whole, P, fresh)
+                            add_products(acc, z, W, S, whole, P, fresh, ahead_of)
                     fresh = 0
                     row += slots * T
                 mine_s = array_at(sums + 8 * words * unit * F, words * F, F64)

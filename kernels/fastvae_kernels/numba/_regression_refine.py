@@ -12,7 +12,7 @@ Traffic: the rows once more, N (P + R) elements. Work units: as `_regression_gra
 from functools import cache
 
 from ._double import add_product, constant, disjoint, exact_sum, get, high, low, number, number_zero, pair, put
-from ._gram_blocks import SIDE_ALONE, add_exact_block, partial_sums
+from ._gram_blocks import SIDE_ALONE, add_exact_block, partial_sums, prefetch
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import fma, like, select
 from ._memory import F32, F64, I64, array_at, read, vector, write
@@ -48,12 +48,18 @@ CORRECT_FIELDS = "19q 2d"
 
 
 @loop_jit
-def residuals(r, wr, z, coef, w, T, S, gap, P, one):
-    """Y - b0 - x'b of one target as pairs in r, and w times that in wr; the sum of w r^2."""
+def residuals(r, wr, z, coef, w, T, S, gap, P, one, ahead, pace):
+    """Y - b0 - x'b of one target as pairs in r, and w times that in wr; the sum of w r^2.
+
+    Meanwhile as many rows are fetched from the address ``ahead`` on, 8 of them ``pace`` bytes.
+    """
     outlined()
     v = vector(F64)
     squares = like(v, 0)
     for t in range(0, T, 8):
+        for at in range(0, pace, 64):
+            prefetch(ahead + at)
+        ahead += pace
         acc = exact_sum(read(r, t, v), like(v, coef[0]))
         acc = pair(high(acc), low(acc) + like(v, coef[P + 1]))
         for j in range(1, P + 1):
@@ -113,7 +119,11 @@ def make_residual() -> Kernel:
         while start < stop:
             for unit in range(start, stop):
                 s, b = unit % slots, array_at(active + 8 * (unit // slots), 1, I64)[0]
-                x_b = x + b * x_problem * (4 if x_code == F32 else 8)
+                x_size = 4 if x_code == F32 else 8
+                x_b = x + b * x_problem * x_size
+                x_next = x_b
+                if unit + 1 < stop and slots == 1:
+                    x_next = x + array_at(active + 8 * (unit + 1), 1, I64)[0] * x_problem * x_size
                 y_b = y + b * y_problem * (4 if y_code == F32 else 8)
                 w_b = w + b * w_problem * 8 if w else 0
                 state = results[at[STATE] * B + b * (at[END] - at[STATE]) :]
@@ -134,9 +144,11 @@ def make_residual() -> Kernel:
                     if w:
                         load_weights(w_t, w_b, first, w_row, rows, whole)
                         weights = w_t
+                    ahead = x_next if first + slots * T >= N else x_b + (first + slots * T) * x_row * x_size
                     for k in range(R):
                         acc_k, coef_k = acc[k * size :], coef[2 * k * (P + 1) :]
-                        squares[k] += residuals(r[k * S :], wr, z, coef_k, weights, whole, S, S, P, one)
+                        pace = 8 * P * x_size if k == 0 and x_row == P else 0
+                        squares[k] += residuals(r[k * S :], wr, z, coef_k, weights, whole, S, S, P, one, ahead, pace)
                         for i in range(0, W, SIDE_ALONE):
                             add_exact_block(acc_k, 1, z, wr, i, 0, S, whole, fresh, S, one, False, False, SIDE_ALONE, 1)
                     fresh = 0
