@@ -113,8 +113,8 @@ def make_products(count):
         z = array_at(z_address, count * S, F64)
         acc = array_at(acc_address, count * count * 8, F64)
         sums = array_at(sums_address, count * (count + 1) // 2, F64)
-        blocks.add_all_products(acc, z, S, T // 2, 1, count)
-        blocks.add_all_products(acc, z[T // 2 :], S, T // 2, 0, count)
+        blocks.add_all_products(acc, z, S, T // 2, 1, z_address, 64, count)
+        blocks.add_all_products(acc, z[T // 2 :], S, T // 2, 0, 0, 64, count)
         blocks.store_totals(sums, acc, count)
 
     return products
@@ -122,7 +122,8 @@ def make_products(count):
 
 @pytest.mark.parametrize("count", range(2, blocks.UNROLLED + 1))
 def test_products_of_all_columns(count):
-    # each number of columns is cut into other groups; integers, so that any order of summation is exact
+    # each number of columns is cut into other groups; integers, so that any order of summation is exact; to fetch ahead
+    # where there is nothing does no harm
     rng = np.random.default_rng(count)
     T, S = 48, 56
     z = np.full((count, S), np.nan)
@@ -145,8 +146,8 @@ def make_blocks():
         out = array_at(out_address, 4 * side * side, F64)
         u = blocks.partial_sums()
         for i in range(0, 2 * side, side):
-            blocks.add_block(acc, 2 * side, z, i, i, S, T, 1, True)
-        blocks.add_block(acc, 2 * side, z, side, 0, S, T, 1, False)
+            blocks.add_block(acc, 2 * side, z, i, i, S, T, 1, z_address, True)
+        blocks.add_block(acc, 2 * side, z, side, 0, S, T, 1, 0, False)
         for k in range(4 * side * side):
             out[k] = total(read(acc, k * blocks.LANES_REGISTER, u))
 
