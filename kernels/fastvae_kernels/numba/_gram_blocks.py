@@ -32,9 +32,8 @@ def _pointer(context: Any, builder: Any, array: Any, value: Any) -> Any:
     return context.make_array(array)(context, builder, value).data
 
 
-def _loop(builder: Any, T: Any) -> Any:
-    step = ir.Constant(T.type, LANES_REGISTER)
-    return cgutils.for_range_slice(builder, ir.Constant(T.type, 0), T, step, T.type)
+def _loop(builder: Any, T: Any, step: int = LANES_REGISTER) -> Any:
+    return cgutils.for_range_slice(builder, ir.Constant(T.type, 0), T, ir.Constant(T.type, step), T.type)
 
 
 def _room(builder: Any, t: Any) -> Any:

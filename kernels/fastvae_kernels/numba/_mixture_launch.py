@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ._buffers import scratch
 from ._memory import CODES
+from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
 from ._mixture_pass import CENTERS, LEAVE, LINEAR, NEAREST, PARAMETERS, make_pass, make_update
 from ._mixture_start import BLOCK, make_seeds
-from ._mixture_tiles import DIAG, FULL, PANEL, SPHERICAL, TIED
+from ._mixture_tiles import PANEL
 from ._threads import run
 
 SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums of a problem, of at most so many numbers

@@ -165,8 +165,7 @@ def make_pass(family: int) -> Kernel:
                                 if family == DIAG:
                                     add_squares(square[k * D :], linear, xt, center, r, whole, D, S)
                                 else:
-                                    add_linear(linear, xt, center, r, whole, D, S)
-                                    add_distances(square[k:], xt, center, r, whole, D, S)
+                                    add_distances(square[k:], linear, xt, center, r, whole, D, S)
                     elif wanted == LINEAR:
                         for k in range(K):
                             add_linear(mine_s[k * (D + 1) :], xt, centers_p[k * D :], logit[k * S :], whole, D, S)

@@ -18,9 +18,9 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F64, number, read, sum_of, vector, write
+from ._mixture_few import DIAG, FEW, FULL, SPHERICAL, add_few, logits_few
 from ._vector import lanes, register, total, totals
 
-FULL, TIED, DIAG, SPHERICAL = range(4)
 PANEL = 8  # rows of products whose factors r e stay in the first cache
 LOWEST = -1e300  # a row that no component knows: -inf - -inf would be NaN
 
@@ -66,19 +66,6 @@ def logits_full(logit, e, P, c, T, D, S):
             q0, q1 = fma(a0, a0, q0), fma(a1, a1, q1)
         write(logit, t, fma(like(v, -0.5), q0, like(v, c)))
         write(logit, t + 8, fma(like(v, -0.5), q1, like(v, c)))
-
-
-@loop_jit
-def logits_two(logit, xt, center, P, c, T, S):
-    """The same for D = 2, where the residuals stay in registers."""
-    outlined()
-    v = vector(F64)
-    m0, m1, half, c = like(v, center[0]), like(v, center[1]), like(v, -0.5), like(v, c)
-    p00, p10, p11 = like(v, P[0]), like(v, P[2]), like(v, P[3])
-    for t in range(0, T, 8):
-        e0, e1 = read(xt, t, v) - m0, read(xt, S + t, v) - m1
-        a, b = p00 * e0, fma(p11, e1, p10 * e0)
-        write(logit, t, fma(half, fma(a, a, b * b), c))
 
 
 @loop_jit
@@ -130,10 +117,8 @@ def logits_of_products(logit, e, xt, means, P, c, T, D, K, S, step):
     """Log joint densities of the tile's rows and all components; ``step`` from one P to the next, 0 if tied."""
     outlined()
     for k in range(K):
-        if D == 1:
-            logits_diag(logit[k * S :], xt, means[k:], P[k * step :], c[k], T, D, S)
-        elif D == 2:
-            logits_two(logit[k * S :], xt, means[2 * k :], P[k * step :], c[k], T, S)
+        if D <= FEW:
+            logits_few(logit[k * S :], xt, means[k * D :], P[k * step :], c[k], T, D, S, FULL)
         else:
             residuals(e, xt, means[k * D :], T, D, S)
             logits_full(logit[k * S :], e, P[k * step :], c[k], T, D, S)
@@ -144,7 +129,10 @@ def logits_of_squares(logit, xt, means, P, c, T, D, K, S):
     """The same for diagonal covariances."""
     outlined()
     for k in range(K):
-        logits_diag(logit[k * S :], xt, means[k * D :], P[k * D :], c[k], T, D, S)
+        if D <= FEW:
+            logits_few(logit[k * S :], xt, means[k * D :], P[k * D :], c[k], T, D, S, DIAG)
+        else:
+            logits_diag(logit[k * S :], xt, means[k * D :], P[k * D :], c[k], T, D, S)
 
 
 @loop_jit
@@ -152,7 +140,10 @@ def logits_of_distances(logit, xt, means, P, c, T, D, K, S):
     """The same for spherical ones."""
     outlined()
     for k in range(K):
-        logits_spherical(logit[k * S :], xt, means[k * D :], P[k], c[k], T, D, S)
+        if D <= FEW:
+            logits_few(logit[k * S :], xt, means[k * D :], P[k:], c[k], T, D, S, SPHERICAL)
+        else:
+            logits_spherical(logit[k * S :], xt, means[k * D :], P[k], c[k], T, D, S)
 
 
 @loop_jit
@@ -269,29 +260,12 @@ def add_products(square, linear, e, re, r, T, D, S):
 
 
 @loop_jit
-def add_products_two(square, linear, xt, center, r, T, S):
-    """The same for D = 2, where all sums stay in registers."""
-    outlined()
-    v = vector(F64)
-    m0, m1, zero = like(v, center[0]), like(v, center[1]), like(v, 0)
-    n, s0, s1, q00, q10, q11 = zero, zero, zero, zero, zero, zero
-    for t in range(0, T, 8):
-        rt, e0, e1 = read(r, t, v), read(xt, t, v) - m0, read(xt, S + t, v) - m1
-        a, b = rt * e0, rt * e1
-        n, s0, s1 = n + rt, s0 + a, s1 + b
-        q00, q10, q11 = fma(a, e0, q00), fma(b, e0, q10), fma(b, e1, q11)
-    linear[0] += total(s0)
-    linear[1] += total(s1)
-    linear[2] += total(n)
-    square[0] += total(q00)
-    square[4] += total(q10)
-    square[5] += total(q11)
-
-
-@loop_jit
 def add_squares(square, linear, xt, center, r, T, D, S):
     """Add sum r e_d^2, sum r e_d and sum r."""
     outlined()
+    if D <= FEW:
+        add_few(square, linear, xt, center, r, T, D, S, DIAG)
+        return
     v = vector(F64)
     linear[D] += sum_of(r, 0, T, v)
     for d in range(D):
@@ -310,19 +284,21 @@ def add_all_products(square, linear, e, re, xt, centers, logit, T, D, K, S, step
     outlined()
     for k in range(K):
         matrix, sums, r = square[k * step :], linear[k * (D + 1) :], logit[k * S :]
-        if D == 1:
-            add_squares(matrix, sums, xt, centers[k:], r, T, D, S)
-        elif D == 2:
-            add_products_two(matrix, sums, xt, centers[2 * k :], r, T, S)
+        if D <= FEW:
+            add_few(matrix, sums, xt, centers[k * D :], r, T, D, S, FULL)
         else:
             residuals(e, xt, centers[k * D :], T, D, S)
             add_products(matrix, sums, e, re, r, T, D, S)
 
 
 @loop_jit
-def add_distances(square, xt, center, r, T, D, S):
-    """Add sum r |e|^2."""
+def add_distances(square, linear, xt, center, r, T, D, S):
+    """Add sum r |e|^2, sum r e and sum r."""
     outlined()
+    if D <= FEW:
+        add_few(square, linear, xt, center, r, T, D, S, SPHERICAL)
+        return
+    add_linear(linear, xt, center, r, T, D, S)
     v = vector(F64)
     s0, s1 = like(v, 0), like(v, 0)
     for t in range(0, T, 16):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._buffers import scratch
 from ._memory import CODES
+from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
 from ._mixture_launch import Mixtures, Stream, address, moments
 from ._mixture_pass import (
     CENTERS,
@@ -33,7 +34,6 @@ from ._mixture_pass import (
     RANDOM,
 )
 from ._mixture_rows import make_rows
-from ._mixture_tiles import DIAG, FULL, SPHERICAL, TIED
 from ._mixture_update import FAR, HALF_LOG_2PI, SINGULAR
 from ._threads import run
 

@@ -1,0 +1,176 @@
+"""A tile of rows and a component, for few features: code laid out for each D up to FEW, with all of a row in registers.
+
+    e = x - center    log densities c - |P e|^2 / 2    sums of r, r e, and r e e', r e_d^2 or r |e|^2
+
+as in `_mixture_tiles`, whose loops over D store e and read it again. For so few features the loops themselves, and the
+way to a cache and back, would take longer than the arithmetic. Sums of full covariances are cut into blocks as many as
+the registers hold. One function of each kind holds the code for every D and jumps to that of the D at hand.
+Specification: fastvae/reference/gmm.py
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ._gram_blocks import SIDE, VECTOR, WIDE, _halves, _load, _loop, _pointer, _room
+from ._vector import LANES_REGISTER, call, llvm_type, splat
+
+FEW = 8
+TOGETHER = 2 if WIDE else 1  # vectors of rows that share what is read of a component
+FULL, TIED, DIAG, SPHERICAL = range(4)
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return call(builder, "llvm.fmuladd", a.type, a, b, c)
+
+
+def _number(builder: Any, pointer: Any, i: int) -> Any:
+    """Element i of an array, in every lane."""
+    return splat(builder, builder.load(builder.gep(pointer, [ir.IntType(64)(i)])), VECTOR)
+
+
+def _by_features(builder: Any, D: Any, emit: Callable[[int], None]) -> None:
+    """The code for each number of features, and a jump to that for D."""
+    after = builder.append_basic_block("after")
+    switch = builder.switch(D, after)
+    for n in range(1, FEW + 1):
+        block = builder.append_basic_block(f"features{n}")
+        switch.add_case(D.type(n), block)
+        builder.position_at_end(block)
+        emit(n)
+        builder.branch(after)
+    builder.position_at_end(after)
+
+
+def _squares(builder: Any, family: int, P: Any, e: list[Any]) -> list[Any]:
+    """|P e|^2 of several vectors of rows; e[d] are those of feature d."""
+    n, many = len(e), range(len(e[0]))
+    zero = ir.Constant(llvm_type(VECTOR), None)
+    q = [zero for _ in many]
+    if family == SPHERICAL:
+        for d in range(n):
+            q = [_fma(builder, e[d][k], e[d][k], q[k]) for k in many]
+        p = _number(builder, P, 0)
+        return [builder.fmul(q[k], builder.fmul(p, p)) for k in many]
+    for i in range(n):
+        a = [zero for _ in many]
+        for j in range(i + 1) if family == FULL else [i]:
+            p = _number(builder, P, i * n + j if family == FULL else i)
+            a = [_fma(builder, p, e[j][k], a[k]) for k in many]
+        q = [_fma(builder, a[k], a[k], q[k]) for k in many]
+    return q
+
+
+@intrinsic(prefer_literal=True)
+def logits_few(typingctx, logit, xt, center, P, c, T, D, S, family):
+    """Log joint densities of T rows, a multiple of 16; ``family`` is a constant."""
+    kind = family.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        logit_, xt_, center_, P_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(4))
+        c_, (T_, D_, S_) = splat(builder, args[4], VECTOR), args[5:8]
+        half = splat(builder, ir.Constant(ir.DoubleType(), -0.5), VECTOR)
+
+        def emit(n: int) -> None:
+            with _loop(builder, T_, TOGETHER * LANES_REGISTER) as (t, _):
+                rows = [builder.add(t, t.type(k * LANES_REGISTER)) for k in range(TOGETHER)]
+                e = []
+                for d in range(n):
+                    m, first = _number(builder, center_, d), builder.mul(S_, S_.type(d))
+                    e.append([builder.fsub(_load(builder, xt_, builder.add(first, row)), m) for row in rows])
+                for row, q in zip(rows, _squares(builder, kind, P_, e), strict=True):
+                    place = builder.bitcast(builder.gep(logit_, [row]), llvm_type(VECTOR).as_pointer())
+                    builder.store(_fma(builder, half, q, c_), place, align=8)
+
+        _by_features(builder, D_, emit)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(logit, xt, center, P, types.float64, i, i, i, family), codegen
+
+
+def _parts(family: int, n: int) -> list[tuple[range, range]]:
+    """Rows and columns of products that are summed up in one loop over the tile."""
+    if family != FULL or n <= SIDE:
+        return [(range(n), range(n))]
+    count = -(-n // SIDE)
+    edges = [k * n // count for k in range(count + 1)]
+    groups = [range(a, b) for a, b in pairwise(edges)]
+    return [(rows, columns) for i, rows in enumerate(groups) for columns in groups[: i + 1]]
+
+
+def _products(family: int, rows: range, columns: range) -> list[tuple[int, int]]:
+    """Which products of features a loop sums up."""
+    if family == FULL:
+        return [(i, j) for i in rows for j in columns if j <= i]
+    return [(d, d) for d in rows]
+
+
+@intrinsic(prefer_literal=True)
+def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
+    """Add sum r e e', in blocks of four columns, r e_d^2 or r |e|^2 to ``square``, sum r e and sum r to ``linear``."""
+    kind = family.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        square_, linear_, xt_, center_, r_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(5))
+        T_, D_, S_ = args[5:8]
+
+        def emit(n: int) -> None:
+            width = -(-n // 4) * 4
+            for rows, columns in _parts(kind, n):
+                own = rows == columns  # such a block sums up its features themselves as well
+                keys: list[Any] = _products(kind, rows, columns)
+                places = {key: (square_, key[0] * width + key[1] if kind == FULL else key[0]) for key in keys}
+                if kind == SPHERICAL:
+                    places = dict.fromkeys(keys[:1], (square_, 0))
+                if own:
+                    places |= {d: (linear_, d) for d in rows}
+                    if rows.start == 0:
+                        places["all"] = (linear_, n)
+                sums = {key: _room(builder, llvm_type(VECTOR)) for key in places}
+                for place in sums.values():
+                    builder.store(ir.Constant(llvm_type(VECTOR), None), place)
+
+                def add(key: Any, a: Any, b: Any = None, sums: Any = sums) -> None:
+                    before = builder.load(sums[key])
+                    builder.store(builder.fadd(before, a) if b is None else _fma(builder, a, b, before), sums[key])
+
+                with _loop(builder, T_) as (t, _):
+                    weight, e = _load(builder, r_, t), {}
+                    for d in sorted({*rows, *columns}):
+                        at = builder.add(builder.mul(S_, S_.type(d)), t)
+                        e[d] = builder.fsub(_load(builder, xt_, at), _number(builder, center_, d))
+                    if "all" in places:
+                        add("all", weight)
+                    re = {d: builder.fmul(weight, e[d]) for d in rows}
+                    for d in rows if own else []:
+                        add(d, re[d])
+                    for i, j in keys:
+                        add(keys[0] if kind == SPHERICAL else (i, j), re[i], e[j])
+                _add_totals(builder, [(builder.load(sums[key]), *places[key]) for key in places])
+
+        _by_features(builder, D_, emit)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(square, linear, xt, center, r, i, i, i, family), codegen
+
+
+def _add_totals(builder: Any, entries: list[tuple[Any, Any, int]]) -> None:
+    """Add the sums of the lanes of vectors to elements of arrays, as many together as there are lanes."""
+    for first in range(0, len(entries), LANES_REGISTER):
+        some = entries[first : first + LANES_REGISTER]
+        values = [value for value, *_ in (some + some[-1:] * LANES_REGISTER)[:LANES_REGISTER]]
+        part = LANES_REGISTER // 2
+        while part:
+            pairs = zip(values[::2], values[1::2], strict=True)
+            values = [builder.fadd(*_halves(builder, x, y, part)) for x, y in pairs]
+            part //= 2
+        for k, (_, pointer, i) in enumerate(some):
+            place = builder.gep(pointer, [ir.IntType(64)(i)])
+            total = builder.extract_element(values[0], ir.IntType(32)(k))
+            builder.store(builder.fadd(builder.load(place), total), place)
