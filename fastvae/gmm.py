@@ -1,4 +1,5 @@
-"""Gaussian mixtures by EM, one or many at once: `fit`, the steps of EM, the bound, and what to do with a mixture.
+"""Gaussian mixtures by EM, one or many at once: `fit` and `sweep`, the steps of EM, the bound, and what to do
+with a mixture.
 
 A row x has the density p(x) = sum_k pi_k N(x; mu_k, Sigma_k). For any distribution q over the components
 
@@ -22,12 +23,14 @@ Source: Dempster, Laird & Rubin (1977); Neal & Hinton (1998); the formulas in Bi
 from ._gmm_fit import MixtureFit, fit
 from ._gmm_scores import aic, bic, n_parameters, predict, predict_proba, sample, score_samples
 from ._gmm_steps import e_step, elbo, em_step, m_step
+from ._gmm_sweep import MixtureSweep, sweep
 from .reference.gmm import EStep, Mixture
 
 __all__ = [
     "EStep",
     "Mixture",
     "MixtureFit",
+    "MixtureSweep",
     "aic",
     "bic",
     "e_step",
@@ -40,4 +43,5 @@ __all__ = [
     "predict_proba",
     "sample",
     "score_samples",
+    "sweep",
 ]

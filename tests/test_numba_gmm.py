@@ -130,9 +130,7 @@ def test_a_mapped_file_is_read_where_it_lies(tmp_path):
 
 
 @every_kind
-@pytest.mark.parametrize(
-    "D", [1, 2, 3, 4, 5, 8, 9]
-)  # own loops; one, two and three blocks of four, with a rest or none
+@pytest.mark.parametrize("D", [*range(1, 9), 9, 12, 14])  # code for each D up to 8; blocks of four, with a rest or none
 def test_one_step_is_that_of_the_reference(kind, D):
     X = data(N=700, D=D, seed=D)  # two tiles, the second cut within a vector
     mixture = start(X, kind=kind, seed=D)

@@ -2,9 +2,10 @@
 
     e = x - center    log densities c - |P e|^2 / 2    sums of r, r e, and r e e', r e_d^2 or r |e|^2
 
-as in `_mixture_tiles`, whose loops over D store e and read it again. For so few features the loops themselves, and the
-way to a cache and back, would take longer than the arithmetic. Sums of full covariances are cut into blocks as many as
-the registers hold. One function of each kind holds the code for every D and jumps to that of the D at hand.
+as in `_mixture_tiles`, whose loops over D read rows and parameters again and again. For so few features the loops
+themselves, and the way to a cache and back, would take longer than the arithmetic. Sums of full covariances are cut
+into blocks, as many sums as the registers hold; `add_square` is one for any D. One function of each kind holds the code
+for every D, and jumps to that of the D at hand.
 Specification: fastvae/reference/gmm.py
 """
 
@@ -158,6 +159,42 @@ def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
 
     i = types.intp
     return types.void(square, linear, xt, center, r, i, i, i, family), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add_square(typingctx, square, width, re, xt, center, i, first, j, T, S, triangle):
+    """Add to rows i to i + 3 and columns j to j + 3 of ``square``, of a triangle, at i = j, to those below: sum r e e'.
+
+    ``re`` holds r e of the features from ``first`` on.
+    """
+    below = bool(triangle.literal_value)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        square_, re_, xt_, center_ = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2, 3, 4))
+        width_, i_, first_, j_, T_, S_ = args[1], args[5], args[6], args[7], args[8], args[9]
+        keys = [(a, b) for a in range(4) for b in range(4) if b <= a or not below]
+        rows = [builder.mul(builder.add(builder.sub(i_, first_), S_.type(a)), S_) for a in range(4)]
+        columns = [builder.mul(builder.add(j_, S_.type(b)), S_) for b in range(4)]
+        m = [
+            splat(builder, builder.load(builder.gep(center_, [builder.add(j_, S_.type(b))])), VECTOR) for b in range(4)
+        ]
+        sums = {key: _room(builder, llvm_type(VECTOR)) for key in keys}
+        for place in sums.values():
+            builder.store(ir.Constant(llvm_type(VECTOR), None), place)
+        with _loop(builder, T_) as (t, _):
+            left = [_load(builder, re_, builder.add(row, t)) for row in rows]
+            right = [builder.fsub(_load(builder, xt_, builder.add(columns[b], t)), m[b]) for b in range(4)]
+            for a, b in keys:
+                builder.store(_fma(builder, left[a], right[b], builder.load(sums[a, b])), sums[a, b])
+        entries = []
+        for a, b in keys:
+            at = builder.add(builder.mul(builder.add(i_, S_.type(a)), width_), builder.add(j_, S_.type(b)))
+            entries.append((builder.load(sums[a, b]), builder.gep(square_, [at]), 0))
+        _add_totals(builder, entries)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(square, n, re, xt, center, n, n, n, n, n, triangle), codegen
 
 
 def _add_totals(builder: Any, entries: list[tuple[Any, Any, int]]) -> None:

@@ -25,7 +25,7 @@ PIECE_ELEMENTS = 1 << 20  # of a stream, read before a launch
 
 def tile_rows(D: int, K: int) -> int:
     """Rows of a tile: as many as let it and its logits stay in the second cache."""
-    most = min(512, 16384 // K, max(128, 4096 // D) if D <= 128 else 64)
+    most = min(512, 16384 // K, max(256, 4096 // D) if D <= 128 else 64)
     return max(32, most // 16 * 16)
 
 
@@ -64,7 +64,7 @@ class Mixtures:
         share = SLOT_ELEMENTS // self.F
         # where they are few, as many for each of a few threads
         self.slots = max(1, min(SLOTS, self.tiles, share // 4 * 4 or share))
-        self.room = ((2 * D + 3 + K + 2 + PANEL) * (self.T + 8) + 2 * K + D * D + 7) // 8 * 8  # whole cache lines
+        self.room = ((D + 3 + K + 4 + PANEL) * (self.T + 8) + 2 * K + D * D + 7) // 8 * 8  # whole cache lines
         self.ids = np.arange(B) if ids is None else ids
         self.shift = middle(X) if shift is None else shift
         self.options = K, family, restarts, self.ids, self.shift, seed, reg_covar

@@ -93,9 +93,8 @@ def make_pass(family: int) -> Kernel:
         S = T + 8
         mine = room + 8 * room_size * worker(block)
         W = width(D)
-        xt, e = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, W * S, F64)
-        logit = array_at(mine + 8 * (D + W) * S, K * S, F64)
-        rest = mine + 8 * (D + W + K) * S
+        xt, logit = array_at(mine, W * S, F64), array_at(mine + 8 * W * S, K * S, F64)
+        rest = mine + 8 * (W + K) * S
         w_t, log_prob, re = (
             array_at(rest, S, F64),
             array_at(rest + 8 * S, S, F64),
@@ -106,7 +105,7 @@ def make_pass(family: int) -> Kernel:
         for k in range(K):
             zero[k], one[k] = 0.0, 1.0
         for t in range(D * S, W * S):
-            e[t] = 0.0
+            xt[t] = 0.0
         tied = matrices < K
         start, stop = take(block)
         while start < stop:
@@ -140,7 +139,7 @@ def make_pass(family: int) -> Kernel:
                             logits_of_distances(logit, xt, means, P, c, whole, D, K, S)
                         else:
                             step = 0 if tied else D * D
-                            logits_of_products(logit, e, xt, means, P, c, whole, D, K, S, step)
+                            logits_of_products(logit, xt, means, P, c, whole, D, K, S, step)
                         value += posterior(logit, log_prob, re, w_t, whole, K, S)
                     elif source == NEAREST:
                         logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S)
@@ -158,7 +157,7 @@ def make_pass(family: int) -> Kernel:
                         square = mine_s[K * (D + 1) :]
                         if family == FULL:
                             step = 0 if tied else W * W
-                            add_all_products(square, mine_s, e, re, xt, centers_p, logit, whole, D, K, S, step)
+                            add_all_products(square, mine_s, re, xt, centers_p, logit, whole, D, K, S, step)
                         else:
                             for k in range(K):
                                 r, center, linear = logit[k * S :], centers_p[k * D :], mine_s[k * (D + 1) :]

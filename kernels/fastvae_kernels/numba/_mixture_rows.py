@@ -75,9 +75,8 @@ def make_rows(family: int) -> Kernel:
         ) = unpack(block, FIELDS)  # fmt: skip
         S = T + 8
         mine = room + 8 * room_size * worker(block)
-        xt, e = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, D * S, F64)
-        logit = array_at(mine + 16 * D * S, K * S, F64)
-        rest = mine + 8 * (2 * D + K) * S
+        xt, logit = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, K * S, F64)
+        rest = mine + 8 * (D + K) * S
         value, label = array_at(rest, S, F64), array_at(rest + 8 * S, S, F64)
         top, norm = array_at(rest + 16 * S, S, F64), array_at(rest + 24 * S, S, F64)
         start, stop = take(block)
@@ -98,7 +97,7 @@ def make_rows(family: int) -> Kernel:
                     logits_of_distances(logit, xt, means, P, c, whole, D, K, S)
                 else:
                     step = D * D if matrices == K else 0
-                    logits_of_products(logit, e, xt, means, P, c, whole, D, K, S, step)
+                    logits_of_products(logit, xt, means, P, c, whole, D, K, S, step)
                 log_norms(logit, value, label, top, norm, whole, K, S)
                 out = array_at(log_prob + 8 * (p * N + row), rows, F64)
                 for t in range(rows):

@@ -4,7 +4,7 @@ A tile holds up to T rows, turned so that rows are the lanes of vectors; S = T +
 no power of two, which would put them all in one set of the cache.
 
     xt[d, t]     x_td - shift_d                    logit[k, t]   log pi_k + log N(x_t; mu_k, Sigma_k), then r_tk
-    e[d, t]      xt_dt - center_kd, of one k       c[k]          log pi_k - D/2 log 2 pi + log |P_k|
+                                                   c[k]          log pi_k - D/2 log 2 pi + log |P_k|
     P            Sigma^-1 = P'P: lower triangular [K, D, D] (full), [1, D, D] (tied), [K, D] (diag), [K] (spherical)
 
 Statistics of a component about its center, which is its previous mean, for r the weighted responsibilities:
@@ -18,10 +18,10 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F64, number, read, sum_of, vector, write
-from ._mixture_few import DIAG, FEW, FULL, SPHERICAL, add_few, logits_few
-from ._vector import lanes, register, total, totals
+from ._mixture_few import DIAG, FEW, FULL, SPHERICAL, add_few, add_square, logits_few
+from ._vector import lanes, register, total
 
-PANEL = 8  # rows of products whose factors r e stay in the first cache
+PANEL = 8  # features whose r e stay in the first cache, a multiple of 4
 LOWEST = -1e300  # a row that no component knows: -inf - -inf would be NaN
 
 
@@ -31,41 +31,70 @@ def width(D):
     return (D + 3) // 4 * 4
 
 
-@loop_jit
-def residuals(e, xt, center, T, D, S):
-    """E = xt - center, of one component."""
-    outlined()
-    v = vector(F64)
-    for d in range(D):
-        m = like(v, center[d])
-        for t in range(0, T, 8):
-            write(e, d * S + t, read(xt, d * S + t, v) - m)
+@math_jit
+def four_rows(q, xt, center, P, i, t, D, S):
+    """|a|^2 for the rows i to i + 3 of a = P (x - center), added to q, of two vectors of rows from t on."""
+    q0, q1 = q
+    one, u = number(F64), like(q0, 0)
+    w = t + lanes(u)
+    a0, a1, a2, a3, b0, b1, b2, b3 = u, u, u, u, u, u, u, u
+    row = i * D
+    for j in range(i):
+        m, at = like(u, read(center, j, one)), j * S
+        x, y = read(xt, at + t, u) - m, read(xt, at + w, u) - m
+        p = like(u, read(P, row + j, one))
+        a0, b0 = fma(p, x, a0), fma(p, y, b0)
+        p = like(u, read(P, row + D + j, one))
+        a1, b1 = fma(p, x, a1), fma(p, y, b1)
+        p = like(u, read(P, row + 2 * D + j, one))
+        a2, b2 = fma(p, x, a2), fma(p, y, b2)
+        p = like(u, read(P, row + 3 * D + j, one))
+        a3, b3 = fma(p, x, a3), fma(p, y, b3)
+    for j in range(i, i + 4):  # the triangle, with zeros above it
+        m, at = like(u, read(center, j, one)), j * S
+        x, y = read(xt, at + t, u) - m, read(xt, at + w, u) - m
+        if j == i:
+            p = like(u, read(P, row + j, one))
+            a0, b0 = fma(p, x, a0), fma(p, y, b0)
+        if j <= i + 1:
+            p = like(u, read(P, row + D + j, one))
+            a1, b1 = fma(p, x, a1), fma(p, y, b1)
+        if j <= i + 2:
+            p = like(u, read(P, row + 2 * D + j, one))
+            a2, b2 = fma(p, x, a2), fma(p, y, b2)
+        p = like(u, read(P, row + 3 * D + j, one))
+        a3, b3 = fma(p, x, a3), fma(p, y, b3)
+    q0 = fma(a3, a3, fma(a2, a2, fma(a1, a1, fma(a0, a0, q0))))
+    q1 = fma(b3, b3, fma(b2, b2, fma(b1, b1, fma(b0, b0, q1))))
+    return q0, q1
+
+
+@math_jit
+def one_row(q, xt, center, P, i, t, D, S):
+    """The same for row i alone."""
+    q0, q1 = q
+    one, u = number(F64), like(q0, 0)
+    a, b = u, u
+    for j in range(i + 1):
+        m, p, at = like(u, read(center, j, one)), like(u, read(P, i * D + j, one)), j * S + t
+        a, b = fma(p, read(xt, at, u) - m, a), fma(p, read(xt, at + lanes(u), u) - m, b)
+    return fma(a, a, q0), fma(b, b, q1)
 
 
 @loop_jit
-def logits_full(logit, e, P, c, T, D, S):
-    """C - |P e|^2 / 2: two rows of P times sixteen rows of the tile are in registers at a time."""
+def logits_full(logit, xt, center, P, c, T, D, S):
+    """C - |P (x - center)|^2 / 2: four rows of P times two vectors of rows are in registers at a time."""
     outlined()
-    v, one = vector(F64), number(F64)
-    for t in range(0, T, 16):
-        q0, q1 = like(v, 0), like(v, 0)
-        for i in range(0, D - 1, 2):
-            a0, a1, b0, b1 = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
-            row = i * D
-            for j in range(i + 2):
-                x0, x1 = read(e, j * S + t, v), read(e, j * S + t + 8, v)
-                p, q = like(v, read(P, row + j, one)), like(v, read(P, row + D + j, one))
-                a0, a1 = fma(p, x0, a0), fma(p, x1, a1)
-                b0, b1 = fma(q, x0, b0), fma(q, x1, b1)
-            q0, q1 = fma(b0, b0, fma(a0, a0, q0)), fma(b1, b1, fma(a1, a1, q1))
-        if D % 2:
-            a0, a1 = like(v, 0), like(v, 0)
-            for j in range(D):
-                p = like(v, read(P, (D - 1) * D + j, one))
-                a0, a1 = fma(p, read(e, j * S + t, v), a0), fma(p, read(e, j * S + t + 8, v), a1)
-            q0, q1 = fma(a0, a0, q0), fma(a1, a1, q1)
-        write(logit, t, fma(like(v, -0.5), q0, like(v, c)))
-        write(logit, t + 8, fma(like(v, -0.5), q1, like(v, c)))
+    u = register(vector(F64))
+    half, c = like(u, -0.5), like(u, c)
+    for t in range(0, T, 2 * lanes(u)):
+        q = like(u, 0), like(u, 0)
+        for i in range(0, D - 3, 4):
+            q = four_rows(q, xt, center, P, i, t, D, S)
+        for i in range(D // 4 * 4, D):
+            q = one_row(q, xt, center, P, i, t, D, S)
+        write(logit, t, fma(half, q[0], c))
+        write(logit, t + lanes(u), fma(half, q[1], c))
 
 
 @loop_jit
@@ -113,15 +142,14 @@ def logits_spherical(logit, xt, center, p, c, T, D, S):
 
 
 @loop_jit
-def logits_of_products(logit, e, xt, means, P, c, T, D, K, S, step):
+def logits_of_products(logit, xt, means, P, c, T, D, K, S, step):
     """Log joint densities of the tile's rows and all components; ``step`` from one P to the next, 0 if tied."""
     outlined()
     for k in range(K):
         if D <= FEW:
             logits_few(logit[k * S :], xt, means[k * D :], P[k * step :], c[k], T, D, S, FULL)
         else:
-            residuals(e, xt, means[k * D :], T, D, S)
-            logits_full(logit[k * S :], e, P[k * step :], c[k], T, D, S)
+            logits_full(logit[k * S :], xt, means[k * D :], P[k * step :], c[k], T, D, S)
 
 
 @loop_jit
@@ -221,42 +249,26 @@ def add_linear(linear, xt, center, r, T, D, S):
 
 
 @loop_jit
-def add_products(square, linear, e, re, r, T, D, S):
-    """Add sum r e_i e_j, sum r e_i and sum r: two rows and four columns of products are in registers at a time."""
+def add_products(square, linear, re, xt, center, r, T, D, S):
+    """Add sum r e_i e_j, sum r e_i and sum r, for e = x - center: four by four products are in registers at a time."""
     outlined()
     v, W = vector(F64), width(D)
-    u = register(v)
     linear[D] += sum_of(r, 0, T, v)
-    for first in range(0, D, PANEL):
-        last = min(first + PANEL, D)
+    for first in range(0, W, PANEL):
+        last = min(first + PANEL, W)
         for i in range(first, last):
             s0, at = like(v, 0), (i - first) * S
+            m = like(v, center[i] if i < D else 0.0)  # behind the features the columns are zeros
             for t in range(0, T, 8):
-                a = read(r, t, v) * read(e, i * S + t, v)
+                a = read(r, t, v) * (read(xt, i * S + t, v) - m)
                 s0 = s0 + a
                 write(re, at + t, a)
-            linear[i] += total(s0)
-        for j in range(0, last, 4):
-            z0 = j * S
-            z1, z2, z3 = z0 + S, z0 + 2 * S, z0 + 3 * S
-            for i in range(max(first, j // 2 * 2), last, 2):
-                at, x0 = i * W + j, (i - first) * S
-                y0 = x0 + S
-                a0, a1, a2, a3 = like(u, 0), like(u, 0), like(u, 0), like(u, 0)
-                b0, b1, b2, b3 = like(u, 0), like(u, 0), like(u, 0), like(u, 0)
-                for t in range(0, T, lanes(u)):
-                    x, y = read(re, x0 + t, u), read(re, y0 + t, u)
-                    z = read(e, z0 + t, u)
-                    a0, b0 = fma(x, z, a0), fma(y, z, b0)
-                    z = read(e, z1 + t, u)
-                    a1, b1 = fma(x, z, a1), fma(y, z, b1)
-                    z = read(e, z2 + t, u)
-                    a2, b2 = fma(x, z, a2), fma(y, z, b2)
-                    z = read(e, z3 + t, u)
-                    a3, b3 = fma(x, z, a3), fma(y, z, b3)
-                a, b = totals(a0, a1, a2, a3), totals(b0, b1, b2, b3)
-                write(square, at, read(square, at, a) + a)
-                write(square, at + W, read(square, at + W, a) + b)
+            if i < D:
+                linear[i] += total(s0)
+        for i in range(first, last, 4):
+            for j in range(0, i, 4):
+                add_square(square, W, re, xt, center, i, first, j, T, S, False)
+            add_square(square, W, re, xt, center, i, first, i, T, S, True)
 
 
 @loop_jit
@@ -279,7 +291,7 @@ def add_squares(square, linear, xt, center, r, T, D, S):
 
 
 @loop_jit
-def add_all_products(square, linear, e, re, xt, centers, logit, T, D, K, S, step):
+def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
     """Of all components; ``step`` from one matrix to the next, 0 if tied."""
     outlined()
     for k in range(K):
@@ -287,8 +299,7 @@ def add_all_products(square, linear, e, re, xt, centers, logit, T, D, K, S, step
         if D <= FEW:
             add_few(matrix, sums, xt, centers[k * D :], r, T, D, S, FULL)
         else:
-            residuals(e, xt, centers[k * D :], T, D, S)
-            add_products(matrix, sums, e, re, r, T, D, S)
+            add_products(matrix, sums, re, xt, centers[k * D :], r, T, D, S)
 
 
 @loop_jit

@@ -1,0 +1,100 @@
+"""`fastvae.gmm.sweep`: fits for several numbers of components, and the criteria to choose among them."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+from . import _gmm_checks as checks
+from ._arrays import give_back
+from ._checks import describe
+from ._gmm_chunks import Chunks
+from ._gmm_fit import MixtureFit, fit
+from ._gmm_scores import n_parameters
+
+
+class MixtureSweep(NamedTuple):
+    """What `sweep` returns, for J numbers of components.
+
+    Attributes
+    ----------
+    n_components : list of int
+        As they were asked for.
+    fits : list of MixtureFit
+        One for each of them.
+    aic, bic : float64 ``[J, *batch]``
+        Akaike's and the Bayesian criterion of each fit, lower is better; NaN for what has no fit.
+    best : int, or int64 ``[*batch]``
+        The number of components of the lowest BIC; 0 where a problem has no fit at all.
+    """
+
+    n_components: list[int]
+    fits: list[MixtureFit]
+    aic: Any
+    bic: Any
+    best: Any
+
+
+def sweep(
+    X: Any,
+    n_components: Iterable[int],
+    *,
+    sample_weight: Any = None,
+    seed: int | None = None,
+    on_degenerate: str = "status",
+    **options: Any,
+) -> MixtureSweep:
+    """Fit mixtures of several numbers of components K to the same data, and compare them.
+
+        AIC = 2 p - 2 log L,    BIC = p log sum_n w_n - 2 log L,    p free parameters
+
+    Parameters
+    ----------
+    X, sample_weight, seed, on_degenerate, **options
+        As in `fit`; all K start from the same seed, and a K that is too large is by default a status and no error.
+    n_components : iterable of int
+
+    Returns
+    -------
+    MixtureSweep
+        A named tuple (n_components, fits, aic, bic, best).
+
+    Raises
+    ------
+    TypeError, ValueError, BackendError
+        As `fit`; if no number of components is given.
+
+    Notes
+    -----
+    Equivalent to a loop of scikit-learn's ``GaussianMixture(K).fit(X)`` and its ``bic(X)``. The problems of a batch run
+    side by side, one K after the other. Source: Akaike (1974); Schwarz (1978).
+
+    Examples
+    --------
+    >>> import numpy as np, fastvae
+    >>> X = np.random.default_rng(0).normal(size=(300, 2)) + np.repeat([[0.0], [9.0], [-9.0]], 100, axis=0)
+    >>> found = fastvae.gmm.sweep(X, range(1, 6), seed=0, n_init=3)
+    >>> found.best, found.fits[2].mixture.means.shape
+    (3, (3, 2))
+    """
+    if isinstance(n_components, str) or not isinstance(n_components, Iterable):
+        raise TypeError(f"n_components must be several numbers of components, got {describe(n_components)}")
+    numbers = [checks.integer("n_components", K, 1) for K in n_components]
+    if not numbers:
+        raise ValueError("n_components must hold at least one number of components, got none")
+    chunked = callable(X) and not isinstance(X, torch.Tensor)
+    data = Chunks(X).rows() if chunked else checks.rows(X)
+    w = checks.row_weights(sample_weight, data)
+    seed = checks.seed_or_drawn(seed)
+    how = {"sample_weight": sample_weight, "seed": seed, "on_degenerate": on_degenerate}
+    fits = [fit(X, K, **how, **options) for K in numbers]
+    total = torch.full((len(data.X),), float(data.X.shape[1])) if w is None else w.sum(-1)  # [B]
+    parameters = torch.tensor([n_parameters(one.mixture) for one in fits])[:, None]  # [J, 1]
+    log_l = torch.stack([torch.as_tensor(one.log_likelihood, dtype=torch.float64).reshape(-1) for one in fits])
+    aic, bic = (price * parameters - 2 * log_l for price in (2.0, total.double().log().to(log_l.device)))  # [J, B]
+    known = torch.where(bic.isnan(), math.inf, bic)
+    best = torch.where(known.isinf().all(0), 0, torch.tensor(numbers, device=bic.device)[known.argmin(0)])  # [B]
+    shape = (len(numbers), *data.batch)
+    aic, bic = (give_back(t.reshape(shape), data.numpy) for t in (aic, bic))
+    return MixtureSweep(numbers, fits, aic, bic, data.back(best) if data.batch else int(best))
