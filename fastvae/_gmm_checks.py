@@ -32,6 +32,8 @@ class Rows(NamedTuple):
 
     def broadcast(self, name: str, other: torch.Size) -> "Rows":
         """With its batch dims broadcast against those of another argument."""
+        if other == self.batch:
+            return self
         try:
             batch = torch.broadcast_shapes(self.batch, other)
         except RuntimeError:
@@ -94,6 +96,8 @@ def mixture_tensors(name: str, mixture: Any, data: Rows | None = None) -> tuple[
                 f"{name}'s {field} must have the shape [*batch, {', '.join(map(str, tail))}] to go with means"
                 f" {list(means.shape)} and covariance_type {kind!r}, got {list(t.shape)}"
             )
+        if t.shape[:lead] == batch:  # broadcast_shapes takes 25 us
+            continue
         try:
             batch = torch.broadcast_shapes(batch, t.shape[:lead])
         except RuntimeError:
