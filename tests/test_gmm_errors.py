@@ -288,10 +288,11 @@ def test_sample_refuses():
 
 def test_options_are_keywords():
     positional = {"fit": ["X", "n_components"], "m_step": ["X", "resp"], "elbo": ["X", "resp", "mixture"]}
-    positional |= {"sample": ["mixture", "n"], "n_parameters": ["mixture"]}
-    for name in set(gmm.__all__) - {"Mixture", "MixtureFit", "EStep"}:
+    positional |= {"sample": ["mixture", "n"], "n_parameters": ["mixture"], "sweep": ["X", "n_components"]}
+    for name in set(gmm.__all__) - {"Mixture", "MixtureFit", "MixtureSweep", "EStep"}:
         parameters = inspect.signature(getattr(gmm, name)).parameters.values()
-        assert [p.name for p in parameters if p.kind != p.KEYWORD_ONLY] == positional.get(name, ["X", "mixture"])
+        keywords = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
+        assert [p.name for p in parameters if p.kind not in keywords] == positional.get(name, ["X", "mixture"])
 
 
 # Degenerate problems: None raises for one problem, "raise" for the first of a batch
