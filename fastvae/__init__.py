@@ -6,7 +6,7 @@ from . import regression as regression
 from ._backend import BackendError, show_config
 from ._elbo import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
 from ._status import Status
-from .likelihoods import Bernoulli, Gaussian
+from .likelihoods import Bernoulli, Gaussian, Laplace
 from .vae import VAE
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Bernoulli",
     "ElboTerms",
     "Gaussian",
+    "Laplace",
     "Status",
     "elbo",
     "elbo_terms",

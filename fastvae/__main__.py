@@ -12,6 +12,7 @@ import torch
 
 from ._backend import package_version, show_config
 from .demo.storage import CHECKPOINT, CommandError, make_folder, write_whole
+from .likelihoods import LIKELIHOODS
 
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 
@@ -50,7 +51,7 @@ def train(*, out: Path, resume: bool, overwrite: bool, **given: Any) -> int:
                 f"{checkpoint} exists: --resume goes on with it, --overwrite starts anew; or another --out"
             )
         if given.get("likelihood") == "bernoulli" and "scale" in given:
-            raise CommandError("--scale belongs to the Gaussian likelihood, a Bernoulli has none")
+            raise CommandError("--scale belongs to a Gaussian or Laplace likelihood, a Bernoulli has none")
         run = training.Run(training.Options(**given), out)
         make_folder(out)
     finished = run.train()
@@ -108,10 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
     p = commands.add_parser("train", help="train a VAE and draw what it learned", argument_default=argparse.SUPPRESS)
     p.set_defaults(command=train)
     p.add_argument("--data", metavar="FILE", help=".npy, .npz or .csv of rows [N, ...]; default: scikit-learn's digits")
-    p.add_argument("--likelihood", choices=("gaussian", "bernoulli"), help="p(x|z); default gaussian")
-    p.add_argument(
-        "--scale", type=scale, metavar="1|learned", help="standard deviation of the Gaussian; default learned"
-    )
+    p.add_argument("--likelihood", choices=tuple(LIKELIHOODS), help="p(x|z); default gaussian")
+    p.add_argument("--scale", type=scale, metavar="1|learned", help="that of the Gaussian or Laplace; default learned")
     p.add_argument("--latent", type=positive_int, metavar="L", help="latent elements; default 8")
     p.add_argument("--hidden", type=positive_int, metavar="H", help="width of the two networks; default 256")
     p.add_argument("--epochs", type=positive_int, metavar="N", help="default 100")

@@ -127,8 +127,8 @@ def check_likelihood(likelihood: Any, x: Tensor, num_samples: int | None) -> Non
     if isinstance(likelihood, type) or not callable(getattr(likelihood, "log_prob", None)):
         got = f"the class {likelihood.__name__}: write the ()" if isinstance(likelihood, type) else describe(likelihood)
         raise TypeError(
-            "likelihood must be fastvae.Gaussian(...), fastvae.Bernoulli(), or an object with log_prob(x, x_hat),"
-            f" got {got}"
+            "likelihood must be fastvae.Gaussian(...), fastvae.Laplace(...), fastvae.Bernoulli(), or an object with"
+            f" log_prob(x, x_hat), got {got}"
         )
     for name in ("scale", "log_scale"):
         if isinstance(value := getattr(likelihood, name, None), Tensor):

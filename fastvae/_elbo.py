@@ -54,7 +54,7 @@ def elbo(
         here: it is called once, with z ``[N, *latent]``, and returns x_hat or the pair ``(x_hat, log_scale)``.
     mu, logvar : tensors ``[N, *latent]``
         Mean and log variance of q(z|x), the encoder's output (or free parameters, one pair a datum).
-    likelihood : `Gaussian`, `Bernoulli`, or an object with an elementwise ``log_prob(x, x_hat)``
+    likelihood : `Gaussian`, `Laplace`, `Bernoulli`, or an object with an elementwise ``log_prob(x, x_hat)``
         p(x|z); by default N(x_hat, 1).
     beta : float or 0-d tensor
         Weight of the KL, for a warm-up or a beta-VAE. At 0 the KL is switched off, even where it is infinite.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._checks import check_num_samples, describe
 from ._elbo import elbo, elbo_terms, reparameterize
-from .likelihoods import Bernoulli, Gaussian
+from .likelihoods import LIKELIHOODS, Gaussian, LocationScale
 from .reference.elbo import ElboTerms, compute_dtype, decode_with, sum_event
 from .reference.elbo import log_likelihood as mean_log_prob
 from .reference.likelihoods import gaussian_log_prob
@@ -29,7 +29,7 @@ class VAE(nn.Module):
         z ``[N, *latent]`` -> x_hat ``[N, *event]``, or ``(x_hat, log_scale)``.
     latent : int or tuple of ints
         The shape of one z.
-    likelihood : `Gaussian`, `Bernoulli`, or an object with an elementwise ``log_prob(x, x_hat)``
+    likelihood : `Gaussian`, `Laplace`, `Bernoulli`, or an object with an elementwise ``log_prob(x, x_hat)``
         A scale or log_scale that is an ``nn.Parameter`` becomes a parameter of this module.
 
     Raises
@@ -94,9 +94,9 @@ class VAE(nn.Module):
         event : int or tuple of ints
             The shape of one x.
         latent, hidden : int
-        likelihood : "gaussian" or "bernoulli"
+        likelihood : "gaussian", "laplace" or "bernoulli"
         scale : float or "learned"
-            Of the Gaussian: a constant, or one learned number.
+            Of the first two: a constant, or one learned number.
 
         Examples
         --------
@@ -110,15 +110,17 @@ class VAE(nn.Module):
             nn.Flatten(), nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent), MeanAndLogvar()
         )
         decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, D), nn.Unflatten(1, event))
-        if likelihood == "bernoulli":
-            return cls(encoder, decoder, latent=latent, likelihood=Bernoulli())
-        if likelihood != "gaussian":
-            raise ValueError(f"likelihood must be 'gaussian' or 'bernoulli', got {describe(likelihood)}")
+        if not isinstance(likelihood, str) or likelihood not in LIKELIHOODS:
+            names = ", ".join(map(repr, LIKELIHOODS))
+            raise ValueError(f"likelihood must be one of {names}, got {describe(likelihood)}")
+        kind = LIKELIHOODS[likelihood]
+        if not issubclass(kind, LocationScale):
+            return cls(encoder, decoder, latent=latent, likelihood=kind())
         if scale == "learned":
-            return cls(encoder, decoder, latent=latent, likelihood=Gaussian(log_scale=nn.Parameter(torch.zeros(()))))
+            return cls(encoder, decoder, latent=latent, likelihood=kind(log_scale=nn.Parameter(torch.zeros(()))))
         if isinstance(scale, str):
             raise ValueError(f"scale must be a positive float or 'learned', got {scale!r}")
-        return cls(encoder, decoder, latent=latent, likelihood=Gaussian(scale))
+        return cls(encoder, decoder, latent=latent, likelihood=kind(scale))
 
     @property
     def likelihood(self) -> Any:

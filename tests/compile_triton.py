@@ -85,6 +85,8 @@ CASES = {
     "elbo, odd rows": lambda: density(D=783),
     "elbo, draws": lambda: density(K=8),
     "bernoulli": lambda: density(likelihood="bernoulli"),
+    "laplace": lambda: density(likelihood="laplace"),
+    "laplace, tanh, scale of features": lambda: density(likelihood="laplace", link="tanh", scale=column(784)),
     "sigmoid": lambda: density(link="sigmoid"),
     "tanh": lambda: density(link="tanh"),
     "scale": lambda: density(scale=column()),

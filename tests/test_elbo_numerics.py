@@ -147,7 +147,11 @@ def test_gradients_stay_finite_at_extreme_logvar(level):
 
 # The budget of DESIGN 8, against float64 on the same rounded inputs: at most twice torch's own error in that dtype.
 def torch_form(x, x_hat, mu, logvar, likelihood):
-    p_x = Normal(x_hat, 1.0) if likelihood == "Gaussian" else torch.distributions.Bernoulli(logits=x_hat)
+    p_x = {
+        "Gaussian": lambda: Normal(x_hat, 1.0),
+        "Laplace": lambda: torch.distributions.Laplace(x_hat, 1.0),
+        "Bernoulli": lambda: torch.distributions.Bernoulli(logits=x_hat),
+    }[likelihood]()
     return p_x.log_prob(x).sum(1) - kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1)
 
 
@@ -156,7 +160,7 @@ def our_form(x, x_hat, mu, logvar, likelihood):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("likelihood", ["Gaussian", "Bernoulli"])
+@pytest.mark.parametrize("likelihood", ["Gaussian", "Laplace", "Bernoulli"])
 @pytest.mark.parametrize("scale", [1.0, 1e-2])  # at 1e-2 the posterior has all but collapsed
 def test_dtypes_keep_the_error_budget(dtype, likelihood, scale):
     x = (torch.rand(16, 50) < 0.5).to(dtype)  # 50 features: sums long enough for bf16 to lose digits

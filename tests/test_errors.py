@@ -340,7 +340,13 @@ def test_vae_passes_the_errors_on():
     refused(ValueError, r"^x_scale must be given with uint8 x", vae.elbo, bytes_(N, D))
     refused(ValueError, r"^reduction must be one of", vae.elbo, zeros(N, D), reduction="avg")
     refused(ValueError, r"^num_samples must be at least 1", vae.log_likelihood, zeros(N, D), 0)
-    refused(ValueError, r"^likelihood must be 'gaussian' or 'bernoulli'", fastvae.VAE.mlp, D, likelihood="poisson")
+    refused(
+        ValueError,
+        r"^likelihood must be one of 'gaussian', 'laplace', 'bernoulli'",
+        fastvae.VAE.mlp,
+        D,
+        likelihood="poisson",
+    )
     refused(ValueError, r"^scale must be a positive float or 'learned'", fastvae.VAE.mlp, D, scale="fixed")
     wrong = fastvae.VAE(lambda x: (zeros(N, L), zeros(N, L)), nn.Linear(L, D + 1), latent=L)
     refused(ValueError, r"^the decoder must return x_hat of shape \[3, 4\]", wrong.elbo, zeros(N, D))

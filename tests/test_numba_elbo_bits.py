@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastvae
-from fastvae import Bernoulli, Gaussian, _backend, reference
+from fastvae import Bernoulli, Gaussian, Laplace, _backend, reference
 from fastvae_kernels.numba import _threads
 
 SEED = 0x1234_5678_9ABC_DEF0  # both words in use
@@ -182,6 +182,7 @@ LIKELIHOODS: dict[str, Any] = {
     "unit": lambda s: Gaussian(),
     "per element": lambda s: Gaussian(log_scale=s),
     "sigmoid": lambda s: Gaussian(link="sigmoid"),
+    "Laplace": lambda s: Laplace(),
     "Bernoulli": lambda s: Bernoulli(),
 }
 

@@ -71,6 +71,7 @@ DENSITIES: dict[str, Any] = {
     "draws": {"num_samples": K, "scale": (K, N, D)},
     "tanh": {"link": "tanh"},
     "Bernoulli of bytes": {"likelihood": "bernoulli", "x_scale": scalar(1 / 255)},
+    "Laplace": {"likelihood": "laplace", "scale": (D,)},
     "bfloat16": {"dtype": torch.bfloat16},
     "columns": {"strided": True},
     "channels last": {"channels_last": True},

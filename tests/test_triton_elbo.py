@@ -17,7 +17,7 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
 import fastvae
-from fastvae import Bernoulli, Gaussian, _backend
+from fastvae import Bernoulli, Gaussian, Laplace, _backend
 
 pytest.importorskip("triton")
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -102,6 +102,8 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "free bits and prior, each row": {"free_bits": 0.5, "prior": True, "reduction": "none"},
     "free bits, many columns": {"free_bits": 0.5, "L": 130, "N": 70},
     "Bernoulli": {"likelihood": Bernoulli},
+    "Laplace": {"likelihood": Laplace},
+    "Laplace, a scale of elements": {"likelihood": Laplace, "scale": (5, 37)},
     "sigmoid": {"likelihood": lambda **how: Gaussian(link="sigmoid", **how)},
     "tanh, a scale": {"likelihood": lambda **how: Gaussian(link="tanh", **how), "scale": ()},
     "a scale": {"scale": ()},

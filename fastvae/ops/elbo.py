@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import _backend
-from ..likelihoods import Bernoulli, Gaussian
+from ..likelihoods import named
 from ..reference.elbo import ElboTerms, Prior, as_seed, decode_with, kl_penalty, reduce_batch
 from ..reference.elbo import log_likelihood as log_likelihood_formula
 from ..reference.elbo import reparameterize as reparameterize_formula
@@ -32,13 +32,13 @@ def density_formula(
     x_hat: Tensor,
     log_scale: Tensor | float,
     x_scale: Any,
-    gaussian: bool,
+    likelihood: str,
     link: str,
     num_samples: int | None,
     reduction: str,
 ) -> Tensor:
     """The reduced log-likelihood by the reference."""
-    log_prob = Gaussian(log_scale=log_scale, link=link).log_prob if gaussian else Bernoulli().log_prob
+    log_prob = named(likelihood, log_scale, link).log_prob
     return reduce_batch(log_likelihood_formula(x, x_hat, log_prob, num_samples=num_samples, x_scale=x_scale), reduction)
 
 
@@ -68,7 +68,7 @@ class Run:
     def __init__(self, call: Call, beta: Any = 1.0, free_bits: Any = 0.0, want_kl: bool = True) -> None:
         self.call, self.beta, self.free_bits, self.want_kl = call, beta, free_bits, want_kl
         self.density: Any = None
-        self.log_scale: Any = 0.0  # the Gaussian's, where it is no tensor
+        self.log_scale: Any = 0.0  # where it is no tensor
         self.one_pass = False  # whether the gradient of x_hat is formed in passing
 
     def prepare(self, x: Tensor, x_hat: Tensor, likelihood: Any, density: Any) -> Tensor | None:
@@ -76,7 +76,7 @@ class Run:
         passing; give the log_scale if it is a tensor, for autograd to save: one held here would never be freed, since
         `Sample` holds this.
         """
-        scale = likelihood.get_log_scale() if self.call.gaussian else 0.0
+        scale = likelihood.get_log_scale() if self.call.scaled else 0.0
         log_scale = scale if isinstance(scale, Tensor) else None
         if log_scale is None:
             self.log_scale = scale
@@ -256,7 +256,7 @@ def elbo_terms(
         if reason := unserved_likelihood(call.backend, x, x_hat, likelihood):  # the decoder's dtype has no kernel
             if call.strict:
                 raise _backend.BackendError(f"backend={call.backend!r} cannot serve elbo: {reason}")
-            scale = likelihood.get_log_scale() if call.gaussian else 0.0
+            scale = likelihood.get_log_scale() if call.scaled else 0.0
             log_lik = density_formula(x, x_hat, scale, *call.density_options)
             return ElboTerms(log_lik + neg_kl, log_lik, kl) if call.terms else log_lik + neg_kl
         key = layout(x_hat), None if decoded_scale is None else layout(decoded_scale)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend
-from ..likelihoods import Bernoulli, Gaussian
+from ..likelihoods import NAMES, LocationScale
 from ..reference.elbo import Prior
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # of every backend; Triton has float16 as well
@@ -53,7 +53,7 @@ def unserved_posterior(backend: str, mu: Tensor, logvar: Tensor, prior: Prior | 
 
 def unserved_likelihood(backend: str, x: Tensor, x_hat: Any, likelihood: Any) -> str | None:
     """Why not, for the log-likelihood of these."""
-    if type(likelihood) not in (Gaussian, Bernoulli):
+    if type(likelihood) not in NAMES:
         return f"there is no kernel for the likelihood {type(likelihood).__name__}"
     if x.requires_grad:
         return "x requires grad"
@@ -67,12 +67,12 @@ def layout(t: Tensor) -> tuple[Any, ...]:
 
 def likelihood_layout(likelihood: Any) -> tuple[Any, ...]:
     """The same of a likelihood; TypeError for one that has no kernels."""
-    if type(likelihood) is Gaussian:
-        scale = likelihood.scale if likelihood.log_scale is None else likelihood.log_scale
-        return Gaussian, likelihood.link, layout(scale) if isinstance(scale, Tensor) else None
-    if type(likelihood) is Bernoulli:
-        return (Bernoulli,)
-    raise TypeError
+    if type(likelihood) not in NAMES:
+        raise TypeError
+    if not isinstance(likelihood, LocationScale):
+        return (type(likelihood),)
+    scale = likelihood.scale if likelihood.log_scale is None else likelihood.log_scale
+    return type(likelihood), likelihood.link, layout(scale) if isinstance(scale, Tensor) else None
 
 
 KNOWN: dict[Any, Any] = {}  # launch plans and calls by their layouts
@@ -96,7 +96,7 @@ class Call:
 
     __slots__ = (
         *("backend", "strict", "num_samples", "x_scale", "reduction", "terms"),
-        *("latent", "density_module", "densities", "density", "link", "gaussian"),
+        *("latent", "density_module", "densities", "density", "likelihood", "scaled", "link"),
     )
 
     def __init__(
@@ -117,8 +117,9 @@ class Call:
         self.num_samples, self.x_scale, self.reduction = num_samples, x_scale, reduction
         self.terms = terms  # whether log-likelihood and raw KL are asked for
         self.latent = _backend.launcher("reparameterize", backend).Latent(mu, logvar, prior, num_samples, reduction)
-        self.gaussian = type(likelihood) is Gaussian
-        self.link = likelihood.link if self.gaussian else "identity"
+        self.likelihood = NAMES.get(type(likelihood), "")
+        self.scaled = isinstance(likelihood, LocationScale)
+        self.link = likelihood.link if self.scaled else "identity"
         self.density_module: Any = None if likelihood is None else _backend.launcher("log_likelihood", backend)
         self.densities: dict[tuple[Any, ...], Any] = {}  # for the decoder's outputs
         self.density: Any = None  # for a tensor x_hat
@@ -147,7 +148,7 @@ class Call:
     @property
     def density_options(self) -> tuple[Any, ...]:
         """Those of `density_formula`."""
-        return self.x_scale, self.gaussian, self.link, self.num_samples, self.reduction
+        return self.x_scale, self.likelihood, self.link, self.num_samples, self.reduction
 
     def plan_density(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | None) -> Any:
         """The plan of the log-likelihood."""
@@ -155,7 +156,7 @@ class Call:
             x,
             x_hat,
             log_scale,
-            likelihood="gaussian" if self.gaussian else "bernoulli",
+            likelihood=self.likelihood,
             link=self.link,
             num_samples=self.num_samples,
             reduction=self.reduction,

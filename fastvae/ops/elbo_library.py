@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend
-from ..likelihoods import Gaussian
+from ..likelihoods import NAMES, LocationScale
 from ..reference.elbo import ElboTerms, Prior, as_seed, compute_dtype, decode_with
 from .elbo import density_formula, differentiate, sample_formula
 from .elbo_call import DTYPES, KNOWN, layout, remember
@@ -200,8 +200,7 @@ def _differentiate_log_likelihood(ctx: Any, delbo: Tensor, dlog_lik: Tensor, *_:
     x, x_hat, log_scale, x_scale, *gradients = ctx.saved_tensors
     upstream = delbo + dlog_lik
     if torch.is_grad_enabled():
-        likelihood, *options = ctx.options
-        log_lik = density_formula(x, x_hat, log_scale, x_scale, likelihood == "gaussian", *options)
+        log_lik = density_formula(x, x_hat, log_scale, x_scale, *ctx.options)
         dx_hat, dlog_scale = differentiate([log_lik], (upstream,), (x_hat, log_scale))
     elif gradients:
         dx_hat, dlog_scale = ((g * -upstream).to(g.dtype) for g in gradients)  # an upstream rounded to bfloat16 is off
@@ -239,7 +238,7 @@ def elbo_terms(
     reduction: str,
 ) -> ElboTerms:
     """`fastvae.elbo_terms` as operations in a graph. Its arguments are checked."""
-    device, gaussian = mu.device, type(likelihood) is Gaussian
+    device, scaled = mu.device, isinstance(likelihood, LocationScale)
     masked, decoder = isinstance(free_bits, Tensor) or free_bits != 0, not isinstance(x_hat, Tensor)
     seed = as_seed(seed, device) if decoder else None
     mu_p, logvar_p = (None, None) if prior is None else prior
@@ -249,14 +248,12 @@ def elbo_terms(
     )
     if decoder:
         x_hat, likelihood, _ = decode_with(x_hat, z, likelihood, num_samples)
-    log_scale = scalar(likelihood.get_log_scale() if gaussian else 0.0, device, compute_dtype(x, x_hat))
-    options = "gaussian" if gaussian else "bernoulli", likelihood.link if gaussian else "identity"
+    log_scale = scalar(likelihood.get_log_scale() if scaled else 0.0, device, compute_dtype(x, x_hat))
+    options = NAMES[type(likelihood)], likelihood.link if scaled else "identity", num_samples, reduction
     x_scale_ = None if x_scale is None else scalar(x_scale, torch.device("cpu"))  # read at the launch: no wait
     if x_hat.dtype not in DTYPES:
-        log_lik = density_formula(x, x_hat, log_scale, x_scale_, gaussian, options[1], num_samples, reduction)
+        log_lik = density_formula(x, x_hat, log_scale, x_scale_, *options)
         return ElboTerms(log_lik + neg_kl, log_lik, kl)
     one_pass = x_hat.requires_grad and reduction != "none" and torch.is_grad_enabled()
-    elbo, log_lik, _, _ = torch.ops.fastvae.log_likelihood(
-        x, x_hat, log_scale, x_scale_, neg_kl, *options, num_samples, reduction, one_pass
-    )
+    elbo, log_lik, _, _ = torch.ops.fastvae.log_likelihood(x, x_hat, log_scale, x_scale_, neg_kl, *options, one_pass)
     return ElboTerms(elbo, log_lik, kl)

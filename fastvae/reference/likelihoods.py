@@ -1,6 +1,7 @@
 """Log densities of one observed element, constants included, in nats: the formulas behind `fastvae.likelihoods`.
 
     Gaussian    log N(x; x_hat, e^(2 log_scale)) = -1/2 ((x - x_hat) e^-log_scale)^2 - log_scale - 1/2 log 2 pi
+    Laplace     log Laplace(x; x_hat, e^log_scale)   = -|x - x_hat| e^-log_scale - log_scale - log 2
     Bernoulli   log p(x; logit x_hat) = x log s(x_hat) + (1 - x) log s(-x_hat),      s(a) = 1 / (1 + e^-a)
 
 Every function is elementwise and broadcasts; arithmetic is in the dtype it is handed.
@@ -14,6 +15,7 @@ from torch.nn.functional import logsigmoid
 
 LINKS = {"identity": lambda a: a, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+LOG_2 = math.log(2)
 
 
 def gaussian_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, link: str = "identity") -> Tensor:
@@ -25,6 +27,17 @@ def gaussian_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0,
     if not isinstance(log_scale, Tensor):
         return -0.5 * math.exp(-2 * log_scale) * residual.square() - (log_scale + HALF_LOG_2PI)
     return -0.5 * (residual * torch.exp(-log_scale)).square() - log_scale - HALF_LOG_2PI
+
+
+def laplace_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, link: str = "identity") -> Tensor:
+    """Log density of a Laplace variable about link(x_hat); its derivative there is 0 where x is that very number.
+
+    Equivalent to ``torch.distributions.Laplace(link(x_hat), log_scale.exp()).log_prob(x)``.
+    """
+    distance = (x - LINKS[link](x_hat)).abs()
+    if not isinstance(log_scale, Tensor):
+        return -math.exp(-log_scale) * distance - (log_scale + LOG_2)
+    return -distance * torch.exp(-log_scale) - log_scale - LOG_2
 
 
 def bernoulli_log_prob(x: Tensor, x_hat: Tensor) -> Tensor:

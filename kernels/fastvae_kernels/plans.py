@@ -5,16 +5,33 @@ given are looked at for shape, strides, dtype and device only; each launch takes
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .rows import Rows, compute_dtype, in_order, memory_order
 
-LIKELIHOODS = {"gaussian": 0, "bernoulli": 1}
 LINKS = {"identity": 0, "sigmoid": 1, "tanh": 2}
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Likelihood(NamedTuple):
+    """What a launch must know of one, beside the function that each backend has for it.
+
+    With r = (x - m) / scale, a kernel sums s = -|r|^power / power; ``power s + 1`` is minus the derivative in
+    log_scale, so that of a single log_scale is had from the same sums.
+    """
+
+    code: int
+    power: int  # 0: there is no scale
+    constant: float  # of an element's log density, beside s - log_scale
+
+
+LIKELIHOODS = {
+    "gaussian": Likelihood(0, 2, -0.5 * math.log(2 * math.pi)),
+    "bernoulli": Likelihood(1, 0, 0.0),
+    "laplace": Likelihood(2, 1, -math.log(2)),
+}
 
 
 def unit_of(reduction: str, N: int) -> float:
@@ -51,11 +68,11 @@ class DensityPlan:
             aligned = (1,) * (x_hat.dim() - log_scale.dim()) + tuple(log_scale.shape)
             if all(size == 1 for size in aligned[:lead]):  # the same for all rows: one row of it
                 self.s_row, self.scale_shape = 0, (*aligned[:lead], *x_hat.shape[lead:])
-        self.variant = LIKELIHOODS[likelihood], LINKS[link]
+        code, self.power, constant = LIKELIHOODS[likelihood]
+        self.variant, self.constant = (code, LINKS[link]), D * constant
         self.mean = unit_of(reduction, N)
         self.weight_factor = (self.mean or 1.0) / K
         self.x_scale = 1.0 if x_scale is None else float(x_scale)
-        self.constant = -D * HALF_LOG_2PI if likelihood == "gaussian" else 0.0
         self.elbo_dtype = torch.promote_types(self.compute, elbo_dtype)
         self.log_lik = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device=x_hat.device)
         self.elbo = torch.empty_like(self.log_lik, dtype=self.elbo_dtype)

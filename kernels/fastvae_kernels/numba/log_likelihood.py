@@ -36,16 +36,17 @@ from ._memory import (
 from ._threads import finished, run, take
 from ._vector import lanes, total
 
-GAUSSIAN, SIGMOID, TANH = 0, 1, 2
+BERNOULLI, LAPLACE = LIKELIHOODS["bernoulli"].code, LIKELIHOODS["laplace"].code  # what is left is the Gaussian
+SIGMOID, TANH = LINKS["sigmoid"], LINKS["tanh"]  # and the identity
 # Log-scales: one number, or elements; the gradient of elements is not wanted, written, or summed over a block of rows.
 ONE, ELEMENTS, WRITTEN, SUMMED = range(4)
 
 CHUNK = 2048  # elements of a row summed in the compute dtype
 ROW_BLOCKS = 16  # partial sums over rows of a per-feature gradient
 # On one thread; everything with an exponential is about 1.
-NS_PER_ELEMENT = {(LIKELIHOODS["gaussian"], LINKS["identity"], ONE): 0.25}
+NS_PER_ELEMENT = {(LIKELIHOODS[name].code, LINKS["identity"], ONE): 0.25 for name in ("gaussian", "laplace")}
 
-FIELDS = "19q 5d"
+FIELDS = "19q 6d"
 
 
 @math_jit
@@ -68,6 +69,15 @@ def gaussian(x: Any, m: Any, inverse_scale: Any, log_scale: Any) -> Any:
 
 
 @math_jit
+def laplace(x: Any, m: Any, inverse_scale: Any, log_scale: Any) -> Any:
+    """The same of a Laplace variable; the derivative in m is 0 where x is m, and NaN for NaN."""
+    r = (x - m) * inverse_scale
+    size, zero = abs(r), like(r, 0)
+    slope = select(size > zero, inverse_scale, size)
+    return -size - log_scale, select(r < zero, -slope, slope), size - like(r, 1)
+
+
+@math_jit
 def bernoulli(x: Any, a: Any) -> Any:
     """x log s(a) + (1 - x) log s(-a), and its derivative; log s(a) = min(a, 0) - log1p(e^-|a|)."""
     zero = like(a, 0)
@@ -77,33 +87,44 @@ def bernoulli(x: Any, a: Any) -> Any:
 
 
 @math_jit
+def density(likelihood: int, link: int, x: Any, a: Any, inverse_scale: Any, log_scale: Any) -> Any:
+    """The log density of any of them, and its derivatives in a and in log_scale."""
+    if likelihood == BERNOULLI:
+        value, slope = bernoulli(x, a)
+        return value, slope, like(a, 0)
+    m, dm = link_at(link, a)
+    if likelihood == LAPLACE:
+        value, slope, scale_slope = laplace(x, m, inverse_scale, log_scale)
+    else:
+        value, slope, scale_slope = gaussian(x, m, inverse_scale, log_scale)
+    return value, slope * dm, scale_slope
+
+
+@math_jit
 def step(x, h, s, dh, ds, d, weight, inverse, x_factor, likelihood, link, scale, gradient, v):
     """Elements d, d + 1, ..., as many as v has lanes: their log densities; what is to be written is."""
     value_x, a = read(x, d, v) * like(v, x_factor), read(h, d, v)
-    if likelihood == GAUSSIAN:
-        m, dm = link_at(link, a)
-        if scale == ONE:
-            value, slope, scale_slope = gaussian(value_x, m, like(v, inverse), like(v, 0))
-        else:
-            log_scale = read(s, d, v)
-            value, slope, scale_slope = gaussian(value_x, m, exp(-log_scale), log_scale)
-            if scale == WRITTEN:
-                write(ds, d, like(v, weight) * scale_slope)
-            elif scale == SUMMED:
-                write(ds, d, read(ds, d, v) + like(v, weight) * scale_slope)
-        slope = slope * dm
+    if scale == ONE:
+        value, slope, scale_slope = density(likelihood, link, value_x, a, like(v, inverse), like(v, 0))
     else:
-        value, slope = bernoulli(value_x, a)
+        log_scale = read(s, d, v)
+        value, slope, scale_slope = density(likelihood, link, value_x, a, exp(-log_scale), log_scale)
+        if scale == WRITTEN:
+            write(ds, d, like(v, weight) * scale_slope)
+        elif scale == SUMMED:
+            write(ds, d, read(ds, d, v) + like(v, weight) * scale_slope)
     if gradient:
         write(dh, d, like(v, weight) * slope)
     return value
 
 
 @loop_jit
-def finish(partial, neg_kl, elbo, log_lik, dlog_scale, w, w_row, w_factor, N, chunks, K, D, constant, mean, T, E):
+def finish(
+    partial, neg_kl, elbo, log_lik, dlog_scale, w, w_row, w_factor, N, chunks, K, D, constant, mean, power, T, E
+):
     """Add up the chunks of each row in index order, and the rows; E is the dtype code of the ELBO.
 
-    The gradient of a single log_scale, sum_d (r^2 - 1), is had from the same sums, of -r^2 / 2.
+    The gradient of a single log_scale is had from the same sums: see `plans.Likelihood`.
     """
     outlined()
     sums = array_at(partial, N * chunks, F64)
@@ -113,7 +134,7 @@ def finish(partial, neg_kl, elbo, log_lik, dlog_scale, w, w_row, w_factor, N, ch
         for c in range(chunks):
             row += sums[n * chunks + c]
         if dlog_scale:
-            gradient += (-2 * row - K * D) * weight_at(w, n * w_row, w_factor, T)
+            gradient += (-power * row - K * D) * weight_at(w, n * w_row, w_factor, T)
         row = row / K + constant
         values += row
         if elbo and mean == 0:
@@ -137,7 +158,7 @@ def make_rows(X: int, H: int, S: int, T: int, E: int, likelihood: int, link: int
         # x, ..., w are addresses, *_row strides in elements; row k N + n of x_hat is draw k of x's row n
         (
             N, K, D, rows, x_row, h_row, s_row, x, h, s, dh, ds, w, w_row, partial, neg_kl, elbo, log_lik, dlog_scale,
-            w_factor, x_scale, one_log_scale, constant, mean,
+            w_factor, x_scale, one_log_scale, constant, mean, power,
         ) = unpack(block, FIELDS)  # fmt: skip
         chunks = max(1, -(-D // CHUNK))
         sums = array_at(partial, N * chunks, F64)
@@ -178,7 +199,7 @@ def make_rows(X: int, H: int, S: int, T: int, E: int, likelihood: int, link: int
             if finished(block, stop - start):
                 finish(
                     partial, neg_kl, elbo, log_lik, dlog_scale, w, w_row, w_factor,
-                    N, chunks, K, D, constant, mean, T, E,
+                    N, chunks, K, D, constant, mean, power, T, E,
                 )  # fmt: skip
             start, stop = take(block)
 
@@ -259,7 +280,7 @@ class Density(DensityPlan):
             self.N, self.K, self.D, block, self.x.stride, self.x_hat.stride, s_row,
             x.data_ptr(), h.data_ptr(), s.data_ptr(), dx_hat_, 0 if ds is None else ds.data_ptr(), w_, w_row,
             scratch(self.sums), neg_kl_, elbo_, log_lik_, dlog_scale_,
-            factor, self.x_scale, one_log_scale, self.constant - self.D * one_log_scale, self.mean,
+            factor, self.x_scale, one_log_scale, self.constant - self.D * one_log_scale, self.mean, self.power,
         )  # fmt: skip
         run(kernel, args, self.units if block == self.block else self.units_of(block), self.work)
         if need_dlog_scale and isinstance(log_scale, Tensor):

@@ -18,13 +18,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..plans import DensityPlan
+from ..plans import LIKELIHOODS, LINKS, DensityPlan
 from ..rows import in_order
 from ._launch import as_pointer, launch
 from ._math import exp, log1p, number, sigmoid, tanh, to_element
 from ._tiles import TYPES, counters, load_rows, tile, total_of, vector_width
 
-GAUSSIAN, SIGMOID, TANH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+# What is left are the Gaussian and the identity.
+BERNOULLI, LAPLACE = tl.constexpr(LIKELIHOODS["bernoulli"].code), tl.constexpr(LIKELIHOODS["laplace"].code)
+SIGMOID, TANH = tl.constexpr(LINKS["sigmoid"]), tl.constexpr(LINKS["tanh"])
 # Log-scales: a number, one element of a tensor on the GPU, or elements.
 NUMBER, ONE, ELEMENTS = range(3)
 ONE_, ELEMENTS_ = tl.constexpr(ONE), tl.constexpr(ELEMENTS)
@@ -63,6 +65,15 @@ def gaussian(x, m, inverse_scale, log_scale):
 
 
 @triton.jit
+def laplace(x, m, inverse_scale, log_scale):
+    """The same of a Laplace variable; the derivative in m is 0 where x is m, and NaN for NaN."""
+    r = (x - m) * inverse_scale
+    size = tl.abs(r)
+    slope = tl.where(size > 0, inverse_scale, size)  # this way round no GPU spills registers
+    return -size - log_scale, tl.where(r < 0, -slope, slope), size - number(r, 1.0)
+
+
+@triton.jit
 def bernoulli(x, a):
     """x log s(a) + (1 - x) log s(-a), and its derivative; log s(a) = min(a, 0) - log1p(e^-|a|)."""
     zero = number(a, 0.0)
@@ -72,10 +83,25 @@ def bernoulli(x, a):
 
 
 @triton.jit
-def constant_of(constant, D, log_scale, LIKELIHOOD: tl.constexpr):
+def density(x, a, inverse_scale, log_scale, LIKELIHOOD: tl.constexpr, LINK: tl.constexpr):
+    """The log density of any of them, and its derivatives in a and in log_scale."""
+    if LIKELIHOOD == BERNOULLI:
+        value, slope = bernoulli(x, a)
+        return value, slope, number(a, 0.0)
+    else:
+        m, dm = link_at(a, LINK)
+        if LIKELIHOOD == LAPLACE:
+            value, slope, scale_slope = laplace(x, m, inverse_scale, log_scale)
+        else:
+            value, slope, scale_slope = gaussian(x, m, inverse_scale, log_scale)
+        return value, slope * dm, scale_slope
+
+
+@triton.jit
+def constant_of(constant, D, log_scale, POWER: tl.constexpr):
     """What the log density of a row has beside the sum over its elements; made where it is used, not kept for long."""
     value = tl.full((), constant, tl.float64)
-    if LIKELIHOOD == GAUSSIAN:
+    if POWER != 0:
         value -= D.to(tl.float64) * log_scale.to(tl.float64)
     return value
 
@@ -87,8 +113,8 @@ def log_likelihood_fwd_kernel(
     x_row: tl.int64, h_row: tl.int64, s_row: tl.int64, w_row: tl.int32,
     factor: tl.float64, x_scale: tl.float64, number_log_scale: tl.float64, constant: tl.float64, mean: tl.float64,
     R: tl.constexpr, C: tl.constexpr, V: tl.constexpr, T: tl.constexpr, LIKELIHOOD: tl.constexpr, LINK: tl.constexpr,
-    SCALE: tl.constexpr, DS: tl.constexpr, WEIGHT: tl.constexpr, VALUES: tl.constexpr, EACH: tl.constexpr,
-    CHUNKED: tl.constexpr, SCALED: tl.constexpr,
+    POWER: tl.constexpr, SCALE: tl.constexpr, DS: tl.constexpr, WEIGHT: tl.constexpr, VALUES: tl.constexpr,
+    EACH: tl.constexpr, CHUNKED: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """Rows in units of V elements; row k N + n of x_hat is draw k of x's row n. EACH: a value for each row."""
     pid = tl.program_id(0)
@@ -122,30 +148,26 @@ def log_likelihood_fwd_kernel(
             row = k * N + n
             out = (row * DV * V)[:, None] + first + cols[None, :]  # known to be a multiple of V
             a = load_rows(h, row, h_row * V, first, cols, mask, T)
-            if LIKELIHOOD == GAUSSIAN:
-                m, dm = link_at(a, LINK)
-                if SCALE == ELEMENTS_:
-                    ls = load_rows(s, row, s_row * V, first, cols, mask, T)
-                    value, slope, scale_slope = gaussian(value_x, m, exp(-ls), ls)
-                    if DS == WRITTEN_:
-                        tl.store(ds + out, to_element(weight[:, None] * scale_slope, ds), mask=mask)
-                    elif DS == SUMMED_:
-                        ds_sum += tl.sum(tl.where(mask, weight[:, None] * scale_slope, 0.0), 0)
-                else:
-                    value, slope, scale_slope = gaussian(value_x, m, exp(-log_scale), tl.zeros([], T))
-                slope = slope * dm
+            if SCALE == ELEMENTS_:
+                ls = load_rows(s, row, s_row * V, first, cols, mask, T)
+                value, slope, scale_slope = density(value_x, a, exp(-ls), ls, LIKELIHOOD, LINK)
+                if DS == WRITTEN_:
+                    tl.store(ds + out, to_element(weight[:, None] * scale_slope, ds), mask=mask)
+                elif DS == SUMMED_:
+                    ds_sum += tl.sum(tl.where(mask, weight[:, None] * scale_slope, 0.0), 0)
             else:
-                value, slope = bernoulli(value_x, a)
+                inverse, none = exp(-log_scale), tl.zeros([], T)
+                value, slope, scale_slope = density(value_x, a, inverse, none, LIKELIHOOD, LINK)
             acc += tl.sum(tl.where(mask, value, 0.0), 1)
             if WEIGHT != 0:
                 tl.store(dh + out, to_element(weight[:, None] * slope, dh), mask=mask)
         t = b * chunks + chunk
-        if DS == OF_ONE_:  # sum_d (r^2 - 1), from the same sums, of -r^2 / 2
-            part = weight * (acc * -2.0 - length * K.to(T))
+        if DS == OF_ONE_:  # from the same sums: see `plans.Likelihood`
+            part = weight * (acc * -POWER - length * K.to(T))
             tl.store(partial + blocks * chunks + t, tl.sum(tl.where(live, part, 0.0), 0))
         if VALUES:
             if EACH and not CHUNKED:
-                value_n = acc.to(tl.float64) / K + constant_of(constant, D, log_scale, LIKELIHOOD)
+                value_n = acc.to(tl.float64) / K + constant_of(constant, D, log_scale, POWER)
                 if log_lik is not None:
                     tl.store(log_lik + n, to_element(value_n, log_lik), mask=live)
                 value_n += tl.load(neg_kl + n, mask=live, other=0.0).to(tl.float64)
@@ -155,9 +177,7 @@ def log_likelihood_fwd_kernel(
             if EACH and CHUNKED:  # R is 1
                 tl.debug_barrier()
                 if tl.atomic_add(counter + 1 + b, 1) == chunks - 1:
-                    value_b = total_of(partial + b * chunks, chunks) / K + constant_of(
-                        constant, D, log_scale, LIKELIHOOD
-                    )
+                    value_b = total_of(partial + b * chunks, chunks) / K + constant_of(constant, D, log_scale, POWER)
                     if log_lik is not None:
                         tl.store(log_lik + b, to_element(value_b, log_lik), mask=b < N)
                     value_b += tl.load(neg_kl + b, mask=b < N, other=0.0).to(tl.float64)
@@ -170,7 +190,7 @@ def log_likelihood_fwd_kernel(
         if tl.atomic_add(counter, 1) == tl.num_programs(0) - 1:
             if VALUES and not EACH:
                 value = (
-                    total_of(partial, blocks * chunks) / K + constant_of(constant, D, log_scale, LIKELIHOOD) * N
+                    total_of(partial, blocks * chunks) / K + constant_of(constant, D, log_scale, POWER) * N
                 ) * tl.full((), mean, tl.float64)
                 if log_lik is not None:
                     tl.store(log_lik, to_element(value, log_lik))
@@ -255,7 +275,7 @@ class Density(DensityPlan):
                 *(factor, self.x_scale, number_log_scale, self.constant, self.mean),
             ),
             (
-                *(self.R, self.C, self.V, TYPES[self.compute], *self.variant),
+                *(self.R, self.C, self.V, TYPES[self.compute], *self.variant, self.power),
                 *(form, ds_mode, mode, values, each, self.chunks > 1, x.dtype is torch.uint8),
             ),
         )
