@@ -197,6 +197,39 @@ def add_square(typingctx, square, width, re, xt, center, i, first, j, T, S, tria
     return types.void(square, n, re, xt, center, n, n, n, n, n, triangle), codegen
 
 
+@intrinsic(prefer_literal=True)
+def add_squares_of(typingctx, square, linear, xt, center, r, d, T, S, count):
+    """Add sum r e_d and sum r e_d^2 of ``count`` features from d on, a constant."""
+    n = count.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        square_, linear_, xt_, center_, r_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(5))
+        d_, T_, S_ = args[5:8]
+        features = [builder.add(d_, d_.type(k)) for k in range(n)]
+        columns = [builder.mul(feature, S_) for feature in features]
+        m = [splat(builder, builder.load(builder.gep(center_, [feature])), VECTOR) for feature in features]
+        sums = [_room(builder, llvm_type(VECTOR)) for _ in range(2 * n)]
+        for place in sums:
+            builder.store(ir.Constant(llvm_type(VECTOR), None), place)
+        with _loop(builder, T_) as (t, _):
+            weight = _load(builder, r_, t)
+            for k in range(n):
+                e = builder.fsub(_load(builder, xt_, builder.add(columns[k], t)), m[k])
+                re = builder.fmul(weight, e)
+                builder.store(builder.fadd(builder.load(sums[k]), re), sums[k])
+                builder.store(_fma(builder, re, e, builder.load(sums[n + k])), sums[n + k])
+        totals = [builder.load(place) for place in sums]
+        places = [(linear_, feature) for feature in features] + [(square_, feature) for feature in features]
+        _add_totals(
+            builder,
+            [(value, builder.gep(array, [at]), 0) for value, (array, at) in zip(totals, places, strict=True)],
+        )
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(square, linear, xt, center, r, i, i, i, count), codegen
+
+
 def _add_totals(builder: Any, entries: list[tuple[Any, Any, int]]) -> None:
     """Add the sums of the lanes of vectors to elements of arrays, as many together as there are lanes."""
     for first in range(0, len(entries), LANES_REGISTER):

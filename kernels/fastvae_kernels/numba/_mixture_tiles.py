@@ -18,7 +18,7 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F64, number, read, sum_of, vector, write
-from ._mixture_few import DIAG, FEW, FULL, SPHERICAL, add_few, add_square, logits_few
+from ._mixture_few import DIAG, FEW, FULL, SPHERICAL, add_few, add_square, add_squares_of, logits_few
 from ._vector import lanes, register, total
 
 PANEL = 8  # features whose r e stay in the first cache, a multiple of 4
@@ -99,17 +99,23 @@ def logits_full(logit, xt, center, P, c, T, D, S):
 
 @loop_jit
 def logits_diag(logit, xt, center, P, c, T, D, S):
-    """C - sum_d (P_d (x_d - mu_d))^2 / 2."""
+    """C - sum_d (P_d (x_d - mu_d))^2 / 2; two features at a time, so that no sum waits for the one before."""
     outlined()
     v, one = vector(F64), number(F64)
     for t in range(0, T, 16):
-        q0, q1 = like(v, 0), like(v, 0)
-        for d in range(D):
-            m, p = like(v, read(center, d, one)), like(v, read(P, d, one))
-            a0, a1 = (read(xt, d * S + t, v) - m) * p, (read(xt, d * S + t + 8, v) - m) * p
+        q0, q1, r0, r1 = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
+        for d in range(0, D - 1, 2):
+            m, p, at = like(v, read(center, d, one)), like(v, read(P, d, one)), d * S + t
+            a0, a1 = (read(xt, at, v) - m) * p, (read(xt, at + 8, v) - m) * p
+            m, p, at = like(v, read(center, d + 1, one)), like(v, read(P, d + 1, one)), at + S
+            b0, b1 = (read(xt, at, v) - m) * p, (read(xt, at + 8, v) - m) * p
+            q0, q1, r0, r1 = fma(a0, a0, q0), fma(a1, a1, q1), fma(b0, b0, r0), fma(b1, b1, r1)
+        if D % 2:
+            m, p, at = like(v, read(center, D - 1, one)), like(v, read(P, D - 1, one)), (D - 1) * S + t
+            a0, a1 = (read(xt, at, v) - m) * p, (read(xt, at + 8, v) - m) * p
             q0, q1 = fma(a0, a0, q0), fma(a1, a1, q1)
-        write(logit, t, fma(like(v, -0.5), q0, like(v, c)))
-        write(logit, t + 8, fma(like(v, -0.5), q1, like(v, c)))
+        write(logit, t, fma(like(v, -0.5), q0 + r0, like(v, c)))
+        write(logit, t + 8, fma(like(v, -0.5), q1 + r1, like(v, c)))
 
 
 @math_jit
@@ -278,16 +284,11 @@ def add_squares(square, linear, xt, center, r, T, D, S):
     if D <= FEW:
         add_few(square, linear, xt, center, r, T, D, S, DIAG)
         return
-    v = vector(F64)
-    linear[D] += sum_of(r, 0, T, v)
-    for d in range(D):
-        m, s0, s1, q0, q1 = like(v, center[d]), like(v, 0), like(v, 0), like(v, 0), like(v, 0)
-        for t in range(0, T, 16):
-            e0, e1 = read(xt, d * S + t, v) - m, read(xt, d * S + t + 8, v) - m
-            a0, a1 = read(r, t, v) * e0, read(r, t + 8, v) * e1
-            s0, s1, q0, q1 = s0 + a0, s1 + a1, fma(a0, e0, q0), fma(a1, e1, q1)
-        linear[d] += total(s0 + s1)
-        square[d] += total(q0 + q1)
+    linear[D] += sum_of(r, 0, T, vector(F64))
+    for d in range(0, D - 3, 4):
+        add_squares_of(square, linear, xt, center, r, d, T, S, 4)
+    for d in range(D // 4 * 4, D):
+        add_squares_of(square, linear, xt, center, r, d, T, S, 1)
 
 
 @loop_jit
