@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check fix bench gpu docs clean
+.PHONY: train test check fix bench bench-quick gpu docs clean
 
 train: $(VENV)/.demo  ## train the VAE on real handwritten digits; pictures go to runs/digits
 	$(RUN) -m fastvae train --out runs/digits --overwrite $(ARGS)
@@ -21,9 +21,12 @@ fix: $(VENV)/.dev  ## what `check` can mend by itself
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/.bench  ## timings, and as JSON in bench/history
-	mkdir -p bench/history
-	$(RUN) -m pytest bench --benchmark-enable --benchmark-columns=median --benchmark-json=bench/history/latest.json $(ARGS)
+bench: $(VENV)/.bench  ## every timing, in ten minutes on two cores: a line in bench/history, and the report on it
+	$(RUN) -m pytest bench -q --benchmark-enable --benchmark-quiet --show-capture=no $(ARGS)
+	$(RUN) -m bench report
+
+bench-quick: $(VENV)/.bench  ## some of them, in two minutes
+	$(RUN) -m pytest bench -q --benchmark-enable --benchmark-quiet --show-capture=no --quick $(ARGS)
 
 gpu: $(VENV)/.test  ## on a CUDA GPU: the Triton kernels' tests and timings; says so where there is none
 	@$(RUN) -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || { echo "no CUDA GPU here: nothing was run"; exit 0; }; \

@@ -1,26 +1,24 @@
 """Gaussian mixtures on the CPU: `fastvae.gmm` against scikit-learn, oneDAL and the reference.
 
-`make bench` runs it. One iteration is an E-step and an M-step from the same parameters: a tenth of a `fastvae.gmm.fit`
-of ten iterations, its checks, shift and final likelihood included; scikit-learn's own two steps; the reference's
-`em_step`; and a tenth of ten iterations of oneDAL, which has no weights and only full and diagonal covariances.
-scikit-learn runs at its best number of threads, one or all, tried first. `copy` and `dgemm` are the limits of memory
-and of arithmetic. Run it alone.
+One iteration is an E-step and an M-step from the same parameters: a tenth of a `fastvae.gmm.fit` of ten iterations, its
+checks, shift and final likelihood included; scikit-learn's own two steps; the reference's `em_step`; and a tenth of ten
+iterations of oneDAL, which has no weights and only full and diagonal covariances. Before that is timed, parameters
+after one iteration agree with scikit-learn's. scikit-learn runs at its best number of threads, one or all, tried first.
+`read` and `dgemm` are the limits of memory and of arithmetic. Run it alone.
 """
 
 from typing import Any
 
 import numpy as np
 import pytest
-from rivals import Parts, limited, output
-from sklearn.mixture import GaussianMixture
-from threadpoolctl import threadpool_limits
+import torch
+from numpy.testing import assert_allclose
 
 import fastvae
+from bench.measure import dgemm_of
+from bench.rivals import Limited, Parts, cases, first_call, optional, output
 
-try:
-    import daal4py
-except ImportError:  # said in the table's head
-    daal4py = None
+daal4py, mixture_of = optional("daal4py"), optional("sklearn.mixture")
 
 # N, D, K of DESIGN's targets and of the grid of measured prototypes
 SIZES = {
@@ -49,85 +47,124 @@ def start(X: np.ndarray, K: int, kind: str) -> fastvae.gmm.Mixture:
     return fastvae.gmm.Mixture(np.full(K, 1 / K), X[:K].copy(), covariances, kind)
 
 
-def estimator(mixture: fastvae.gmm.Mixture, **options: Any) -> GaussianMixture:
-    """scikit-learn's, from the same parameters; an identity is its own inverse."""
+def multiplications(kind: str, N: int, D: int, K: int) -> int:
+    """Of an iteration: squared distances, and sums of products, a triangle of them where covariances have one."""
+    triangle = D * (D + 1) // 2
+    each = {"full": 2 * K * triangle, "tied": (K + 1) * triangle, "diag": 4 * K * D, "spherical": 2 * K * D}
+    return N * each[kind]
+
+
+def estimator(X: np.ndarray, mixture: fastvae.gmm.Mixture) -> Any:
+    """scikit-learn's, with these parameters; an identity is its own inverse. None where it is not installed."""
+    if mixture_of is None:
+        return None
     weights, means, covariances, kind = mixture
-    return GaussianMixture(
-        len(weights),
-        covariance_type=kind,
-        weights_init=weights,
-        means_init=means,
-        precisions_init=covariances,
-        **options,
-    )
+    given = {"weights_init": weights, "means_init": means, "precisions_init": covariances}
+    model = mixture_of.GaussianMixture(len(weights), covariance_type=kind, **given)
+    model._initialize_parameters(X, np.random.RandomState(0))
+    return model
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "em {} {}x{},{}".format(*case))
+@cases(CASES, [("full", 100_000, 8, 16), ("diag", 100_000, 8, 16)], "em {} {}x{} K={}")
 def bench_em_step(race, case):
     kind, N, D, K = case
     X = clusters(N, D, K)
     mixture = start(X, K, kind)
-    model = estimator(mixture)
-    model._initialize_parameters(X, np.random.RandomState(0))
+    model = estimator(X, mixture)
 
     def scikit_learn() -> None:
         model._m_step(X, model._e_step(X)[1])
 
-    rivals = {"scikit-learn": limited(scikit_learn)}
-    if N * K * D * D < 5e8:
+    def check() -> None:
+        ours = fastvae.gmm.em_step(X, mixture, reg_covar=1e-6)[0]
+        if model is None:
+            theirs = fastvae.gmm.em_step(X, mixture, reg_covar=1e-6, backend="reference")[0]
+        else:
+            fresh = estimator(X, mixture)
+            fresh._m_step(X, fresh._e_step(X)[1])
+            theirs = fastvae.gmm.Mixture(fresh.weights_, fresh.means_, fresh.covariances_, kind)
+        for a, b in zip(ours[:3], theirs[:3], strict=True):
+            assert_allclose(a, b, rtol=1e-8, atol=1e-9)
+
+    rivals: dict[str, Any] = {"scikit-learn": None if model is None else Limited(scikit_learn)}
+    if N * K * D * D < 2e8:
         rivals["reference"] = lambda: fastvae.gmm.em_step(X, mixture, reg_covar=1e-6, backend="reference")
-    if daal4py is not None and kind in ("full", "diag") and D < 64:  # at D = 64 it fails
-        weights, means, covariances, _ = mixture
-        options = {"nComponents": K, "maxIterations": 10, "accuracyThreshold": 1e-300}
-        em = daal4py.em_gmm(covarianceStorage="full" if kind == "full" else "diagonal", **options)
-        listed = list(covariances) if kind == "full" else [row[None] for row in covariances]
-        once = em.compute(X, weights[None], means, listed)
-        rivals["oneDAL"] = Parts(lambda: em.compute(X, weights[None], means, listed), int(once.nIterations[0, 0]))
-    # the limits: reading and writing X once, and a BLAS product of as many multiplications as the two triangles take
-    room = np.empty_like(X)
-    rivals["copy"] = lambda: np.copyto(room, X)
-    if kind in ("full", "tied"):
-        B = np.ones((512, 512))
-        A = np.ones((max(1, N * K * D * (D + 1) // 512**2), 512))
-        rivals["dgemm"] = lambda: A @ B
+    if kind in ("full", "diag") and D < 64:  # at D = 64 oneDAL fails
+        rivals["oneDAL"] = None if daal4py is None else one_dal(X, mixture)
+    flops = 2 * multiplications(*case)
+    limits = {"read": torch.from_numpy(X).sum} | ({"dgemm": dgemm_of(flops)} if kind in ("full", "tied") else {})
     options = {"covariance_type": kind, "init": mixture, "tol": 0.0, "max_iter": 10}
-    race(SETTLE, fastvae=Parts(lambda: fastvae.gmm.fit(X, K, **options), 10), **rivals)
+    contenders = {"fastvae": Parts(lambda: fastvae.gmm.fit(X, K, **options), 10), **rivals, **limits}
+    size = {"elements": N * D, "bytes": X.nbytes, "flops": flops}
+    race(contenders, check=check, limits=list(limits), opaque=["oneDAL"], settle=SETTLE, **size)
+
+
+def one_dal(X: np.ndarray, mixture: fastvae.gmm.Mixture) -> Parts:
+    """Ten iterations, or as many as it makes of them."""
+    weights, means, covariances, kind = mixture
+    options = {"nComponents": len(weights), "maxIterations": 10, "accuracyThreshold": 1e-300}
+    em = daal4py.em_gmm(covarianceStorage="full" if kind == "full" else "diagonal", **options)
+    listed = list(covariances) if kind == "full" else [row[None] for row in covariances]
+    once = em.compute(X, weights[None], means, listed)
+    return Parts(lambda: em.compute(X, weights[None], means, listed), int(once.nIterations[0, 0]))
+
+
+def check_fit(X: np.ndarray, fit: fastvae.gmm.MixtureFit, some: Any = ...) -> None:
+    """The likelihood is that of the parameters, and a step from them raises it little, both by the reference."""
+    weights, means, covariances = (a[some] for a in fit.mixture[:3])
+    mixture = fastvae.gmm.Mixture(weights, means, covariances, fit.mixture.covariance_type)
+    following, likelihood = fastvae.gmm.em_step(X[some], mixture, backend="reference")
+    assert_allclose(np.asarray(fit.log_likelihood)[some], likelihood, rtol=1e-9)
+    raised = fastvae.gmm.e_step(X[some], following, backend="reference").log_prob.sum(-1) - likelihood
+    converged = np.asarray(fit.converged)[some]
+    assert (np.asarray(raised / X.shape[-2])[converged] < 2e-3).all()  # twice the default `tol`
 
 
 FITS = [case for case in CASES if case[1] <= 100_000 and case[2] <= 16]
 
 
-@pytest.mark.parametrize("case", FITS, ids=lambda case: "fit {} {}x{},{}".format(*case))
+@cases(FITS, FITS[:1], "fit {} {}x{} K={}")
 def bench_fit(race, case):
     """A whole fit from k-means, each with its own k-means and its own number of iterations, to the same tolerance."""
     kind, N, D, K = case
     X = clusters(N, D, K)
     options = {"covariance_type": kind, "max_iter": 50}
-    model = GaussianMixture(K, random_state=0, **options)
-    race(
-        SETTLE,
-        **{"fastvae": lambda: fastvae.gmm.fit(X, K, seed=0, **options), "scikit-learn": limited(lambda: model.fit(X))},
-    )
+    model = None if mixture_of is None else mixture_of.GaussianMixture(K, random_state=0, **options)
+
+    def fit() -> fastvae.gmm.MixtureFit:
+        return fastvae.gmm.fit(X, K, seed=0, **options)
+
+    def check() -> None:
+        check_fit(X, fit())
+
+    theirs = None if model is None else Limited(lambda: model.fit(X))
+    race({"fastvae": fit, "scikit-learn": theirs}, check=check, elements=N * D, settle=SETTLE)
 
 
-@pytest.mark.parametrize(
-    "case", [(10_000, 200, 2, 3), (1_000, 1_000, 8, 4)], ids=lambda c: "batch {}x{}x{},{}".format(*c)
-)
+BATCHES = [(10_000, 200, 2, 3), (1_000, 1_000, 8, 4)]
+
+
+@cases(BATCHES, BATCHES[:1], "mixtures {}x{}x{} K={}")
 def bench_batch(race, case):
-    """Whole fits of many small problems; scikit-learn's loop, of 20 of them, on one thread and as installed."""
+    """Whole fits of many small problems; scikit-learn's loop, of some of them, on one thread and as installed."""
     B, N, D, K = case
     X = clusters(N, D, K, B)
-    some = 20
 
-    def loop(limit: int | None) -> Any:
+    def loop(limit: int | None, some: int) -> Any:
         def run() -> None:
-            with threadpool_limits(limit):
-                for rows in X[:some]:
-                    GaussianMixture(K, random_state=0).fit(rows)
+            for rows in X[:some]:
+                mixture_of.GaussianMixture(K, random_state=0).fit(rows)
 
-        return Parts(run, some / B)
+        return None if mixture_of is None else Parts(Limited(run, [limit]), some / B)
 
-    race(SETTLE, fastvae=lambda: fastvae.gmm.fit(X, K, seed=0), **{"one thread": loop(1), "as installed": loop(None)})
+    def fit() -> fastvae.gmm.MixtureFit:
+        return fastvae.gmm.fit(X, K, seed=0)
+
+    def check() -> None:
+        check_fit(X, fit(), slice(50))
+
+    rivals = {"scikit-learn (1 thread)": loop(1, 20), "scikit-learn": loop(None, 5)}
+    race({"fastvae": fit, **rivals}, check=check, elements=X.size, settle=SETTLE)
 
 
 PEAK = """
@@ -147,26 +184,14 @@ over.set()
 watcher.join()
 print(most - before)
 """
-FIRST = """
-import time, numpy as np, fastvae
-X = np.random.default_rng(0).normal(size=(1000, 4))
-start = time.perf_counter()
-fastvae.gmm.fit(X, 3, covariance_type={kind!r}, seed=0)
-print(time.perf_counter() - start)
-"""
 
 
-def bench_peak_memory(benchmark):
-    """Of a fit of 1e7 rows of 8, K = 16, its start included, beyond X, in MB."""
-    benchmark.extra_info["peak MB"] = benchmark.pedantic(output, args=(PEAK,), rounds=1)
-    print(f"peak memory beyond X, N = 1e7, D = 8, K = 16: {benchmark.extra_info['peak MB']:.0f} MB")
+def bench_peak_memory(note):
+    """Of a fit of 1e7 rows of 8, K = 16, its start included, beyond X."""
+    note("notes", {"MB beyond X in a fit of 1e7 rows of 8, K = 16": round(output(PEAK))})
 
 
-@pytest.mark.parametrize("kind", ["full", "diag", "spherical"])
-def bench_first_call(benchmark, tmp_path, kind):
-    """The first fit of a process, in seconds: compiling its kernels, and with them on disk."""
-    code = FIRST.format(kind=kind)
-    cold = output(code, NUMBA_CACHE_DIR=str(tmp_path))
-    warm = benchmark.pedantic(output, args=(code,), kwargs={"NUMBA_CACHE_DIR": str(tmp_path)}, rounds=1)
-    benchmark.extra_info.update(cold=cold, warm=warm)
-    print(f"first fit, {kind}: {cold:.1f} s cold, {warm:.2f} s warm")
+@pytest.mark.parametrize("kind", ["full", "diag", "spherical"], ids="first fit of mixtures, {}".format)
+def bench_first_call(note, tmp_path, kind):
+    setup = "import numpy as np, fastvae\nX = np.random.default_rng(0).normal(size=(1000, 4))"
+    note("first calls", first_call(setup, f"fastvae.gmm.fit(X, 3, covariance_type={kind!r}, seed=0)", tmp_path))

@@ -1,21 +1,21 @@
 """Linear regression on the CPU: `fastvae.regression` against NumPy, torch, scikit-learn and statsmodels.
 
-`make bench` runs it. Ours fits the intercept, and returns standard errors, log-likelihood and all the rest. The rivals
-are given a ready [1 X] and return coefficients alone: NumPy's batched matmul and solve, torch's bmm and Cholesky, which
-share their digits with "float64", and `torch.linalg.lstsq`. "refined" is ours where every problem needs residuals in
-double-double, since they are small; "deep" is ours in double-double throughout. Loops of scikit-learn and
-statsmodels fit some of the problems. Run it alone.
+Ours fits the intercept, and returns standard errors, log-likelihood and all the rest. The rivals are given a ready
+[1 X] and return coefficients alone: NumPy's batched matmul and solve, torch's bmm and Cholesky, which share their
+digits with "float64", and `torch.linalg.lstsq`. "refined" is ours where nearly every problem needs residuals in
+double-double, since they are small; "deep" is ours in double-double throughout. Loops of scikit-learn and statsmodels
+fit some of the problems. Coefficients agree with LAPACK's before anything is timed. Run it alone.
 """
 
 import numpy as np
-import pytest
-import statsmodels.api as sm
 import torch
-from rivals import Parts, limited
-from sklearn.linear_model import LinearRegression
+from numpy.testing import assert_allclose
 
 import fastvae
+from bench.rivals import Limited, Parts, cases, first_call, optional
 from fastvae import Status
+
+linear_model, sm = optional("sklearn.linear_model"), optional("statsmodels.api")
 
 # B, N, P: the targets of DESIGN, and the grid of measured prototypes
 BATCHES = [(10_000, 64, 4), (10_000, 256, 8), (10_000, 50, 1), (20_000, 50, 4), (5_000, 200, 8), (1_000, 1_000, 16)]
@@ -31,8 +31,8 @@ def problems(B: int, N: int, P: int, noise: float = 1.0) -> tuple[np.ndarray, np
     return X, np.einsum("bnp,bp->bn", X, coef) + noise * rng.normal(size=(B, N)) + 1
 
 
-@pytest.mark.parametrize("case", BATCHES, ids=lambda case: "regression {}x{}x{}".format(*case))
-def bench_batch(race, benchmark, case):
+@cases(BATCHES, BATCHES[:2], "regressions {}x{}x{}")
+def bench_batch(race, case):
     B, N, P = case
     (X, y), (_, close) = problems(B, N, P), problems(B, N, P, noise=1e-3)
     A = np.concatenate([np.ones((*X.shape[:2], 1)), X], axis=-1)
@@ -47,7 +47,7 @@ def bench_batch(race, benchmark, case):
 
     def scikit_learn() -> None:
         for b in range(SOME):
-            LinearRegression().fit(X[b], y[b])
+            linear_model.LinearRegression().fit(X[b], y[b])
 
     def statsmodels() -> None:
         for b in range(SOME):
@@ -56,46 +56,62 @@ def bench_batch(race, benchmark, case):
     def ours(X: np.ndarray, y: np.ndarray, precision: str) -> fastvae.regression.RegressionFit:
         return fastvae.regression.fit(X, y, precision=precision)
 
-    plain, refined = ours(X, y, "auto"), ours(X, close, "auto")
-    np.testing.assert_allclose(plain.coef, numpy()[:, 1:, 0], rtol=1e-6, atol=1e-9)
-    benchmark.extra_info["refined"] = float((plain.status & Status.REFINED != 0).mean())
-    assert (refined.status == Status.REFINED).all()
-    race(
-        SETTLE,
-        fastvae=lambda: ours(X, y, "auto"),
-        float64=lambda: ours(X, y, "float64"),
-        refined=lambda: ours(X, close, "auto"),
-        deep=lambda: ours(X, y, "double-double"),
-        numpy=numpy,
-        bmm=bmm,
-        lstsq=limited(lambda: torch.linalg.lstsq(At, yt)),
-        read=lambda: X.sum(),
-        sklearn=Parts(limited(scikit_learn), SOME / B),
-        statsmodels=Parts(limited(statsmodels), SOME / B),
-    )
+    def check() -> None:
+        plain, refined = ours(X, y, "auto"), ours(X, close, "auto")
+        exact = torch.linalg.lstsq(At, yt).solution[:, 1:, 0].numpy()
+        assert_allclose(plain.coef, exact, rtol=1e-11, atol=1e-12)
+        assert_allclose(ours(X, y, "double-double").coef, exact, rtol=1e-11, atol=1e-12)
+        assert (refined.status == Status.REFINED).mean() > 0.99
+
+    contenders = {
+        "fastvae": lambda: ours(X, y, "auto"),
+        "float64": lambda: ours(X, y, "float64"),
+        "refined": lambda: ours(X, close, "auto"),
+        "deep": lambda: ours(X, y, "double-double"),
+        "numpy": numpy,
+        "bmm": bmm,
+        "lstsq": Limited(lambda: torch.linalg.lstsq(At, yt)),
+        "scikit-learn": linear_model and Parts(Limited(scikit_learn), SOME / B),
+        "statsmodels": sm and Parts(Limited(statsmodels), SOME / B),
+        "read": torch.from_numpy(X).sum,
+    }
+    size = {"elements": X.size, "bytes": X.nbytes + y.nbytes, "flops": B * N * (P + 1) * (P + 2)}
+    variants = ["float64", "refined", "deep"]
+    race(contenders, check=check, limits=["read"], variants=variants, settle=SETTLE, **size)
 
 
-@pytest.mark.parametrize("case", TALL, ids=lambda case: "tall {}x{}".format(*case))
+@cases(TALL, TALL[:1], "tall {}x{}")
 def bench_tall(race, case):
     """One problem: against the product X'X of BLAS alone, and scikit-learn."""
     N, P = case
     X, y = (a[0] for a in problems(1, N, P))
-    model = LinearRegression()
+    model = linear_model and linear_model.LinearRegression()
     chunks = [slice(n, n + 50_000) for n in range(0, len(y), 50_000)]
 
-    def stream() -> None:
+    def stream() -> fastvae.regression.RegressionFit:
         gram = fastvae.regression.Gram()
         for rows in chunks:
             gram.update(X[rows], y[rows])
-        gram.solve()
+        return gram.solve()
 
-    np.testing.assert_allclose(fastvae.regression.fit(X, y).coef, model.fit(X, y).coef_, rtol=1e-8)
-    rivals = {
+    def check() -> None:
+        exact = np.linalg.lstsq(X - X.mean(0), y - y.mean(), rcond=None)[0]
+        for fit in (fastvae.regression.fit(X, y), stream()):
+            assert_allclose(fit.coef, exact, rtol=1e-8)
+
+    contenders = {
+        "fastvae": lambda: fastvae.regression.fit(X, y),
         "float64": lambda: fastvae.regression.fit(X, y, precision="float64"),
         "deep": lambda: fastvae.regression.fit(X, y, precision="double-double"),
         "stream": stream,
-        "gram": lambda: X.T @ X,
-        "read": lambda: X.sum(),
-        "sklearn": limited(lambda: model.fit(X, y)),
+        "BLAS X'X": lambda: X.T @ X,
+        "scikit-learn": model and Limited(lambda: model.fit(X, y)),
+        "read": torch.from_numpy(X).sum,
     }
-    race(SETTLE, fastvae=lambda: fastvae.regression.fit(X, y), **rivals)
+    size = {"elements": X.size, "bytes": X.nbytes + y.nbytes, "flops": N * (P + 1) * (P + 2)}
+    race(contenders, check=check, limits=["read"], variants=["float64", "deep", "stream"], settle=SETTLE, **size)
+
+
+def bench_first_call_of_regression(note, tmp_path):
+    setup = "import numpy as np, fastvae\nX = np.random.default_rng(0).normal(size=(100, 50, 4))"
+    note("first calls", first_call(setup, "fastvae.regression.fit(X, X.sum(-1))", tmp_path))

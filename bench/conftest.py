@@ -1,83 +1,163 @@
 """Races: rivals timed in turn in one run, so that a ratio holds on a machine whose speed drifts.
 
-The first contender of a race is ours; pytest-benchmark keeps its rounds, and in ``extra_info`` every contender's
-quartiles in microseconds and its peak memory: the most bytes that torch held at once beyond what was there. A table of
-all races is printed at the end. ``make bench`` writes it all to a JSON file.
+`make bench` runs all cases, `make bench-quick` those marked `quick`. A line is printed for each case as it ends; tables
+follow, and a JSON line goes to bench/history/runs.jsonl, that of a quick or partial run to partial.jsonl.
 """
 
-import itertools
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
-from torch.profiler import ProfilerActivity, profile
+import torch
 
-from fastvae_kernels.numba import _buffers
+from bench import history, measure, report
 
-MIN_ROUND = 2e-3  # seconds of one timed round: calls are repeated up to it
-SECONDS = 1.5  # of one race, for each contender
-FEWEST_ROUNDS = 7
+BUDGET, QUICK_BUDGET = 1.0, 0.5  # seconds of timing for each contender; a slow one takes what three calls take
+RUN, BEGAN = pytest.StashKey[dict[str, Any]](), pytest.StashKey[float]()
 
-RACES: list[tuple[str, dict[str, list[float]], dict]] = []
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="only the cases marked quick, with fewer rounds")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "quick: one of the cases that --quick runs and the README shows")
+    config.stash[RUN] = {"cases": [], "first calls": {}, "notes": {}}
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        left = [item for item in items if not item.get_closest_marker("quick")]
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
+
+
+def pytest_collection_finish(session):
+    """What the run is known by; peaks are measured before anything else runs."""
+    config = session.config
+    config.stash[BEGAN] = time.perf_counter()
+    if config.option.collectonly or not session.items:
+        return
+    torch.manual_seed(0)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    start = {"date": now, **history.commit(), "stamp": history.stamp(), "quick": config.getoption("--quick")}
+    about = {"machine": history.machine(), "versions": history.versions(), "peaks": measure.machine_peaks()}
+    config.stash[RUN] = {**start, **about, **config.stash[RUN]}
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    reporter.ensure_newline()
+    reporter.write_line(report.heading(config.stash[RUN]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A line for each case: its number, time since the start, name; and what was measured, once it is."""
+    reporter = item.config.pluginmanager.getplugin("terminalreporter")
+    session = item.session
+    elapsed = int(time.perf_counter() - item.config.stash[BEGAN])
+    number = f"{session.items.index(item) + 1:>{len(str(len(session.items)))}}/{len(session.items)}"
+    reporter.write(f"[{number} {elapsed // 60}:{elapsed % 60:02}] {title(item)}: ", flush=True)
+    item.user_properties.append(("said", "failed: not timed"))
+    result = yield
+    reporter.write_line(item.user_properties[-1][1])
+    return result
+
+
+def pytest_report_teststatus(report):
+    """No dots between these lines."""
+    return ("passed" if report.when == "call" else "", "", "") if report.passed else None
+
+
+def title(item: Any) -> str:
+    """What stands in brackets, or the function's name."""
+    if hasattr(item, "callspec"):
+        return item.callspec.id
+    return item.name.removeprefix("bench_").replace("_", " ")
 
 
 @pytest.fixture
-def race(benchmark, request):
-    """Call ``race(ours=..., eager=..., ...)`` with functions of no argument.
+def race(request):
+    """Call ``race({"fastvae": ..., "eager": ...}, check=..., limits=["floor"], bytes=...)``: the first is ours.
 
-    An attribute ``parts`` of one says how many times it does what the others do. ``settle`` are seconds of rest, and a
-    call that is not timed, before each round: threads of BLAS go on spinning for as long after their last product, and
-    whoever comes next has one core less.
+    `check` is called first, and raises where a result is wrong: nothing is timed then. A contender that is None is
+    named as missing. `variants` are contenders of ours, `limits` such as do only what none can do without,
+    `opaque` such as hold memory that is neither torch's nor NumPy's. `bytes` and `flops` are what the job has to move
+    and to compute, `elements` its size on the axis of charts. `measure.take_turns` tells of `settle`. Returned is what
+    was measured; it goes into the history.
     """
 
-    def run(settle: float = 0.0, **contenders: Callable[[], object]) -> None:
-        calls = {}
-        for name, function in contenders.items():
-            for _ in range(3):  # compilation, caches
-                function()
-            start = time.perf_counter()
-            function()
-            calls[name] = max(1, round(MIN_ROUND / (time.perf_counter() - start)))
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        stop = time.perf_counter() + SECONDS * len(contenders)
-        while time.perf_counter() < stop or len(next(iter(times.values()))) < FEWEST_ROUNDS:
-            for name, function in contenders.items():
-                if settle:
-                    time.sleep(settle)
-                    function()
-                start = time.perf_counter()
-                for _ in range(calls[name]):
-                    function()
-                parts = calls[name] * getattr(function, "parts", 1)
-                times[name].append((time.perf_counter() - start) / parts)
-        ours = next(iter(contenders))
-        benchmark.pedantic(contenders[ours], rounds=FEWEST_ROUNDS, iterations=calls[ours])
-        for name, values in times.items():
-            quartiles = [round(1e6 * q, 2) for q in statistics.quantiles(values, n=4)]
-            benchmark.extra_info[name] = {"quartiles": quartiles, "peak": peak(contenders[name])}
-        RACES.append((request.node.name.removeprefix("bench_"), times, benchmark.extra_info))
+    def run(
+        contenders: dict[str, Callable[[], object] | None],
+        *,
+        check: Callable[[], object],
+        elements: int,
+        bytes: int = 0,
+        flops: int = 0,
+        limits: Iterable[str] = (),
+        variants: Iterable[str] = (),
+        opaque: Iterable[str] = (),
+        settle: float = 0.0,
+    ) -> dict[str, Any]:
+        check()
+        present = {name: function for name, function in contenders.items() if function is not None}
+        budget = QUICK_BUDGET if request.config.getoption("--quick") else BUDGET
+        times, seconds = measure.take_turns(present, settle, budget)
+        ours, *others = present
+        rivals = [name for name in others if name not in {*limits, *variants}]
+        request.getfixturevalue("benchmark").pedantic(present[ours], rounds=3)  # for whoever compares by its options
+        microseconds, ratios = measure.summary(times)
+        traced = [name for name in (ours, *rivals) if seconds[name] < measure.LONG and name not in opaque]
+        case = {
+            "job": request.node.path.stem.removeprefix("bench_"),
+            "name": title(request.node),
+            "shown": request.node.get_closest_marker("quick") is not None,
+            "elements": elements,
+            "bytes": bytes,
+            "flops": flops,
+            "ours": ours,
+            "rivals": rivals,
+            "variants": list(variants),
+            "limits": [name for name in limits if name in present],
+            "missing": [name for name in contenders if name not in present],
+            "us": microseconds,
+            "ratio": ratios,
+            "rounds": {name: sum(t is not None for t in taken) for name, taken in times.items()},
+            "memory": {name: measure.peak_memory(present[name]) for name in traced},
+        }
+        request.config.stash[RUN]["cases"].append(case)
+        request.node.user_properties[-1] = ("said", report.one_line(case))
+        return case
 
     return run
 
 
-def peak(function: Callable[[], object]) -> int:
-    """The most bytes that torch held at once during a call, beyond what was there; buffers kept from others count."""
-    function()
-    _buffers.forget()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # each an allocation
-    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-    return max(itertools.accumulate(sizes, initial=0))
+@pytest.fixture
+def note(request):
+    """Call ``note("first calls" or "notes", {...})``: figures of no race."""
+
+    def run(kind: str, figures: dict[str, Any]) -> None:
+        request.config.stash[RUN][kind][title(request.node)] = figures
+        said = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+        request.node.user_properties[-1] = ("said", said)
+
+    return run
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Medians in microseconds, how many times ours each rival takes, and peak memory."""
-    for title, times, info in RACES:
-        ours, *rivals = times
-        medians = {name: 1e6 * statistics.median(values) for name, values in times.items()}
-        line = f"{title:<40} {ours} {medians[ours]:>8.0f} us {info[ours]['peak'] / 1e6:>6.1f} MB"
-        for name in rivals:
-            line += f"  {name} {medians[name]:>8.0f} ({medians[name] / medians[ours]:>5.2f}x)"
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    """The tables, and a line of history."""
+    run = config.stash[RUN]
+    if "date" not in run or not run["cases"]:
+        return
+    run["seconds"] = round(time.perf_counter() - config.stash[BEGAN])
+    failed = terminalreporter.stats.get("failed", []) + terminalreporter.stats.get("error", [])
+    run["failed"] = sorted({entry.nodeid for entry in failed})
+    everything = [Path(argument).resolve() for argument in config.args] == [Path(__file__).parent]
+    full = everything and exitstatus == 0 and not terminalreporter.stats.get("deselected")
+    path = history.FULL if full else history.PARTIAL
+    history.append(run, path)
+    terminalreporter.write_line("")
+    for line in report.tables(run):
         terminalreporter.write_line(line)
+    terminalreporter.write_line(f"{run['seconds']} s; added to {path.relative_to(history.ROOT)}")

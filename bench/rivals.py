@@ -1,48 +1,85 @@
-"""Rivals at their best, and what a fresh process prints."""
+"""Rivals at their best or said to be missing, cases, and what a fresh process prints."""
 
+import contextlib
+import importlib
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
+import pytest
+import torch
+
+from .measure import SLOW, clock
+
+try:
+    from threadpoolctl import threadpool_limits
+except ImportError:  # it comes with scikit-learn, whose threads it limits
+    threadpool_limits = contextlib.nullcontext
 
 
-def best_threads(function: Any) -> int | None:
-    """The number of threads that it is fastest with: 1, or None for all."""
-    seconds = {}
-    for limit in (1, None):
-        with threadpool_limits(limit):
-            function()
-            begin = time.perf_counter()
-            function()
-            seconds[limit] = time.perf_counter() - begin
-    return min(seconds, key=seconds.__getitem__)
+def optional(module: str) -> Any:
+    """A rival's module, or None where it is not installed. A race names a contender that is None as missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+def cases(sizes: Iterable[Any], quick: Iterable[Any], name: str) -> pytest.MarkDecorator:
+    """Parametrize `case`; those of `quick` are the ones that `--quick` runs and the README shows."""
+    quick = list(quick)
+    marks = {size: [pytest.mark.quick] if size in quick else [] for size in sizes}
+    return pytest.mark.parametrize(
+        "case", [pytest.param(size, marks=marks[size], id=name.format(*size)) for size in marks]
+    )
 
 
 class Parts:
     """A function that does so many times what its rivals do."""
 
     def __init__(self, function: Any, parts: float) -> None:
-        self.function, self.parts = function, parts
+        self.function, self.parts, self.seconds = function, parts, getattr(function, "seconds", None)
 
     def __call__(self) -> None:
         self.function()
 
 
-def limited(function: Any) -> Any:
-    """The function at its best number of threads."""
-    limit = best_threads(function)
+class Limited:
+    """A function at its best number of threads: 1, or None for all."""
 
-    def run() -> None:
-        with threadpool_limits(limit):
-            function()
+    def __init__(self, function: Callable[[], object], choices: Iterable[int | None] = (1, None)) -> None:
+        self.function = function
+        tried = {}
+        for self.limit in choices:
+            seconds = clock(self)
+            tried[self.limit] = seconds if seconds > SLOW else clock(self)
+        self.limit = min(tried, key=tried.__getitem__)
+        self.seconds = tried[self.limit]
 
-    return run
+    def __call__(self) -> None:
+        with threadpool_limits(self.limit):
+            self.function()
+
+
+def compiled(function: Callable) -> Callable | None:
+    """By `torch.compile` for static shapes; None where it finds no compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(4))
+    except Exception:  # whatever the toolchain raises
+        return None
+    return torch.compile(function, dynamic=False)
 
 
 def output(code: str, **environment: str) -> float:
     """What a fresh process prints."""
     run = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, check=True)
     return float(run.stdout)
+
+
+def first_call(setup: str, call: str, cache: Path) -> dict[str, float]:
+    """Seconds of the first call of a process: compiling its kernels, and with them in the cache."""
+    code = f"import time\n{setup}\nstart = time.perf_counter()\n{call}\nprint(time.perf_counter() - start)"
+    return {when: round(output(code, NUMBA_CACHE_DIR=str(cache)), 3) for when in ("cold", "warm")}

@@ -38,5 +38,5 @@ def test_commands_of_the_readme_exist():
     for command in commands:
         build_parser().parse_args(command.split())
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+    for target in re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile
