@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import fastvae
 from fastvae import Status, regression
+from fastvae_kernels.numba import _regression_launch
 
 NIST = sorted((Path(__file__).parent / "data" / "nist_strd").glob("*.json"))
 REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = Status.REFINED, Status.DOUBLE_DOUBLE, Status.RANK_DEFICIENT
@@ -314,6 +315,13 @@ def test_a_problem_has_the_same_bits_alone_and_in_any_batch(precision):
         assert result.status[3] == REFINED
         assert result.status[5] == DOUBLE_DOUBLE
         assert result.status[11] == DOUBLE_DOUBLE | RANK_DEFICIENT
+
+
+def test_problems_are_taken_in_parts(monkeypatch):
+    X, y = batch_of()
+    whole = fit(X, y, on_singular="ignore")
+    monkeypatch.setattr(_regression_launch, "PART", 2000)  # of 8 problems, and of 5 at the end
+    assert_same_bits(fit(X, y, on_singular="ignore"), whole)
 
 
 @pytest.fixture(params=[2, 3])

@@ -20,7 +20,7 @@ from ._threads import run
 TILE = 3072  # numbers of a tile of rows, in the first cache
 FEWEST_ROWS, MOST_ROWS = 64, 1024  # of a tile
 SLOTS, TILES_A_SLOT = 32, 4  # of a problem, that threads share
-PART = 1 << 21  # numbers of the problems that are taken together, so that a second pass finds them in a cache
+PART = 1 << 25  # numbers of the problems that are taken together: how much memory their sums may take
 
 
 class Limits(NamedTuple):
@@ -117,7 +117,7 @@ class Rows(Problems):
         return min(T, -(-self.N // 8) * 8), max(1, min(SLOTS, tiles // TILES_A_SLOT))
 
     def parts(self) -> Iterator[np.ndarray]:
-        """All problems, as many at a time as keep their rows and sums in a cache."""
+        """All problems, so many at a time."""
         each = max(self.N * (self.P + self.R), 2 * SLOTS * self.F if self.N > MOST_ROWS else 2 * self.F)
         size = max(8, PART // each // 8 * 8)
         for first in range(0, self.B, size):
