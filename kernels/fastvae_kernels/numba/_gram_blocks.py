@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._double import Pair, _add, _joined, _parts, accumulate, fast_two_sum
+from ._double import Pair, _joined, accumulate, fast_two_sum, two_sum
 from ._vector import LANES_REGISTER, Vector, _shuffle, call, llvm_type, splat
 
 WIDE = LANES_REGISTER == 8  # and twice as many registers
@@ -295,16 +295,14 @@ def totals_of_pairs(typingctx, acc, where, k):
         for lane in range(LANES_REGISTER):
             at = builder.load(builder.gep(where_, [builder.add(args[2], args[2].type(lane))]))
             values.append([_load(builder, acc_, builder.add(at, at.type(part * LANES_REGISTER))) for part in (0, 1)])
-        # the parts of a running sum overlap, until they are added once
-        values = [list(fast_two_sum(builder, s, rest)) for s, rest in values]
         part = LANES_REGISTER // 2
-        while part:
+        while part:  # the sums without error, what they leave out in float64, as it was summed up
             halves = []
-            for x, y in zip(values[::2], values[1::2], strict=True):
-                high, low = (_halves(builder, x[p], y[p], part) for p in (0, 1))
-                both = _add(builder, *(_joined(builder, high[h], low[h]) for h in (0, 1)))
-                halves.append(list(_parts(builder, both)))
+            for (s, rest), (s_, rest_) in zip(values[::2], values[1::2], strict=True):
+                total, error = two_sum(builder, *_halves(builder, s, s_, part))
+                halves.append([total, builder.fadd(builder.fadd(*_halves(builder, rest, rest_, part)), error)])
             values, part = halves, part // 2
+        values = [list(fast_two_sum(builder, *values[0]))]
         return _joined(builder, *values[0])
 
     return Pair(VECTOR)(acc, where, types.intp), codegen

@@ -37,11 +37,11 @@ def places(P, R):
 
 
 @loop_jit
-def hand_out(out, record, at, B, problems, lanes_):
-    """Write all fields of the problems in the lanes."""
+def hand_out(out, record, at, B, problems, lanes_, first_of, last_of):
+    """Write the fields of the problems in the lanes; of those that lie together DOUBTS and some between two places."""
     outlined()
-    for f in range(STATE + 1):
-        first, last = at[f], at[END] if f == STATE else at[f + 1]
+    for f in range(STATE):
+        first, last = at[f], at[f + 1]
         if last - first == 1:
             for lane in range(lanes_):
                 out[first * B + problems[lane]] = record[first * 8 + lane]
@@ -50,13 +50,20 @@ def hand_out(out, record, at, B, problems, lanes_):
                 to = first * B + problems[lane] * (last - first)
                 for k in range(last - first):
                     out[to + k] = record[(first + k) * 8 + lane]
+    for lane in range(lanes_):
+        to = at[STATE] * B + problems[lane] * (at[END] - at[STATE]) - at[STATE]
+        out[to + at[DOUBTS]] = record[at[DOUBTS] * 8 + lane]
+        for k in range(first_of, last_of):
+            out[to + k] = record[k * 8 + lane]
 
 
 @loop_jit
 def take_in(record, out, at, B, problems):
-    """All fields of eight problems, a lane each: the reverse of `hand_out`."""
+    """Coefficients, intercepts and all that lies together of eight problems, a lane each: the reverse of `hand_out`."""
     outlined()
     for f in range(STATE + 1):
+        if INTERCEPT < f < STATE:  # are made anew
+            continue
         first, last = at[f], at[END] if f == STATE else at[f + 1]
         for lane in range(8):
             source = first * B + problems[lane] * (last - first)

@@ -48,7 +48,7 @@ CORRECT_FIELDS = "19q 2d"
 
 
 @loop_jit
-def residuals(r, wr, z, coef, w, T, S, gap, P, one, ahead, pace):
+def residuals(r, wr, z, coef, w, weighted, T, S, gap, P, one, ahead, pace):
     """Y - b0 - x'b of one target as pairs in r, and w times that in wr; the sum of w r^2.
 
     Meanwhile as many rows are fetched from the address ``ahead`` on, 8 of them ``pace`` bytes.
@@ -65,8 +65,11 @@ def residuals(r, wr, z, coef, w, T, S, gap, P, one, ahead, pace):
         for j in range(1, P + 1):
             b = pair(like(v, coef[j]), like(v, coef[P + 1 + j]))
             acc = add_product(acc, read(z, j * S + t, v), b, one)
-        acc = disjoint(acc)
-        weighed = disjoint(add_product(pair(like(v, 0), like(v, 0)), read(w, t, v), acc, one))
+        acc, wt = disjoint(acc), read(w, t, v)
+        if weighted:
+            weighed = disjoint(add_product(pair(like(v, 0), like(v, 0)), wt, acc, one))
+        else:  # 1, or 0 behind the rows
+            weighed = pair(high(acc) * wt, low(acc) * wt)
         squares = fma(high(weighed), high(acc), squares)
         write(wr, t, high(weighed))
         write(wr, gap + t, low(weighed))
@@ -148,7 +151,9 @@ def make_residual() -> Kernel:
                     for k in range(R):
                         acc_k, coef_k = acc[k * size :], coef[2 * k * (P + 1) :]
                         pace = 8 * P * x_size if k == 0 and x_row == P else 0
-                        squares[k] += residuals(r[k * S :], wr, z, coef_k, weights, whole, S, S, P, one, ahead, pace)
+                        squares[k] += residuals(
+                            r[k * S :], wr, z, coef_k, weights, w != 0, whole, S, S, P, one, ahead, pace
+                        )
                         for i in range(0, W, SIDE_ALONE):
                             add_exact_block(acc_k, 1, z, wr, i, 0, S, whole, fresh, S, one, False, False, SIDE_ALONE, 1)
                     fresh = 0
@@ -274,7 +279,7 @@ def make_correct(deep: int) -> Kernel:
                         doubts = select(doubt > zero, like(v, REPEAT if deep else DEEPEN), doubts)
                     finish(record, P, R, k, spread, rss, read(few, 0, v), read(few, 8, v), alpha, fit_intercept)
                 write(record, 8 * at[DOUBTS], doubts)
-                hand_out(results, record, at, B, problems, lanes_)
+                hand_out(results, record, at, B, problems, lanes_, at[SMALL_COEF], at[LENGTHS])
             finished(block, stop - start)
             start, stop = take(block)
 

@@ -49,6 +49,7 @@ from ._regression_fields import (
     SMALL_INTERCEPT,
     SPREAD,
     SQUARES,
+    STATE,
     UNBIASED,
     WEIGHT,
     hand_out,
@@ -248,7 +249,7 @@ def make_solve(pairs: int) -> Kernel:
                 for j in range(P):
                     write(record, 8 * (at[LENGTHS] + j), read(scale, 8 * j, v))
                     write(record, 8 * (at[MEANS] + j), high(get(mean, j, x)))
-                hand_out(results, record, at, B, problems, lanes_)
+                hand_out(results, record, at, B, problems, lanes_, at[STATE], at[END])
             finished(block, stop - start)
             start, stop = take(block)
 
