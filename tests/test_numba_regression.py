@@ -8,6 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from exact_regressions import PLAIN, PRECISIONS, TARGET, N, check_exactly, fit, in_exact_arithmetic, rng
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,11 +18,6 @@ from fastvae_kernels.numba import _regression_launch
 
 NIST = sorted((Path(__file__).parent / "data" / "nist_strd").glob("*.json"))
 REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = Status.REFINED, Status.DOUBLE_DOUBLE, Status.RANK_DEFICIENT
-PRECISIONS = ["auto", "float64", "double-double"]
-
-
-def fit(X, y, **options):
-    return regression.fit(X, y, **{"backend": "numba", "on_singular": "raise"} | options)
 
 
 # Certified digits
@@ -70,43 +66,6 @@ def test_nist_in_one_stream():
         assert digits(coef, certified["coef"]) >= (7.5 if path.stem == "Filip" else 13), path.stem
 
 
-def in_exact_arithmetic(X, y, w=None, alpha=0.0, intercept=True):
-    """Coefficients, intercept first, diagonal of (X'WX + alpha)^-1, and RSS, in 80 digits, rounded once."""
-    with mpmath.workdps(80):
-        A = mpmath.matrix([[*([1] if intercept else []), *map(mpmath.mpf, row)] for row in X.tolist()])
-        b = mpmath.matrix(list(map(mpmath.mpf, y.tolist())))
-        weights = [mpmath.mpf(v) for v in (np.ones(len(y)) if w is None else w).tolist()]
-        WA = A.copy()
-        for i in range(A.rows):
-            for j in range(A.cols):
-                WA[i, j] *= weights[i]
-        G = A.T * WA
-        for j in range(int(intercept), A.cols):
-            G[j, j] += mpmath.mpf(alpha)
-        inverse = G**-1
-        solution = inverse * (WA.T * b)
-        residuals = b - A * solution
-        rss = sum(v * r**2 for v, r in zip(weights, residuals, strict=True))
-        diagonal = [float(inverse[j, j]) for j in range(A.cols)]
-        return np.array([float(s) for s in solution]), np.array(diagonal), float(rss)
-
-
-def check_exactly(X, y, w=None, alpha=0.0, intercept=True, tolerance=2e-13, of_errors=1e-9, **options):
-    """The fit is that of exact arithmetic; its status."""
-    result = fit(X, y, sample_weight=w, alpha=alpha, fit_intercept=intercept, **options)
-    solution, diagonal, rss = in_exact_arithmetic(X, y, w, alpha, intercept)
-    np.testing.assert_allclose(result.coef, solution[int(intercept) :], rtol=tolerance)
-    if intercept:  # which may be all that is left of terms 1e13 times as large, at condition 1e14
-        terms = np.abs(X.mean(0) * solution[1:]).sum()
-        np.testing.assert_allclose(result.intercept, solution[0], rtol=tolerance, atol=2.0**-80 * terms)
-    np.testing.assert_allclose(result.rss, rss, rtol=1e-10, atol=1e-50)
-    if alpha == 0:
-        errors = np.sqrt(rss / (int((np.ones(len(y)) if w is None else w > 0).sum()) - len(solution)) * diagonal)
-        got = np.r_[result.intercept_standard_error, result.standard_errors] if intercept else result.standard_errors
-        np.testing.assert_allclose(got, errors, rtol=of_errors, atol=1e-30)
-    return result.status
-
-
 @pytest.mark.parametrize("exponent", range(0, 15, 2))
 def test_ill_conditioned_designs_in_exact_arithmetic(exponent):
     # condition 10^exponent: float64 to 1, residuals to 1e2, double-double, and from 1e8 on residuals in it
@@ -119,10 +78,6 @@ def test_ill_conditioned_designs_in_exact_arithmetic(exponent):
     assert bool(status & DOUBLE_DOUBLE) == (exponent >= 4)
 
 
-N = 40
-rng = np.random.default_rng(0)
-PLAIN = rng.normal(size=(N, 3))
-TARGET = PLAIN @ [1.0, 2.0, 3.0] + rng.normal(size=N)
 OUTLYING = np.where(np.arange(N)[:, None] == 0, 1e12, PLAIN)
 TREND = np.arange(N)[:, None] ** np.array([1.0, 2.0])
 WHOLE = np.round(8 * PLAIN)
@@ -192,80 +147,6 @@ def test_float32_data_are_refined_to_float32():
     np.testing.assert_allclose(result.rss, rss, rtol=1e-12)
     assert result.coef.dtype == np.float32
     assert result.status == Status(0)
-
-
-# Rank
-
-
-def minimum_norm(X, y, w=None, intercept=True):
-    """By the pseudo-inverse, of data whose dependence is exact or nearly so."""
-    w = np.ones(len(y)) if w is None else w
-    mean_x, mean_y = (w @ X / w.sum(), w @ y / w.sum()) if intercept else (0.0, 0.0)
-    A, b = np.sqrt(w)[:, None] * (X - mean_x), np.sqrt(w) * (y - mean_y)
-    inverse = np.linalg.pinv(A, rcond=1e-9)
-    return inverse @ b, inverse @ inverse.T
-
-
-ones = np.ones((N, 1))
-DEPENDENT = {
-    "twice": (np.c_[PLAIN, PLAIN[:, 0]], 3),
-    "a sum": (np.c_[PLAIN, PLAIN[:, 0] + PLAIN[:, 1]], 3),
-    "a combination, rounded": (np.c_[PLAIN[:, :2], 0.1 * PLAIN[:, 0] + 0.3 * PLAIN[:, 1], PLAIN[:, 2]], 3),
-    "two of them": (np.c_[PLAIN[:, 0], 2 * PLAIN[:, 0], PLAIN[:, 1:], PLAIN[:, 1] - 3 * PLAIN[:, 2]], 3),
-    "a constant": (np.c_[PLAIN, 0.1 * ones], 3),
-    "a constant, first": (np.c_[0.1 * ones, PLAIN], 3),
-    "a column of zeros": (np.c_[0 * ones, PLAIN], 3),
-    "groups": (np.c_[np.eye(3)[np.arange(N) % 3], PLAIN], 5),
-    "of unlike scales": (np.c_[PLAIN[:, :2], 1e3 * PLAIN[:, :1], 1e-3 * PLAIN[:, 2:]], 3),
-    "far from the origin": (np.c_[PLAIN + 1e8, 2 * (PLAIN[:, :1] + 1e8)], 3),
-}
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", DEPENDENT)
-def test_dependent_columns(name, precision):
-    X, rank = DEPENDENT[name]
-    result = fit(X, TARGET, precision=precision, on_singular="ignore")
-    coef, V = minimum_norm(X, TARGET)
-    assert result.rank == rank
-    assert result.status & RANK_DEFICIENT
-    assert result.df == N - rank - 1
-    np.testing.assert_allclose(result.coef, coef, rtol=1e-7, atol=1e-9 * np.abs(coef).max())
-    np.testing.assert_allclose(result.covariance, V * result.sigma2_unbiased, rtol=1e-6, atol=1e-8 * np.abs(V).max())
-    with pytest.raises(np.linalg.LinAlgError):
-        fit(X, TARGET, precision=precision)
-
-
-def test_columns_that_differ_from_others_by_their_rounding_alone_are_dependent():
-    # the sum of two columns of 1e6 has lost all but 1e-10 of what their spread of 1 says
-    a, b = PLAIN[:, 0] + 1e6, PLAIN[:, 1] + 1e6
-    for X in (np.c_[a, b, a + b], np.c_[a + b, a, b]):
-        assert fit(X, TARGET, on_singular="ignore").rank == 2
-    # x2 - x1 is small, and rounded on the scale of x1
-    small = 1e-7 * PLAIN[:, 1]
-    for X in (np.c_[a, a + small, small], np.c_[small, a, a + small]):
-        assert fit(X, TARGET, on_singular="ignore").rank == 2
-
-
-def test_columns_close_to_each_other_are_not_dependent():
-    for distance in (1e-8, 1e-12):
-        X = np.c_[PLAIN, PLAIN[:, 0] + distance * PLAIN[::-1, 1]]
-        status = check_exactly(X, TARGET, of_errors=1e-6)
-        assert status & DOUBLE_DOUBLE
-
-
-@pytest.mark.parametrize("intercept", [True, False])
-def test_fewer_rows_than_columns(intercept):
-    for n, p in ((4, 7), (1, 3), (2, 9)):
-        g = np.random.default_rng(n)
-        X, y = g.normal(size=(n, p)) * 10.0 ** g.integers(-6, 5, p), g.normal(size=n)
-        result = fit(X, y, fit_intercept=intercept, on_singular="ignore")
-        assert result.rank == n - intercept
-        assert np.isnan(result.standard_errors).all()
-        assert result.rss <= 1e-25
-        np.testing.assert_allclose(result.predict(X), y, rtol=1e-10, atol=1e-10)
-        coef, _ = minimum_norm(X, y, intercept=intercept)
-        np.testing.assert_allclose(result.coef, coef, rtol=1e-6, atol=1e-9 * np.abs(coef).max())
 
 
 # Bits, threads, neighbours
