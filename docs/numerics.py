@@ -27,7 +27,7 @@ from fastvae import Status, gmm, regression
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import mixtures
 import test_numba_math as vector_math
-from test_numba_regression import NIST, certified_problem, in_exact_arithmetic
+from exact_regressions import NIST, certified_problem, in_exact_arithmetic
 
 PAGE = Path(__file__).with_suffix(".md")
 NONE = "-"  # where there is nothing to compare

@@ -1,10 +1,15 @@
-"""Regressions in 80 digits, which fits by the kernels are held against, and data for them."""
+"""Regressions in 80 digits or certified by NIST, which fits by the kernels are held against, and data for them."""
+
+import json
+import math
+from pathlib import Path
 
 import mpmath
 import numpy as np
 
 from fastvae import regression
 
+NIST = sorted((Path(__file__).parent / "data" / "nist_strd").glob("*.json"))
 PRECISIONS = ["auto", "float64", "double-double"]
 
 N = 40
@@ -52,3 +57,16 @@ def check_exactly(X, y, w=None, alpha=0.0, intercept=True, tolerance=2e-13, of_e
         got = np.r_[result.intercept_standard_error, result.standard_errors] if intercept else result.standard_errors
         np.testing.assert_allclose(got, errors, rtol=of_errors, atol=1e-30)
     return result.status
+
+
+def digits(actual, certified):
+    """Worst -log10 relative error, absolute where the certified value is 0; 15 at most, as many as are certified."""
+    actual, certified = np.atleast_1d(actual), np.atleast_1d(certified)
+    error = np.abs(actual - certified) / np.where(certified == 0, 1.0, np.abs(certified))
+    return min(15.0, -math.log10(max(error.max(), 1e-300)))
+
+
+def certified_problem(path):
+    data = json.loads(path.read_text())
+    X = np.array(data["x"]).T ** np.arange(1, (data["poly_degree"] or 1) + 1)
+    return X, np.array(data["y"]), data["intercept"], data["certified"]

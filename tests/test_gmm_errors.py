@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mixtures import KINDS, data, start
+from refusals import refused, zeros
 
 from fastvae import Status, gmm
 
@@ -15,18 +16,6 @@ N, D, K = 20, 2, 3  # all different, so that a message with the wrong dim is see
 X = data(N=N)
 MIXTURE = start(X)
 RESP = np.full((N, K), 1 / K)
-
-
-def zeros(*shape, **options):
-    return torch.zeros(*shape, **options)
-
-
-def refused(error, message, call, *args, **options):
-    """The call raises this error, its message has this pattern and one line."""
-    with pytest.raises(error, match=message) as caught:
-        call(*args, **options)
-    assert type(caught.value) is error
-    assert "\n" not in str(caught.value)
 
 
 def changed(**fields):

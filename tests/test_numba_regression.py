@@ -1,14 +1,22 @@
 """The regression kernels: certified digits, exact arithmetic, bits, threads, bad neighbours."""
 
-import json
-import math
-from pathlib import Path
-
 import mpmath
 import numpy as np
 import pytest
 import torch
-from exact_regressions import PLAIN, PRECISIONS, TARGET, N, check_exactly, fit, in_exact_arithmetic, rng
+from exact_regressions import (
+    NIST,
+    PLAIN,
+    PRECISIONS,
+    TARGET,
+    N,
+    certified_problem,
+    check_exactly,
+    digits,
+    fit,
+    in_exact_arithmetic,
+    rng,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,24 +24,10 @@ import fastvae
 from fastvae import Status, regression
 from fastvae_kernels.numba import _regression_launch
 
-NIST = sorted((Path(__file__).parent / "data" / "nist_strd").glob("*.json"))
 REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = Status.REFINED, Status.DOUBLE_DOUBLE, Status.RANK_DEFICIENT
 
 
 # Certified digits
-
-
-def digits(actual, certified):
-    """Worst -log10 relative error, absolute where the certified value is 0; 15 at most, as many as are certified."""
-    actual, certified = np.atleast_1d(actual), np.atleast_1d(certified)
-    error = np.abs(actual - certified) / np.where(certified == 0, 1.0, np.abs(certified))
-    return min(15.0, -math.log10(max(error.max(), 1e-300)))
-
-
-def certified_problem(path):
-    data = json.loads(path.read_text())
-    X = np.array(data["x"]).T ** np.arange(1, (data["poly_degree"] or 1) + 1)
-    return X, np.array(data["y"]), data["intercept"], data["certified"]
 
 
 # No solver reaches more from this float64 design than exact least squares does: 13.2 digits on Wampler2, 13.5 on

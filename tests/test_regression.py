@@ -1,13 +1,12 @@
 """fastvae.regression.fit against statsmodels, scikit-learn and NumPy, by the reference and by kernels."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
 import torch
+from exact_regressions import NIST, certified_problem
 from regressions import FIELDS, B, N, P, R, by_backend, close, problem, same
 from sklearn.linear_model import LinearRegression, Ridge
 from statsmodels.tools import sm_exceptions
@@ -16,7 +15,6 @@ from fastvae import Status, regression
 
 pytestmark = by_backend
 intercept_or_not = pytest.mark.parametrize("fit_intercept", [True, False])
-NIST = Path(__file__).parent / "data" / "nist_strd"
 FITTED_ALONE = tuple(name for name in FIELDS if name != "status")
 
 
@@ -132,14 +130,12 @@ def test_nearly_dependent_columns_are_not_dependent(backend):
     assert regression.fit(near, y, on_singular="ignore", backend=backend).rank == P
 
 
-@pytest.mark.parametrize("path", sorted(NIST.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NIST, ids=lambda path: path.stem)
 def test_no_problem_of_nist_is_taken_for_dependent(backend, path):
-    data = json.loads(path.read_text())
-    X = np.array(data["x"]).T ** np.arange(1, (data["poly_degree"] or 1) + 1)
-    result = regression.fit(X, np.array(data["y"]), fit_intercept=data["intercept"], backend=backend)
+    X, y, intercept, certified = certified_problem(path)
+    result = regression.fit(X, y, fit_intercept=intercept, backend=backend)
     assert result.rank == X.shape[1]
-    certified = data["certified"]
-    close(result.coef, certified["coef"][int(data["intercept"]) :], rtol=1e-4 if path.stem == "Wampler5" else 1e-6)
+    close(result.coef, certified["coef"][int(intercept) :], rtol=1e-4 if path.stem == "Wampler5" else 1e-6)
     close(math.sqrt(result.sigma2_unbiased), certified["residual_sd"], rtol=1e-6, atol=1e-6)
 
 

@@ -9,23 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refusals import refused, zeros
 from regressions import N, P, R, by_backend, problem
 
 from fastvae import BackendError, Status, regression
 
 X, y, w = problem()
-
-
-def zeros(*shape, **options):
-    return torch.zeros(*shape, **options)
-
-
-def refused(error, message, call, *args, **options):
-    """The call raises this error, its message has this pattern and one line."""
-    with pytest.raises(error, match=message) as caught:
-        call(*args, **options)
-    assert type(caught.value) is error
-    assert "\n" not in str(caught.value)
 
 
 def spoilt(array, at, value):

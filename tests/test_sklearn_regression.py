@@ -2,13 +2,11 @@
 
 import copy
 import inspect
-import json
 import os
 import pickle
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +14,7 @@ import pytest
 import scipy.sparse
 import sklearn.linear_model
 import statsmodels.api as sm
+from exact_regressions import NIST, certified_problem
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_diabetes, load_linnerud
 from sklearn.ensemble import BaggingRegressor
@@ -30,7 +29,6 @@ import fastvae.sklearn
 from fastvae import _backend
 from fastvae.sklearn import LinearRegression
 
-NIST = sorted((Path(__file__).parent / "data" / "nist_strd").glob("*.json"))
 THEIRS = ("coef_", "intercept_", "rank_")
 OURS = ("standard_errors_", "intercept_standard_error_", "sigma2_", "log_likelihood_", "r2_", "status_")
 
@@ -160,11 +158,10 @@ def test_errors_and_likelihood_are_those_of_statsmodels(intercept, weighted):
 @pytest.mark.skipif(_backend.DEFAULT == "reference", reason="it computes by QR in float64, without refinement")
 @pytest.mark.parametrize("path", NIST, ids=[path.stem for path in NIST])
 def test_the_digits_that_nist_certifies(path):
-    data = json.loads(path.read_text())
-    X = np.array(data["x"]).T ** np.arange(1, (data["poly_degree"] or 1) + 1)
-    model = LinearRegression(fit_intercept=data["intercept"]).fit(X, data["y"])
-    coef = [model.intercept_, *model.coef_][not data["intercept"] :]
-    np.testing.assert_allclose(coef, data["certified"]["coef"], rtol=10**-7.5 if path.stem == "Filip" else 1e-13)
+    X, y, intercept, certified = certified_problem(path)
+    model = LinearRegression(fit_intercept=intercept).fit(X, y)
+    coef = [model.intercept_, *model.coef_][not intercept :]
+    np.testing.assert_allclose(coef, certified["coef"], rtol=10**-7.5 if path.stem == "Filip" else 1e-13)
     assert model.rank_ == X.shape[1]
 
 
