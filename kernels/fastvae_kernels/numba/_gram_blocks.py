@@ -17,10 +17,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ._double import Pair, _joined, accumulate, fast_two_sum, two_sum
-from ._vector import LANES_REGISTER, Vector, _shuffle, call, llvm_type, splat
+from ._emit import VECTOR, WIDE, Registers, halves, in_lanes, load, loop, pointer, totals, vector_at
+from ._vector import LANES_REGISTER, llvm_type, splat
 
-WIDE = LANES_REGISTER == 8  # and twice as many registers
-VECTOR = Vector(types.float64, LANES_REGISTER)
 SIDE = 4 if WIDE else 3  # of a block of sums, of one register each
 SIDE_EXACT = 3 if WIDE else 2  # of two registers each
 SIDE_ALONE = 5  # and of a single column
@@ -28,47 +27,8 @@ MOST = 6 if WIDE else 4  # columns of a triangle of sums that is one block
 UNROLLED = 12  # columns for which the blocks are laid out when the kernel is compiled
 
 
-def _pointer(context: Any, builder: Any, array: Any, value: Any) -> Any:
-    return context.make_array(array)(context, builder, value).data
-
-
-def _loop(builder: Any, T: Any, step: int = LANES_REGISTER) -> Any:
-    return cgutils.for_range_slice(builder, ir.Constant(T.type, 0), T, ir.Constant(T.type, step), T.type)
-
-
-def _room(builder: Any, t: Any) -> Any:
-    with builder.goto_entry_block():  # a register, once optimised
-        return builder.alloca(t)
-
-
 def _entries(rows: int, columns: int, triangle: bool) -> list[tuple[int, int]]:
     return [(i, j) for i in range(rows) for j in range(columns) if j <= i or not triangle]
-
-
-class _Sums:
-    """The sums of a block while its loop runs: read from where they are kept, or 0 where they are ``fresh``."""
-
-    def __init__(self, builder: Any, acc: Any, entries: list[Any], words: int, fresh: Any) -> None:
-        self.builder, self.places, self.values = builder, {}, {}
-        vector = llvm_type(VECTOR)
-        zero = ir.Constant(vector, None)
-        for key, entry in entries:
-            for k in range(words):
-                at = builder.add(builder.mul(entry, entry.type(words * LANES_REGISTER)), entry.type(k * LANES_REGISTER))
-                place = builder.bitcast(builder.gep(acc, [at]), vector.as_pointer())
-                before = builder.select(fresh, zero, builder.load(place, align=8))
-                self.places[key, k], self.values[key, k] = place, _room(builder, vector)
-                builder.store(before, self.values[key, k])
-
-    def get(self, key: Any, k: int = 0) -> Any:
-        return self.builder.load(self.values[key, k])
-
-    def set(self, key: Any, value: Any, k: int = 0) -> None:
-        self.builder.store(value, self.values[key, k])
-
-    def keep(self) -> None:
-        for key, place in self.places.items():
-            self.builder.store(self.builder.load(self.values[key]), place, align=8)
 
 
 class _Block(NamedTuple):
@@ -105,8 +65,7 @@ class _Exactly(NamedTuple):
 
 
 def _fetch(builder: Any, ahead: _Ahead, t: Any) -> None:
-    eighth = builder.udiv(t, t.type(8)) if LANES_REGISTER < 8 else builder.lshr(t, t.type(3))
-    first = builder.add(ahead.address, builder.mul(eighth, ahead.pace))
+    first = builder.add(ahead.address, builder.mul(builder.lshr(t, t.type(3)), ahead.pace))
     for line in ahead.lines:
         prefetch_line(builder, builder.add(first, t.type(64 * line)))
 
@@ -132,19 +91,22 @@ def prefetch(typingctx, address):
 
 
 def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None, ahead: _Ahead | None = None) -> None:
-    """A block's loop."""
+    """A block's loop; its sums are read from where they are kept, or 0 where they are fresh."""
     width, a, b, i, j, S = block[1:7]
-    integer, keys = S.type, _entries(block.rows, block.columns, block.triangle)
+    integer, keys, words = S.type, _entries(block.rows, block.columns, block.triangle), 2 if exactly else 1
 
     def column(base: Any, first: Any, k: int, t: Any) -> Any:
-        return _load(builder, base, builder.add(builder.mul(builder.add(first, integer(k)), S), t))
+        return load(builder, base, builder.add(builder.mul(builder.add(first, integer(k)), S), t))
 
-    entries = [
-        ((r, c), builder.add(builder.mul(builder.add(i, integer(r)), width), builder.add(j, integer(c))))
-        for r, c in keys
-    ]
-    sums = _Sums(builder, block.acc, entries, 2 if exactly else 1, block.fresh)
-    with _loop(builder, block.T) as (t, _):
+    places = {}
+    for r, c in keys:
+        entry = builder.add(builder.mul(builder.add(i, integer(r)), width), builder.add(j, integer(c)))
+        for k in range(words):
+            at = builder.mul(entry, integer(words * LANES_REGISTER))
+            places[r, c, k] = vector_at(builder, block.acc, builder.add(at, integer(k * LANES_REGISTER)))
+    zero = ir.Constant(llvm_type(VECTOR), None)
+    sums = Registers(builder, places, lambda key: builder.select(block.fresh, zero, builder.load(places[key], align=8)))
+    with loop(builder, block.T) as (t, _):
         if ahead:
             _fetch(builder, ahead, t)
         left = [column(a, i, k, t) for k in range(block.rows)]
@@ -153,20 +115,16 @@ def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None, ahead: _
             behind = builder.add(exactly.gap, t)
             small_left = [column(a, i, k, behind) if exactly.in_a else None for k in range(block.rows)]
             small_right = [column(b, j, k, behind) for k in range(block.columns)]
-        for key in keys:
-            r, c = key
+        for r, c in keys:
             if not exactly:
-                sums.set(key, call(builder, "llvm.fmuladd", left[r].type, left[r], right[c], sums.get(key)))
+                sums.add((r, c, 0), left[r], right[c])
                 continue
             parts = left[r], small_left[r], right[c], small_right[c]
-            s, rest = accumulate(builder, sums.get(key), sums.get(key, 1), *parts, exactly.one)
-            sums.set(key, s)
-            sums.set(key, rest, 1)
-    sums.keep()
-
-
-def _load(builder: Any, base: Any, at: Any) -> Any:
-    return builder.load(builder.bitcast(builder.gep(base, [at]), llvm_type(VECTOR).as_pointer()), align=8)
+            s, rest = accumulate(builder, sums.get((r, c, 0)), sums.get((r, c, 1)), *parts, exactly.one)
+            sums.set((r, c, 0), s)
+            sums.set((r, c, 1), rest)
+    for key, place in places.items():
+        builder.store(sums.get(key), place, align=8)
 
 
 def _groups(n: int) -> list[tuple[int, int]]:
@@ -188,7 +146,7 @@ def add_all_products(typingctx, acc, z, S, T, fresh, ahead, pace, count):
     n = count.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        acc_, z_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(2))
+        acc_, z_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(2))
         S_, T_, fresh_, address, pace_ = args[2:7]
         fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
         number = S_.type
@@ -213,7 +171,7 @@ def add_block(typingctx, acc, width, z, i, j, S, T, fresh, ahead, triangle):
     below = bool(triangle.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        acc_, z_ = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
+        acc_, z_ = (pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
         _, width_, _, *at, fresh_, address, _ = args
         fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
         ahead_ = _Ahead(address, address.type(64), range(1))
@@ -234,7 +192,7 @@ def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, fresh, gap, one, tr
     small = bool(in_a.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        acc_, a_, b_ = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2, 3))
+        acc_, a_, b_ = (pointer(context, builder, signature.args[k], args[k]) for k in (0, 2, 3))
         _, width_, _, _, *at, fresh_, gap_, one_ = args[:11]
         fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
         exactly = _Exactly(gap_, small, splat(builder, one_, VECTOR))
@@ -245,41 +203,24 @@ def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, fresh, gap, one, tr
     return types.void(acc, n, a, b, n, n, n, n, n, n, types.float64, triangle, in_a, rows, columns), codegen
 
 
-def _halves(builder: Any, x: Any, y: Any, part: int) -> list[Any]:
-    """The first and the second halves of groups of 2 ``part`` lanes of x, then of y."""
-    n = x.type.count
-    return [
-        _shuffle(
-            builder, x, y, [g + k + side for side in (0, n) for g in range(0, n, 2 * part) for k in range(h, h + part)]
-        )
-        for h in (0, part)
-    ]
-
-
 @intrinsic(prefer_literal=True)
 def store_totals(typingctx, sums, acc, count):
     """The sums of the lanes of the lower triangle, row by row: eight together in as many steps as three alone."""
     n = count.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums_, acc_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(2))
+        sums_, acc_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(2))
         number, entries = ir.IntType(64), _entries(n, n, True)
         for first in range(0, len(entries), LANES_REGISTER):
             some = entries[first : first + LANES_REGISTER]
-            padded = (some + some[-1:] * LANES_REGISTER)[:LANES_REGISTER]
-            values = [_load(builder, acc_, number((row * n + col) * LANES_REGISTER)) for row, col in padded]
-            part = LANES_REGISTER // 2
-            while part:
-                pairs = zip(values[::2], values[1::2], strict=True)
-                values = [builder.fadd(*_halves(builder, x, y, part)) for x, y in pairs]
-                part //= 2
-            at = builder.gep(sums_, [number(first)])
+            vectors = [load(builder, acc_, number((row * n + col) * LANES_REGISTER)) for row, col in some]
+            together = totals(builder, vectors)
             if len(some) == LANES_REGISTER:
-                builder.store(values[0], builder.bitcast(at, llvm_type(VECTOR).as_pointer()), align=8)
+                builder.store(together, vector_at(builder, sums_, number(first)), align=8)
             else:
                 for k in range(len(some)):
-                    value = builder.extract_element(values[0], ir.IntType(32)(k))
-                    builder.store(value, builder.gep(at, [number(k)]), align=8)
+                    value = builder.extract_element(together, ir.IntType(32)(k))
+                    builder.store(value, builder.gep(sums_, [number(first + k)]), align=8)
         return context.get_dummy_value()
 
     return types.void(sums, acc, count), codegen
@@ -290,20 +231,18 @@ def totals_of_pairs(typingctx, acc, where, k):
     """The sums of the lanes of as many pairs as there are lanes, at where[k], where[k + 1], ..., a lane each."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        acc_, where_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(2))
+        acc_, where_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(2))
         values = []
         for lane in range(LANES_REGISTER):
             at = builder.load(builder.gep(where_, [builder.add(args[2], args[2].type(lane))]))
-            values.append([_load(builder, acc_, builder.add(at, at.type(part * LANES_REGISTER))) for part in (0, 1)])
-        part = LANES_REGISTER // 2
-        while part:  # the sums without error, what they leave out in float64, as it was summed up
-            halves = []
-            for (s, rest), (s_, rest_) in zip(values[::2], values[1::2], strict=True):
-                total, error = two_sum(builder, *_halves(builder, s, s_, part))
-                halves.append([total, builder.fadd(builder.fadd(*_halves(builder, rest, rest_, part)), error)])
-            values, part = halves, part // 2
-        values = [list(fast_two_sum(builder, *values[0]))]
-        return _joined(builder, *values[0])
+            values.append([load(builder, acc_, builder.add(at, at.type(part * LANES_REGISTER))) for part in (0, 1)])
+
+        def join(x: Any, y: Any, part: int) -> Any:
+            """The sums without error; what they leave out in float64, as it was summed up."""
+            s, error = two_sum(builder, *halves(builder, x[0], y[0], part))
+            return s, builder.fadd(builder.fadd(*halves(builder, x[1], y[1], part)), error)
+
+        return _joined(builder, *fast_two_sum(builder, *in_lanes(values, join)))
 
     return Pair(VECTOR)(acc, where, types.intp), codegen
 

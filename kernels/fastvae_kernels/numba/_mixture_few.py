@@ -17,21 +17,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ._gram_blocks import SIDE, VECTOR, WIDE, _halves, _load, _loop, _pointer, _room
-from ._vector import LANES_REGISTER, call, llvm_type, splat
+from ._emit import VECTOR, WIDE, Registers, add_totals, everywhere, fma, load, loop, pointer, vector_at
+from ._gram_blocks import SIDE
+from ._vector import LANES_REGISTER, llvm_type, splat
 
 FEW = 8
 TOGETHER = 2 if WIDE else 1  # vectors of rows that share what is read of a component
 FULL, TIED, DIAG, SPHERICAL = range(4)
-
-
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return call(builder, "llvm.fmuladd", a.type, a, b, c)
-
-
-def _number(builder: Any, pointer: Any, i: int) -> Any:
-    """Element i of an array, in every lane."""
-    return splat(builder, builder.load(builder.gep(pointer, [ir.IntType(64)(i)])), VECTOR)
+INDEX = ir.IntType(64)
 
 
 def _by_features(builder: Any, D: Any, emit: Callable[[int], None]) -> None:
@@ -54,15 +47,15 @@ def _squares(builder: Any, family: int, P: Any, e: list[Any]) -> list[Any]:
     q = [zero for _ in many]
     if family == SPHERICAL:
         for d in range(n):
-            q = [_fma(builder, e[d][k], e[d][k], q[k]) for k in many]
-        p = _number(builder, P, 0)
+            q = [fma(builder, e[d][k], e[d][k], q[k]) for k in many]
+        p = everywhere(builder, P, INDEX(0))
         return [builder.fmul(q[k], builder.fmul(p, p)) for k in many]
     for i in range(n):
         a = [zero for _ in many]
         for j in range(i + 1) if family == FULL else [i]:
-            p = _number(builder, P, i * n + j if family == FULL else i)
-            a = [_fma(builder, p, e[j][k], a[k]) for k in many]
-        q = [_fma(builder, a[k], a[k], q[k]) for k in many]
+            p = everywhere(builder, P, INDEX(i * n + j if family == FULL else i))
+            a = [fma(builder, p, e[j][k], a[k]) for k in many]
+        q = [fma(builder, a[k], a[k], q[k]) for k in many]
     return q
 
 
@@ -72,20 +65,19 @@ def logits_few(typingctx, logit, xt, center, P, c, T, D, S, family):
     kind = family.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        logit_, xt_, center_, P_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(4))
+        logit_, xt_, center_, P_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(4))
         c_, (T_, D_, S_) = splat(builder, args[4], VECTOR), args[5:8]
         half = splat(builder, ir.Constant(ir.DoubleType(), -0.5), VECTOR)
 
         def emit(n: int) -> None:
-            with _loop(builder, T_, TOGETHER * LANES_REGISTER) as (t, _):
+            with loop(builder, T_, TOGETHER * LANES_REGISTER) as (t, _):
                 rows = [builder.add(t, t.type(k * LANES_REGISTER)) for k in range(TOGETHER)]
                 e = []
                 for d in range(n):
-                    m, first = _number(builder, center_, d), builder.mul(S_, S_.type(d))
-                    e.append([builder.fsub(_load(builder, xt_, builder.add(first, row)), m) for row in rows])
+                    m, first = everywhere(builder, center_, INDEX(d)), builder.mul(S_, S_.type(d))
+                    e.append([builder.fsub(load(builder, xt_, builder.add(first, row)), m) for row in rows])
                 for row, q in zip(rows, _squares(builder, kind, P_, e), strict=True):
-                    place = builder.bitcast(builder.gep(logit_, [row]), llvm_type(VECTOR).as_pointer())
-                    builder.store(_fma(builder, half, q, c_), place, align=8)
+                    builder.store(fma(builder, half, q, c_), vector_at(builder, logit_, row), align=8)
 
         _by_features(builder, D_, emit)
         return context.get_dummy_value()
@@ -117,7 +109,7 @@ def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
     kind = family.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        square_, linear_, xt_, center_, r_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(5))
+        square_, linear_, xt_, center_, r_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(5))
         T_, D_, S_ = args[5:8]
 
         def emit(n: int) -> None:
@@ -132,27 +124,20 @@ def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
                     places |= {d: (linear_, d) for d in rows}
                     if rows.start == 0:
                         places["all"] = (linear_, n)
-                sums = {key: _room(builder, llvm_type(VECTOR)) for key in places}
-                for place in sums.values():
-                    builder.store(ir.Constant(llvm_type(VECTOR), None), place)
-
-                def add(key: Any, a: Any, b: Any = None, sums: Any = sums) -> None:
-                    before = builder.load(sums[key])
-                    builder.store(builder.fadd(before, a) if b is None else _fma(builder, a, b, before), sums[key])
-
-                with _loop(builder, T_) as (t, _):
-                    weight, e = _load(builder, r_, t), {}
+                sums = Registers(builder, places)
+                with loop(builder, T_) as (t, _):
+                    weight, e = load(builder, r_, t), {}
                     for d in sorted({*rows, *columns}):
                         at = builder.add(builder.mul(S_, S_.type(d)), t)
-                        e[d] = builder.fsub(_load(builder, xt_, at), _number(builder, center_, d))
+                        e[d] = builder.fsub(load(builder, xt_, at), everywhere(builder, center_, INDEX(d)))
                     if "all" in places:
-                        add("all", weight)
+                        sums.add("all", weight)
                     re = {d: builder.fmul(weight, e[d]) for d in rows}
                     for d in rows if own else []:
-                        add(d, re[d])
+                        sums.add(d, re[d])
                     for i, j in keys:
-                        add(keys[0] if kind == SPHERICAL else (i, j), re[i], e[j])
-                _add_totals(builder, [(builder.load(sums[key]), *places[key]) for key in places])
+                        sums.add(keys[0] if kind == SPHERICAL else (i, j), re[i], e[j])
+                add_totals(builder, [(sums.get(key), array, INDEX(at)) for key, (array, at) in places.items()])
 
         _by_features(builder, D_, emit)
         return context.get_dummy_value()
@@ -170,27 +155,23 @@ def add_square(typingctx, square, width, re, xt, center, i, first, j, T, S, tria
     below = bool(triangle.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        square_, re_, xt_, center_ = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2, 3, 4))
+        square_, re_, xt_, center_ = (pointer(context, builder, signature.args[k], args[k]) for k in (0, 2, 3, 4))
         width_, i_, first_, j_, T_, S_ = args[1], args[5], args[6], args[7], args[8], args[9]
         keys = [(a, b) for a in range(4) for b in range(4) if b <= a or not below]
         rows = [builder.mul(builder.add(builder.sub(i_, first_), S_.type(a)), S_) for a in range(4)]
         columns = [builder.mul(builder.add(j_, S_.type(b)), S_) for b in range(4)]
-        m = [
-            splat(builder, builder.load(builder.gep(center_, [builder.add(j_, S_.type(b))])), VECTOR) for b in range(4)
-        ]
-        sums = {key: _room(builder, llvm_type(VECTOR)) for key in keys}
-        for place in sums.values():
-            builder.store(ir.Constant(llvm_type(VECTOR), None), place)
-        with _loop(builder, T_) as (t, _):
-            left = [_load(builder, re_, builder.add(row, t)) for row in rows]
-            right = [builder.fsub(_load(builder, xt_, builder.add(columns[b], t)), m[b]) for b in range(4)]
+        m = [everywhere(builder, center_, builder.add(j_, S_.type(b))) for b in range(4)]
+        sums = Registers(builder, keys)
+        with loop(builder, T_) as (t, _):
+            left = [load(builder, re_, builder.add(row, t)) for row in rows]
+            right = [builder.fsub(load(builder, xt_, builder.add(columns[b], t)), m[b]) for b in range(4)]
             for a, b in keys:
-                builder.store(_fma(builder, left[a], right[b], builder.load(sums[a, b])), sums[a, b])
+                sums.add((a, b), left[a], right[b])
         entries = []
         for a, b in keys:
             at = builder.add(builder.mul(builder.add(i_, S_.type(a)), width_), builder.add(j_, S_.type(b)))
-            entries.append((builder.load(sums[a, b]), builder.gep(square_, [at]), 0))
-        _add_totals(builder, entries)
+            entries.append((sums.get((a, b)), square_, at))
+        add_totals(builder, entries)
         return context.get_dummy_value()
 
     n = types.intp
@@ -203,44 +184,22 @@ def add_squares_of(typingctx, square, linear, xt, center, r, d, T, S, count):
     n = count.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        square_, linear_, xt_, center_, r_ = (_pointer(context, builder, signature.args[k], args[k]) for k in range(5))
+        square_, linear_, xt_, center_, r_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(5))
         d_, T_, S_ = args[5:8]
         features = [builder.add(d_, d_.type(k)) for k in range(n)]
         columns = [builder.mul(feature, S_) for feature in features]
-        m = [splat(builder, builder.load(builder.gep(center_, [feature])), VECTOR) for feature in features]
-        sums = [_room(builder, llvm_type(VECTOR)) for _ in range(2 * n)]
-        for place in sums:
-            builder.store(ir.Constant(llvm_type(VECTOR), None), place)
-        with _loop(builder, T_) as (t, _):
-            weight = _load(builder, r_, t)
+        m = [everywhere(builder, center_, feature) for feature in features]
+        places = {(array, k): feature for array in (linear_, square_) for k, feature in enumerate(features)}
+        sums = Registers(builder, places)
+        with loop(builder, T_) as (t, _):
+            weight = load(builder, r_, t)
             for k in range(n):
-                e = builder.fsub(_load(builder, xt_, builder.add(columns[k], t)), m[k])
+                e = builder.fsub(load(builder, xt_, builder.add(columns[k], t)), m[k])
                 re = builder.fmul(weight, e)
-                builder.store(builder.fadd(builder.load(sums[k]), re), sums[k])
-                builder.store(_fma(builder, re, e, builder.load(sums[n + k])), sums[n + k])
-        totals = [builder.load(place) for place in sums]
-        places = [(linear_, feature) for feature in features] + [(square_, feature) for feature in features]
-        _add_totals(
-            builder,
-            [(value, builder.gep(array, [at]), 0) for value, (array, at) in zip(totals, places, strict=True)],
-        )
+                sums.add((linear_, k), re)
+                sums.add((square_, k), re, e)
+        add_totals(builder, [(sums.get(key), key[0], at) for key, at in places.items()])
         return context.get_dummy_value()
 
     i = types.intp
     return types.void(square, linear, xt, center, r, i, i, i, count), codegen
-
-
-def _add_totals(builder: Any, entries: list[tuple[Any, Any, int]]) -> None:
-    """Add the sums of the lanes of vectors to elements of arrays, as many together as there are lanes."""
-    for first in range(0, len(entries), LANES_REGISTER):
-        some = entries[first : first + LANES_REGISTER]
-        values = [value for value, *_ in (some + some[-1:] * LANES_REGISTER)[:LANES_REGISTER]]
-        part = LANES_REGISTER // 2
-        while part:
-            pairs = zip(values[::2], values[1::2], strict=True)
-            values = [builder.fadd(*_halves(builder, x, y, part)) for x, y in pairs]
-            part //= 2
-        for k, (_, pointer, i) in enumerate(some):
-            place = builder.gep(pointer, [ir.IntType(64)(i)])
-            total = builder.extract_element(values[0], ir.IntType(32)(k))
-            builder.store(builder.fadd(builder.load(place), total), place)

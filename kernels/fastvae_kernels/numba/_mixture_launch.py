@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._buffers import scratch
+from ._buffers import address, scratch
 from ._memory import CODES
 from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
 from ._mixture_pass import CENTERS, LEAVE, LINEAR, NEAREST, PARAMETERS, make_pass, make_update
@@ -214,11 +214,6 @@ class Stream:
             rows.append(chunk[-at % step :: step].clone())
             at += len(chunk)
         return torch.cat(rows)[None], None if self.w is None else self.w[:, ::step]
-
-
-def address(array: np.ndarray) -> int:
-    """Of its first element."""
-    return array.__array_interface__["data"][0]
 
 
 def stride_of(N: int, most: int) -> int:

@@ -15,7 +15,8 @@ Specification: fastvae/reference/gmm.py
 import math
 
 from ._jit import loop_jit, math_jit, outlined
-from ._mixture_tiles import DIAG, FULL, width
+from ._mixture_few import DIAG, FULL
+from ._mixture_tiles import width
 
 # What is wrong with a component, or to be done about it.
 SINGULAR, FAR = 1, 2  # no rows, or a covariance that is not positive definite; to be summed about another center

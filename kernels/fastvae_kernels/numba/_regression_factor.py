@@ -22,6 +22,12 @@ def row(i):
     return i * (i + 1) // 2
 
 
+@math_jit
+def sums_of(i, P):
+    """Where the sums of column i begin, see `_regression_gram`: a regressor's, i <= P, or a target's."""
+    return row(i) if i <= P else row(P + 1) + (i - P - 1) * (P + 2)
+
+
 @loop_jit
 def center_sums(G, mean, P, R, x):
     """Take sums about the centers to sums about the means, which are added to the centers in ``mean``; 1 in the lanes
@@ -31,7 +37,7 @@ def center_sums(G, mean, P, R, x):
     v = vector(F64)
     n, far = get(G, 0, x), like(v, 0)
     for i in range(1, P + 1 + R):
-        at = row(i) if i <= P else row(P + 1) + (i - P - 1) * (P + 2)
+        at = sums_of(i, P)
         own = at + (i if i <= P else P + 1)
         first = get(G, at, x)
         d = first / n
@@ -75,7 +81,7 @@ def factor(G, M, dropped, limit, grain, most, P, R, x):
             put(M, mine + k, -(get(M, mine + k, x) * inverse))
         put(M, mine + j - 1, inverse)
         for i in range(j + 1, P + 1 + R):
-            to = row(i) if i <= P else row(P + 1) + (i - P - 1) * (P + 2)
+            to = sums_of(i, P)
             acc = get(G, to + j, x)
             for k in range(1, j):
                 acc = acc - get(G, to + k, x) * get(G, at + k, x)

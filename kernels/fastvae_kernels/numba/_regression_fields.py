@@ -5,6 +5,7 @@ steps to come, are one field, so that a problem's lie together.
 """
 
 from ._jit import loop_jit, math_jit, outlined
+from ._memory import F64, I64, array_at
 
 (
     COEF, INTERCEPT, COEF_ERROR, INTERCEPT_ERROR, SIGMA2, UNBIASED, LOG_LIKELIHOOD, R2, RSS,
@@ -18,7 +19,7 @@ from ._jit import loop_jit, math_jit, outlined
     SPREAD,  # variance of the intercept for a unit variance of the noise
     END,
 ) = range(21)  # fmt: skip
-STATE = CONDITION
+STATE = WEIGHT
 REFINE, DEEPEN, FAR, NONFINITE, DEPENDENT, REPEAT = 1, 2, 4, 8, 16, 32  # DOUBTS: what is to be done, or wrong
 
 
@@ -37,8 +38,24 @@ def places(P, R):
 
 
 @loop_jit
+def choose_problems(units, problems, rows, log_weights, active, group, count, rows_at, log_weights_at, N):
+    """Which problems are in the lanes of a group, and their rows and sums of log w; how many lanes have one of their
+    own. The others repeat the last.
+    """
+    outlined()
+    lanes_ = min(8, count - 8 * group)
+    for lane in range(8):
+        units[lane] = 8 * group + min(lane, lanes_ - 1)
+        b = array_at(active + 8 * units[lane], 1, I64)[0]
+        problems[lane] = b
+        rows[lane] = array_at(rows_at + 8 * b, 1, F64)[0] if rows_at else N * 1.0
+        log_weights[lane] = array_at(log_weights_at + 8 * b, 1, F64)[0] if log_weights_at else 0.0
+    return lanes_
+
+
+@loop_jit
 def hand_out(out, record, at, B, problems, lanes_, first_of, last_of):
-    """Write the fields of the problems in the lanes; of those that lie together DOUBTS and some between two places."""
+    """Write the fields of the problems in the lanes; of those that lie together some, from one place to another."""
     outlined()
     for f in range(STATE):
         first, last = at[f], at[f + 1]
@@ -52,7 +69,6 @@ def hand_out(out, record, at, B, problems, lanes_, first_of, last_of):
                     out[to + k] = record[(first + k) * 8 + lane]
     for lane in range(lanes_):
         to = at[STATE] * B + problems[lane] * (at[END] - at[STATE]) - at[STATE]
-        out[to + at[DOUBTS]] = record[at[DOUBTS] * 8 + lane]
         for k in range(first_of, last_of):
             out[to + k] = record[k * 8 + lane]
 
@@ -62,7 +78,7 @@ def take_in(record, out, at, B, problems):
     """Coefficients, intercepts and all that lies together of eight problems, a lane each: the reverse of `hand_out`."""
     outlined()
     for f in range(STATE + 1):
-        if INTERCEPT < f < STATE:  # are made anew
+        if INTERCEPT < f < CONDITION:  # are made anew
             continue
         first, last = at[f], at[END] if f == STATE else at[f + 1]
         for lane in range(8):

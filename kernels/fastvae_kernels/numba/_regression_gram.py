@@ -78,6 +78,12 @@ def find_centers(center, x, x_code, x_row, y, y_code, y_row, N, P, R):
         find_center(center[P + 1 :], array_at(y, length, F64), y_row, N, R)
 
 
+@math_jit
+def rows_of(x, x_problem, x_size, active, i):
+    """Where the rows of the i-th active problem begin."""
+    return x + array_at(active + 8 * i, 1, I64)[0] * x_problem * x_size
+
+
 @loop_jit
 def weigh(z, w, T, S, count):
     """Multiply the columns by the square root of the weights, which becomes the first."""
@@ -143,18 +149,12 @@ def add_exact_products(acc, a, z, W, S, T, P, gap, fresh, one):
 
 
 @loop_jit
-def finish_sums(sums, acc, W, P, R):
+def finish_sums(sums, acc, where, count):
     """Add up the lanes."""
     outlined()
     u = partial_sums()
-    at = 0
-    for i in range(P + 1 + R):
-        for j in range(min(i, P) + 1):
-            sums[at] = total(read(acc, (i * W + j) * lanes(u), u))
-            at += 1
-        if i > P:
-            sums[at] = total(read(acc, (i * W + i) * lanes(u), u))
-            at += 1
+    for k in range(count):
+        sums[k] = total(read(acc, where[k], u))
 
 
 @loop_jit
@@ -208,8 +208,7 @@ def make_gram(count: int, pairs: int) -> Kernel:
         zero, own = array_at(rest + 8 * S, W, F64), array_at(rest + 8 * (S + W), W, F64)
         acc = array_at(rest + 8 * (S + 2 * W), W * W * 8 * words, F64)
         where = array_at(rest + 8 * (S + 2 * W + W * W * 8 * words), F + 8, I64)
-        if pairs:
-            places_of_sums(where, W, P, R, 2 * lanes(partial_sums()))
+        places_of_sums(where, W, P, R, words * lanes(partial_sums()))
         for j in range(W):
             zero[j] = 0.0
         for t in range(columns * S, W * S):
@@ -221,10 +220,8 @@ def make_gram(count: int, pairs: int) -> Kernel:
             for unit in range(start, stop):
                 s, b = unit % slots, array_at(active + 8 * (unit // slots), 1, I64)[0]
                 x_size = 4 if x_code == F32 else 8
-                x_b = x + b * x_problem * x_size
-                x_next = x_b
-                if unit + 1 < stop and slots == 1:
-                    x_next = x + array_at(active + 8 * (unit + 1), 1, I64)[0] * x_problem * x_size
+                x_b = rows_of(x, x_problem, x_size, active, unit // slots)
+                x_next = rows_of(x, x_problem, x_size, active, min(unit + 1, stop - 1) // slots)
                 y_b = y + b * y_problem * (4 if y_code == F32 else 8)
                 w_b = w + b * w_problem * 8 if w else 0
                 center = array_at(centers + 8 * b * columns, columns, F64)
@@ -269,7 +266,7 @@ def make_gram(count: int, pairs: int) -> Kernel:
                 elif count and R == 1:
                     store_totals(mine_s, acc, count)
                 else:
-                    finish_sums(mine_s, acc, W, P, R)
+                    finish_sums(mine_s, acc, where, F)
             finished(block, stop - start)
             start, stop = take(block)
 

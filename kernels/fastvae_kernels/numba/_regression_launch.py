@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._buffers import scratch
+from ._buffers import address, scratch
 from ._double import WORDS
 from ._gram_blocks import SIDE, SIDE_ALONE, SIDE_EXACT, UNROLLED
 from ._memory import CODES
@@ -30,11 +30,6 @@ class Limits(NamedTuple):
     closest: float  # distance of a column from others, relative to their sizes
     most_error: float  # of V, relative
     tolerance: float  # of a coefficient
-
-
-def address(array: np.ndarray) -> int:
-    """Of its first element."""
-    return array.__array_interface__["data"][0]
 
 
 class Problems:
@@ -65,7 +60,8 @@ class Problems:
 
     def doubts(self, active: np.ndarray) -> np.ndarray:
         """What is to be done about problems, or wrong with them."""
-        return self.field(DOUBTS)[active].astype(np.int64)
+        doubts = self.field(DOUBTS)
+        return (doubts if len(active) == self.B else doubts[active]).astype(np.int64)
 
     def solve(
         self,
@@ -137,7 +133,7 @@ class Rows(Problems):
         unrolled = self.columns if self.columns <= UNROLLED and not pairs else 0
         W = unrolled or -(-self.columns // side) * side
         weighted = words * (1 if self.w is None or not pairs else 2)
-        room = (weighted * W + 1) * (T + 8) + 2 * W + W * W * 8 * words + (self.F + 8 if pairs else 0)
+        room = (weighted * W + 1) * (T + 8) + 2 * W + W * W * 8 * words + self.F + 8
         room = (room + 7) // 8 * 8
         sums = np.empty(len(active) * slots * self.F * words)
         args = (

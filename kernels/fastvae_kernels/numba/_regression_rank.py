@@ -13,6 +13,7 @@ from ._double import choose, constant, get, high, put, root
 from ._jit import loop_jit, outlined
 from ._math import like
 from ._memory import F64, read, vector
+from ._regression_factor import row
 
 
 @loop_jit
@@ -27,7 +28,7 @@ def null_vectors(room, M, G, dropped, P, x):
         for k in range(P):
             acc = one if k == j else zero
             for i in range(k, j):
-                acc = acc - get(M, i * (i + 1) // 2 + k, x) * get(G, (j + 1) * (j + 2) // 2 + i + 1, x)
+                acc = acc - get(M, row(i) + k, x) * get(G, row(j + 1) + i + 1, x)
             put(room, j * P + k, choose(out, acc, zero))
     for j in range(P):  # Gram and Schmidt
         for i in range(j):
@@ -62,14 +63,14 @@ def project(room, V, P, x):
         for m in range(P):
             acc = zero
             for i in range(P):
-                acc = acc + get(room, Pi + k * P + i, x) * get(V, max(i, m) * (max(i, m) + 1) // 2 + min(i, m), x)
+                acc = acc + get(room, Pi + k * P + i, x) * get(V, row(max(i, m)) + min(i, m), x)
             put(room, half + k * P + m, acc)
     for k in range(P):
         for m in range(k + 1):
             acc = zero
             for i in range(P):
                 acc = acc + get(room, half + k * P + i, x) * get(room, Pi + i * P + m, x)
-            put(V, k * (k + 1) // 2 + m, acc)
+            put(V, row(k) + m, acc)
 
 
 @loop_jit

@@ -14,7 +14,7 @@ from functools import cache
 from ._double import add_product, constant, disjoint, exact_sum, get, high, low, number, number_zero, pair, put
 from ._gram_blocks import SIDE_ALONE, add_exact_block, partial_sums, prefetch
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
-from ._math import fma, like, select
+from ._math import fma, like, select, sqrt
 from ._memory import F32, F64, I64, array_at, read, vector, write
 from ._regression_factor import UNIT, row
 from ._regression_fields import (
@@ -31,18 +31,21 @@ from ._regression_fields import (
     SMALL_COEF,
     SMALL_INTERCEPT,
     SPREAD,
+    SQUARES,
     STATE,
     WEIGHT,
+    choose_problems,
     hand_out,
     places,
     take_in,
 )
-from ._regression_gram import finish_pairs
+from ._regression_gram import finish_pairs, rows_of
 from ._regression_solve import UNIT_PAIRS, finish, gather
 from ._threads import finished, take, worker
 from ._turned import load, load_weights
 from ._vector import lanes, total
 
+NOTHING = 2.0**-90  # of y: so small an error says nothing of a coefficient that is 0
 RESIDUAL_FIELDS = "25q 1d"
 CORRECT_FIELDS = "19q 2d"
 
@@ -123,10 +126,8 @@ def make_residual() -> Kernel:
             for unit in range(start, stop):
                 s, b = unit % slots, array_at(active + 8 * (unit // slots), 1, I64)[0]
                 x_size = 4 if x_code == F32 else 8
-                x_b = x + b * x_problem * x_size
-                x_next = x_b
-                if unit + 1 < stop and slots == 1:
-                    x_next = x + array_at(active + 8 * (unit + 1), 1, I64)[0] * x_problem * x_size
+                x_b = rows_of(x, x_problem, x_size, active, unit // slots)
+                x_next = rows_of(x, x_problem, x_size, active, min(unit + 1, stop - 1) // slots)
                 y_b = y + b * y_problem * (4 if y_code == F32 else 8)
                 w_b = w + b * w_problem * 8 if w else 0
                 state = results[at[STATE] * B + b * (at[END] - at[STATE]) :]
@@ -201,17 +202,19 @@ def correct(G, record, small, delta, P, R, k, alpha, tolerance, fit_intercept, u
         put(delta, j, step)
         length = abs(high(step)) * read(record, 8 * (at[LENGTHS] + j), v)
         longest = select(length > longest, length, longest)
-    condition, less = read(record, 8 * at[CONDITION], v), zero
-    left = like(v, unit * P) * condition * condition * longest  # of the error
+    condition, less, of_means = read(record, 8 * at[CONDITION], v), zero, zero
+    left = like(v, unit * P) * condition * condition * longest  # of the error, in units of y
+    nothing = like(v, NOTHING) * sqrt(read(record, 8 * (at[SQUARES] + k), v))
     for j in range(P):
         step, place = high(get(delta, j, s)), k * P + j
         b = pair(read(record, 8 * (at[COEF] + place), v), read(record, 8 * (at[SMALL_COEF] + place), v))
         b = b + pair(step, low(get(delta, j, s)))
         write(record, 8 * (at[COEF] + place), high(b))
         write(record, 8 * (at[SMALL_COEF] + place), low(b))
-        bound = like(v, tolerance) * abs(high(b)) * read(record, 8 * (at[LENGTHS] + j), v)
-        doubt = select(left <= bound, doubt, like(v, 1))
-        shift = shift - read(record, 8 * (at[MEANS] + j), v) * step
+        length, mean = read(record, 8 * (at[LENGTHS] + j), v), read(record, 8 * (at[MEANS] + j), v)
+        doubt = select(left <= like(v, tolerance) * abs(high(b)) * length + nothing, doubt, like(v, 1))
+        of_means = of_means + select(left > zero, abs(mean) * left / length, zero)
+        shift = shift - mean * step
         # RSS(b + delta) = RSS(b) - 2 delta'g + delta'G delta, where (G + alpha I) delta = g - alpha b
         less = less + step * (high(get(G, k * (P + 2) + j + 1, x)) + like(v, alpha) * high(b))
     if fit_intercept:
@@ -222,6 +225,7 @@ def correct(G, record, small, delta, P, R, k, alpha, tolerance, fit_intercept, u
         )
         write(record, 8 * (at[INTERCEPT] + k), high(b))
         write(record, 8 * (at[SMALL_INTERCEPT] + k), low(b))
+        doubt = select(of_means <= like(v, tolerance) * abs(high(b)) + nothing, doubt, like(v, 1))
         less = less + all_ * mean
     return less, doubt
 
@@ -254,13 +258,7 @@ def make_correct(deep: int) -> Kernel:
         start, stop = take(block)
         while start < stop:
             for group in range(start, stop):
-                lanes_ = min(8, count - 8 * group)
-                for lane in range(8):
-                    units[lane] = 8 * group + min(lane, lanes_ - 1)
-                    b = array_at(active + 8 * units[lane], 1, I64)[0]
-                    problems[lane] = b
-                    few[lane] = array_at(rows_ + 8 * b, 1, F64)[0] if rows_ else N * 1.0
-                    few[8 + lane] = array_at(log_weights + 8 * b, 1, F64)[0] if log_weights else 0.0
+                lanes_ = choose_problems(units, problems, few, few[8:], active, group, count, rows_, log_weights, N)
                 gather(G, more, array_at(sums, 2 * count * slots * F, F64), units, slots, F, x)
                 take_in(record, results, at, B, problems)
                 for lane in range(8):

@@ -22,7 +22,7 @@ from ._double import constant, get, high, low, number_zero, put, words
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import like, log, select, sqrt
 from ._memory import F64, I64, array_at, read, vector, write
-from ._regression_factor import UNIT, center_sums, doubtful, factor, norm, quadratic, row, square
+from ._regression_factor import UNIT, center_sums, doubtful, factor, norm, quadratic, row, square, sums_of
 from ._regression_fields import (
     COEF,
     COEF_ERROR,
@@ -52,6 +52,7 @@ from ._regression_fields import (
     STATE,
     UNBIASED,
     WEIGHT,
+    choose_problems,
     hand_out,
     places,
 )
@@ -139,16 +140,11 @@ def make_solve(pairs: int) -> Kernel:
         start, stop = take(block)
         while start < stop:
             for group in range(start, stop):
-                lanes_ = min(8, count - 8 * group)
+                lanes_ = choose_problems(units, problems, few, few[8:], active, group, count, rows_, log_weights, N)
                 for lane in range(8):
-                    units[lane] = 8 * group + min(lane, lanes_ - 1)
-                    b = array_at(active + 8 * units[lane], 1, I64)[0]
-                    problems[lane] = b
-                    few[lane] = array_at(rows_ + 8 * b, 1, F64)[0] if rows_ else N * 1.0
-                    few[8 + lane] = array_at(log_weights + 8 * b, 1, F64)[0] if log_weights else 0.0
                     for j in range(P + R):
                         for part in range(n // 8):
-                            c = array_at(centers + 8 * (b * (P + 1 + R) + j + 1), 1, F64)[0]
+                            c = array_at(centers + 8 * (problems[lane] * (P + 1 + R) + j + 1), 1, F64)[0]
                             mean[j * n + part * 8 + lane] = 0.0 if part else c
                 rows, log_weight = read(few, 0, v), read(few, 8, v)
                 gather(G, more, array_at(sums, count * slots * F * n // 8, F64), units, slots, F, x)
@@ -195,7 +191,7 @@ def make_solve(pairs: int) -> Kernel:
                 deepen = select(like(v, UNIT * P) * squared <= like(v, most_error), any_dropped, unity)
                 refine = zero
                 for r in range(R):
-                    to = row(P + 1) + r * (P + 2)
+                    to = sums_of(P + 1 + r, P)
                     yy = get(G, to + P + 1, x)
                     rss = yy
                     for j in range(P):

@@ -216,26 +216,6 @@ def register(typingctx, vector):
 
 
 @intrinsic
-def totals(typingctx, a, b, c, d):
-    """The sums of the lanes of four vectors of 4 or 8 lanes, as a vector of 4; of 8, that of the lower and upper 4."""
-    result = Vector(a.dtype, 4)
-
-    def of_four(builder: Any, vectors: Any) -> Any:
-        pairs = []
-        for x, y in (vectors[:2], vectors[2:]):
-            pairs.append(builder.fadd(_shuffle(builder, x, y, [0, 4, 2, 6]), _shuffle(builder, x, y, [1, 5, 3, 7])))
-        return builder.fadd(*(_shuffle(builder, pairs[0], pairs[1], lanes) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7])))
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if a.lanes == 4:
-            return of_four(builder, args)
-        halves = ([_shuffle(builder, x, x, list(range(k, k + 4))) for x in args] for k in (0, 4))
-        return builder.fadd(*(of_four(builder, half) for half in halves))
-
-    return result(a, a, a, a), codegen
-
-
-@intrinsic
 def deinterleave(typingctx, a, b):
     """The even and the odd lanes of a and b, one behind the other."""
     result = types.UniTuple(a, 2)

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._buffers import scratch
+from ._buffers import address, scratch
 from ._memory import CODES
 from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
-from ._mixture_launch import Mixtures, Stream, address, moments
+from ._mixture_launch import Mixtures, Stream, moments
 from ._mixture_pass import (
     CENTERS,
     GIVEN,

@@ -40,7 +40,7 @@ CLOSE_SUMS = 1e-6  # the same where sums are float64, and their rows are gone
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-9}  # of a coefficient
 LEAST, MOST_ERROR = 1e-9, 1e-9  # a pivot, and the error of V, relative, that one correction is enough for
 LEAST_FLOAT64, MOST_FLOAT64 = 2.0**-46, 0.01  # times P; the same where float64 is asked for
-MOST_REPEATS = 3  # of a correction in double-double
+MOST_REPEATS = 8  # of a correction in double-double
 
 
 class Fitted(NamedTuple):
@@ -100,8 +100,8 @@ def in_float64(m: Rows, active: np.ndarray, wanted: bool, status: np.ndarray) ->
     sound = doubts & NONFINITE == 0
     refined = active[sound & (doubts & (REFINE | DEEPEN) == REFINE)]
     if len(refined):
-        m.refine(refined, wanted, tolerance)
-        status[refined] = REFINED
+        m.refine(refined, wanted, tolerance)  # where float64 is wanted, RSS alone
+        status[refined] = 0 if wanted else REFINED
         doubts |= m.doubts(active)
     return active[sound & (doubts & DEEPEN != 0)], active[~sound]
 
