@@ -8,21 +8,20 @@ import pytest
 
 from fastvae_kernels.numba import _gram_blocks as blocks
 from fastvae_kernels.numba._double import (
+    add_part,
     add_product,
     choose,
     constant,
-    disjoint,
     exact_product,
     exact_sum,
     get,
     high,
     low,
-    number,
     number_zero,
     put,
     root,
 )
-from fastvae_kernels.numba._gram_blocks import SIDE_EXACT
+from fastvae_kernels.numba._gram_blocks import SIDE_ALONE, SIDE_EXACT
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import F64, I64, array_at, read, write
 from fastvae_kernels.numba._regression_sums import Sums, add, joined, multiply, two_product
@@ -56,11 +55,11 @@ def random_pairs(count, seed, spread=20):
 
 @functools.cache
 def make_arithmetic():
-    @kernel("4q 1d")
+    @kernel("4q")
     def arithmetic(block):
-        a_address, b_address, out_address, n, one = unpack(block, "4q 1d")
+        a_address, b_address, out_address, n = unpack(block, "4q")
         a, b = array_at(a_address, 16 * n, F64), array_at(b_address, 16 * n, F64)
-        out, x = array_at(out_address, 16 * 9 * n, F64), number_zero(1)
+        out, x = array_at(out_address, 16 * 8 * n, F64), number_zero(1)
         for i in range(n):
             p, q = get(a, i, x), get(b, i, x)
             put(out, i, p + q)
@@ -71,22 +70,21 @@ def make_arithmetic():
             put(out, 5 * n + i, exact_product(high(p), high(q)))
             put(out, 6 * n + i, exact_sum(high(p), high(q)))
             put(out, 7 * n + i, choose(high(p) < high(q), p, -q))
-            put(out, 8 * n + i, disjoint(add_product(number(x, high(p), low(p)), high(q), constant(x, 3.0), one)))
 
     return arithmetic
 
 
 def test_pairs_are_right_to_102_bits():
     n = 200
-    a, b, out = random_pairs(n, 0), random_pairs(n, 1), np.empty((9, n, 2, 8))
-    call(make_arithmetic(), a, b, out, n, 1.0)
+    a, b, out = random_pairs(n, 0), random_pairs(n, 1), np.empty((8, n, 2, 8))
+    call(make_arithmetic(), a, b, out, n)
     p, q = exact(a), exact(b)
     for k, operation in enumerate(OPERATIONS.values()):
         for got, x, y in zip(exact(out[k]), p, q, strict=True):
             for g, s, t in zip(got, x, y, strict=True):
                 want = operation(s, t)
                 assert abs(g - want) <= abs(want) * Fraction(1, 2**102)
-    for k in range(9):  # their parts do not overlap
+    for k in range(8):  # their parts do not overlap
         assert (np.abs(out[k, :, 1]) <= np.abs(out[k, :, 0]) * 2.0**-52).all()
     for got, x in zip(exact(out[4]), p, strict=True):
         for g, s in zip(got, x, strict=True):
@@ -99,10 +97,35 @@ def test_pairs_are_right_to_102_bits():
             assert products[i][lane] == s * t
             assert sums[i][lane] == s + t
     np.testing.assert_array_equal(out[7], np.where((a[:, :1] < b[:, :1]), a, -b))
-    for got, x, t in zip(exact(out[8]), p, g, strict=True):
-        for result, s, factor in zip(got, x, t, strict=True):
-            want = s + 3 * Fraction(factor)
-            assert abs(result - want) <= (abs(s) + abs(3 * Fraction(factor))) * Fraction(1, 2**104)
+
+
+@functools.cache
+def make_sums_above():
+    @kernel("4q 1d")
+    def sums_above(block):
+        a_address, b_address, out_address, n, first = unpack(block, "4q 1d")
+        a, b = array_at(a_address, 8 * n, F64), array_at(b_address, 8 * n, F64)
+        out, x = array_at(out_address, 16, F64), number_zero(1)
+        p = constant(x, first)
+        for i in range(n):
+            p = add_product(add_part(p, read(b, 8 * i, high(x))), read(a, 8 * i, high(x)), read(b, 8 * i, high(x)))
+        put(out, 0, exact_sum(high(p) - high(constant(x, first)), low(p)))
+
+    return sums_above
+
+
+def test_sums_above_all_that_comes_are_right_to_100_bits_of_it():
+    n = 50
+    a, b, out = random_pairs(n, 0)[:, 0].copy(), random_pairs(n, 1)[:, 0].copy(), np.empty((1, 2, 8))
+    b[n // 2 :], a[n // 2 :] = -b[: n // 2], a[: n // 2] * (1 + 2.0**-50)  # all but the last of 106 bits is lost
+    terms = [
+        [Fraction(y) * (1 + Fraction(x)) for x, y in zip(*rows, strict=True)]
+        for rows in zip(a.tolist(), b.tolist(), strict=True)
+    ]
+    most = max(sum(abs(t[lane]) for t in terms) for lane in range(8)) + max(map(Fraction, np.abs(b).max(0).tolist()))
+    call(make_sums_above(), a, b, out, n, 4.0 * float(most))
+    for lane, got in enumerate(exact(out)[0]):
+        assert abs(got - sum(t[lane] for t in terms)) <= most * Fraction(1, 2**100)
 
 
 @functools.cache
@@ -172,42 +195,71 @@ def make_exact_blocks():
         gap = side * S
         a, z = array_at(a_address, 2 * gap, F64), array_at(z_address, 2 * gap, F64)
         room = (side * side + 7) // 8 * 8
-        acc, out = array_at(acc_address, side * side * 16, F64), array_at(out_address, 4 * room, F64)
+        acc, out = array_at(acc_address, side * side * 16, F64), array_at(out_address, 2 * room, F64)
         where, u = array_at(where_address, room, I64), blocks.partial_sums()
-        for exact_rows in range(2):
-            if exact_rows:
-                blocks.add_exact_block(acc, side, a, z, 0, 0, S, T, 1, gap, one, False, False, SIDE_EXACT, SIDE_EXACT)
-            else:
-                blocks.add_exact_block(acc, side, a, z, 0, 0, S, T, 1, gap, one, False, True, SIDE_EXACT, SIDE_EXACT)
-            for k in range(0, side * side, lanes(u)):
-                some = blocks.totals_of_pairs(acc, where, k)
-                write(out, 2 * (exact_rows * room + k), high(some))
-                write(out, 2 * (exact_rows * room + k) + lanes(u), low(some))
+        blocks.add_exact_block(acc, side, a, z, 0, 0, S, T, 1, gap, one, False)
+        for k in range(0, side * side, lanes(u)):
+            some = blocks.totals_of_pairs(acc, where, k)
+            write(out, 2 * k, high(some))
+            write(out, 2 * k + lanes(u), low(some))
 
     return exact_block
 
 
-def test_sums_of_products_of_pairs_that_cancel():
-    # sums of 96 products, of which nothing is left but the last of 106 bits
-    side, T, S = SIDE_EXACT, 96, 104
+def products_that_cancel(side, T, S):
+    """Pairs a and z, ``side`` columns of each, the sums of whose products cancel but for the last of 106 bits."""
     rng = np.random.default_rng(0)
     a, z = (rng.normal(size=(2, side, S)) * [[[1.0]], [[2.0**-54]]] for _ in range(2))
-    z[:, :, 48:T] = -z[:, :, :48]
-    a[:, :, 48:T] = a[:, :, :48] * (1 + 2.0**-40)
+    z[:, :, T // 2 : T] = -z[:, :, : T // 2]
+    a[:, :, T // 2 : T] = a[:, :, : T // 2] * (1 + 2.0**-40)
+    return a, z
+
+
+def exact_products(a, z, i, j, T):
+    x, y = ([Fraction(h) + Fraction(s) for h, s in zip(*p.tolist(), strict=True)] for p in (a[:, i, :T], z[:, j, :T]))
+    return [s * t for s, t in zip(x, y, strict=True)]
+
+
+def test_sums_of_products_of_pairs_that_cancel():
+    side, T, S = SIDE_EXACT, 96, 104
+    a, z = products_that_cancel(side, T, S)
     room, L = -(-side * side // 8) * 8, blocks.LANES_REGISTER
     where = np.minimum(np.arange(room), side * side - 1) * 2 * L
-    acc, out = np.zeros((side, side, 16)), np.empty((2, room // L, 2, L))
+    acc, out = np.zeros((side, side, 16)), np.empty((room // L, 2, L))
     call(make_exact_blocks(), a, z, acc, out, where, S, T, 1.0)
-    totals = out.transpose(0, 1, 3, 2).reshape(2, room, 2)[:, : side * side].reshape(2, side, side, 2)
-    for exact_rows in (False, True):
-        for i in range(side):
-            for j in range(side):
-                x = [Fraction(h) + (not exact_rows) * Fraction(s) for h, s in zip(*a[:, i, :T].tolist(), strict=True)]
-                y = [Fraction(h) + Fraction(s) for h, s in zip(*z[:, j, :T].tolist(), strict=True)]
-                products = [s * t for s, t in zip(x, y, strict=True)]
-                got = sum(map(Fraction, totals[int(exact_rows), i, j].tolist()))
-                size = sum(map(abs, products), Fraction())
-                assert abs(Fraction(got - sum(products))) <= size * Fraction(1, 2**100)
+    totals = out.transpose(0, 2, 1).reshape(room, 2)[: side * side].reshape(side, side, 2)
+    for i in range(side):
+        for j in range(side):
+            products = exact_products(a, z, i, j, T)
+            got = sum(map(Fraction, totals[i, j].tolist()))
+            size = sum(map(abs, products), Fraction())
+            assert abs(Fraction(got - sum(products))) <= size * Fraction(1, 2**100)
+
+
+@functools.cache
+def make_blocks_above():
+    @kernel("5q")
+    def block_above(block):
+        a_address, z_address, acc_address, S, T = unpack(block, "5q")
+        a, z = array_at(a_address, SIDE_ALONE * S, F64), array_at(z_address, 2 * S, F64)
+        acc = array_at(acc_address, 2 * SIDE_ALONE * blocks.LANES_REGISTER, F64)
+        blocks.add_above(acc, a, z, 0, S, T, S)
+
+    return block_above
+
+
+def test_sums_of_products_above_all_that_comes():
+    T, S, L = 96, 104, blocks.LANES_REGISTER
+    a, z = products_that_cancel(SIDE_ALONE, T, S)
+    a[1], z = 0.0, z[:, 0].copy()
+    acc = np.zeros((SIDE_ALONE, 2, L))
+    first = 4 * np.linalg.norm(a[0, :, :T], axis=1) * np.linalg.norm(z[0, :T])  # Cauchy and Schwarz
+    acc[:, 0] = first[:, None]
+    call(make_blocks_above(), a[0].copy(), z, acc, S, T)
+    for i in range(SIDE_ALONE):
+        products = exact_products(a, z[:, None], i, 0, T)
+        got = sum(map(Fraction, acc[i].ravel().tolist()), -L * Fraction(first[i].item()))
+        assert abs(Fraction(got - sum(products))) <= Fraction(first[i].item()) * Fraction(1, 2**100)
 
 
 def test_pairs_in_numpy():

@@ -123,6 +123,14 @@ def test_several_targets_are_refined_together():
     assert result.status == REFINED
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_first_rows_may_be_far_from_the_rest(precision):
+    # the centers, the means of the first eight, are found anew, that of y too
+    X = PLAIN + 1e6
+    X[8:, 0] += 1e3
+    check_exactly(X, TARGET + 1e7 + X[:, 0], precision=precision, tolerance=1e-12)
+
+
 def test_few_well_behaved_problems_are_refined():
     g = np.random.default_rng(0)
     for n, p in ((64, 4), (256, 8)):

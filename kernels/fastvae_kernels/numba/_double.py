@@ -79,13 +79,19 @@ def two_product(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
 def accumulate(
     builder: Any, s: Any, rest: Any, a: Any, small_a: Any, b: Any, small_b: Any, one: Any
 ) -> tuple[Any, Any]:
-    """``(s, rest)`` and the product of a and b added to it; ``small_a`` is None where a is but one part."""
+    """``(s, rest)`` and the product of a and b added to it."""
     product, error = two_product(builder, a, b)
     s, more = two_sum_mixed(builder, s, product, one)
-    error = fma(builder, a, small_b, builder.fadd(error, more))
-    if small_a is not None:
-        error = fma(builder, small_a, b, error)
+    error = fma(builder, small_a, b, fma(builder, a, small_b, builder.fadd(error, more)))
     return s, builder.fadd(rest, error)
+
+
+def accumulate_above(builder: Any, s: Any, rest: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """The same for single parts, in a third of the steps, where s is known to be larger than the product, signs aside:
+    then what s takes of it is known without error, and so is what it leaves.
+    """
+    after = fma(builder, a, b, s)
+    return after, builder.fadd(rest, fma(builder, a, b, builder.fneg(builder.fsub(after, s))))
 
 
 def _parts(builder: Any, p: Any) -> tuple[Any, Any]:
@@ -214,24 +220,25 @@ def number(typingctx, x, a, b):
 
 
 @intrinsic
-def add_product(typingctx, p, a, q, one):
-    """The pair p + a q for a vector a, its parts not made disjoint again: for sums of many. ``one`` is a 1 that the
-    compiler does not know.
+def add_product(typingctx, p, a, b):
+    """The pair p + a b of vectors, its parts not made disjoint again: for sums of many, which start at a number more
+    than 3 times as large as any sum to come, see `accumulate_above`.
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        (s, rest), (b, small) = _parts(builder, args[0]), _parts(builder, args[2])
-        return _joined(builder, *accumulate(builder, s, rest, args[1], None, b, small, splat(builder, args[3], a)))
-
-    return p(p, a, p, one), codegen
+    return p(p, a, a), lambda context, builder, signature, args: _joined(
+        builder, *accumulate_above(builder, *_parts(builder, args[0]), *args[1:])
+    )
 
 
 @intrinsic
-def disjoint(typingctx, p):
-    """The same pair, its small part less than half an ulp of the other."""
-    return p(p), lambda context, builder, signature, args: _joined(
-        builder, *fast_two_sum(builder, *_parts(builder, args[0]))
-    )
+def add_part(typingctx, p, a):
+    """The pair p + a of such a sum."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        s, rest = _parts(builder, args[0])
+        s, left = fast_two_sum(builder, s, args[1])
+        return _joined(builder, s, builder.fadd(rest, left))
+
+    return p(p, a), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -6,7 +6,8 @@ its shape: loads of its columns, then one fma for each of its products; in doubl
 
     p + e = a b exactly,    s + f = s + p exactly,    r += e + f + (small parts of a and b)
 
-where s + r is the sum: as if summed in 106 bits (Ogita, Rump & Oishi, Accurate sum and dot product, 2005).
+where s + r is the sum: as if summed in 106 bits (Ogita, Rump & Oishi, Accurate sum and dot product, 2005). Where the
+sums are known to be less than a third of a number from which they start, half as many steps do, `add_above`.
 """
 
 from typing import Any, NamedTuple
@@ -16,13 +17,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._double import Pair, _joined, accumulate, fast_two_sum, two_sum
-from ._emit import VECTOR, WIDE, Registers, halves, in_lanes, load, loop, pointer, totals, vector_at
+from ._double import Pair, _joined, accumulate, accumulate_above, fma, two_sum
+from ._emit import VECTOR, WIDE, Registers, everywhere, halves, in_lanes, load, loop, pointer, totals, vector_at
 from ._vector import LANES_REGISTER, llvm_type, splat
 
 SIDE = 4 if WIDE else 3  # of a block of sums, of one register each
 SIDE_EXACT = 3 if WIDE else 2  # of two registers each
-SIDE_ALONE = 5  # and of a single column
+SIDE_ALONE = 5  # of products with a single column
 MOST = 6 if WIDE else 4  # columns of a triangle of sums that is one block
 UNROLLED = 12  # columns for which the blocks are laid out when the kernel is compiled
 
@@ -57,10 +58,11 @@ class _Ahead(NamedTuple):
 
 
 class _Exactly(NamedTuple):
-    """What it needs for double-double: how far behind the columns their small parts lie, whether a has any, and 1."""
+    """What it needs for double-double: how far behind the columns their small parts lie, and 1; or None where a has no
+    small parts and sums start above all that comes.
+    """
 
     gap: Any
-    in_a: bool
     one: Any
 
 
@@ -113,16 +115,20 @@ def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None, ahead: _
         right = left if block.triangle and a is b else [column(b, j, k, t) for k in range(block.columns)]
         if exactly:
             behind = builder.add(exactly.gap, t)
-            small_left = [column(a, i, k, behind) if exactly.in_a else None for k in range(block.rows)]
+            small_left = [column(a, i, k, behind) if exactly.one else None for k in range(block.rows)]
             small_right = [column(b, j, k, behind) for k in range(block.columns)]
         for r, c in keys:
             if not exactly:
                 sums.add((r, c, 0), left[r], right[c])
                 continue
-            parts = left[r], small_left[r], right[c], small_right[c]
-            s, rest = accumulate(builder, sums.get((r, c, 0)), sums.get((r, c, 1)), *parts, exactly.one)
-            sums.set((r, c, 0), s)
-            sums.set((r, c, 1), rest)
+            pair = sums.get((r, c, 0)), sums.get((r, c, 1))
+            if exactly.one:
+                pair = accumulate(builder, *pair, left[r], small_left[r], right[c], small_right[c], exactly.one)
+            else:
+                s, rest = accumulate_above(builder, *pair, left[r], right[c])
+                pair = s, fma(builder, left[r], small_right[c], rest)
+            for k in range(2):
+                sums.set((r, c, k), pair[k])
     for key, place in places.items():
         builder.store(sums.get(key), place, align=8)
 
@@ -183,24 +189,42 @@ def add_block(typingctx, acc, width, z, i, j, S, T, fresh, ahead, triangle):
 
 
 @intrinsic(prefer_literal=True)
-def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, fresh, gap, one, triangle, in_a, rows, columns):
-    """The same in double-double, of a times b, whose small parts lie ``gap`` behind, those of a if ``in_a``.
+def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, fresh, gap, one, triangle):
+    """The same in double-double, SIDE_EXACT columns of a times as many of b, whose small parts lie ``gap`` behind.
 
-    ``rows`` and ``columns`` are constants; ``one`` is 1, which the compiler must not know.
+    ``one`` is 1, which the compiler must not know.
     """
-    shape = rows.literal_value, columns.literal_value, bool(triangle.literal_value)
-    small = bool(in_a.literal_value)
+    shape = SIDE_EXACT, SIDE_EXACT, bool(triangle.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         acc_, a_, b_ = (pointer(context, builder, signature.args[k], args[k]) for k in (0, 2, 3))
         _, width_, _, _, *at, fresh_, gap_, one_ = args[:11]
         fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
-        exactly = _Exactly(gap_, small, splat(builder, one_, VECTOR))
+        exactly = _Exactly(gap_, splat(builder, one_, VECTOR))
         _emit(builder, _Block._make([acc_, width_, a_, b_, *at, fresh_, *shape]), exactly)
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(acc, n, a, b, n, n, n, n, n, n, types.float64, triangle, in_a, rows, columns), codegen
+    return types.void(acc, n, a, b, n, n, n, n, n, n, types.float64, triangle), codegen
+
+
+@intrinsic
+def add_above(typingctx, acc, a, b, i, S, T, gap):
+    """The products of SIDE_ALONE columns of a from i on and a single one, b, whose small part lies ``gap`` behind.
+
+    Sums are pairs, as in `add_exact_block`; they have to start at more than 3 times what any of them comes to.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        acc_, a_, b_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(3))
+        i_, S_, T_, gap_ = args[3:]
+        one, none, fresh = i_.type(1), i_.type(0), ir.IntType(1)(0)
+        block = _Block(acc_, one, a_, b_, i_, none, S_, T_, fresh, SIDE_ALONE, 1, False)
+        _emit(builder, block, _Exactly(gap_, None))
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(acc, a, b, n, n, n, n), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -242,9 +266,30 @@ def totals_of_pairs(typingctx, acc, where, k):
             s, error = two_sum(builder, *halves(builder, x[0], y[0], part))
             return s, builder.fadd(builder.fadd(*halves(builder, x[1], y[1], part)), error)
 
-        return _joined(builder, *fast_two_sum(builder, *in_lanes(values, join)))
+        return _joined(builder, *two_sum(builder, *in_lanes(values, join)))
 
     return Pair(VECTOR)(acc, where, types.intp), codegen
+
+
+@intrinsic
+def totals_above(typingctx, acc, above, k):
+    """The sums of the lanes of as many pairs as there are lanes, from the k-th on, less above[k], above[k + 1], ...
+    where they started: a lane each.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        acc_, above_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(2))
+        parts: list[list[Any]] = [[], []]
+        for lane in range(LANES_REGISTER):
+            k = builder.add(args[2], args[2].type(lane))
+            for part in range(2):
+                at = builder.mul(builder.add(builder.mul(k, k.type(2)), k.type(part)), k.type(LANES_REGISTER))
+                parts[part].append(load(builder, acc_, at))
+            parts[0][lane] = builder.fsub(parts[0][lane], everywhere(builder, above_, k))
+        # large parts are multiples of an ulp of where they started: neither the difference nor their sums are rounded
+        return _joined(builder, *two_sum(builder, *(totals(builder, p) for p in parts)))
+
+    return Pair(VECTOR)(acc, above, types.intp), codegen
 
 
 @intrinsic

@@ -5,7 +5,8 @@ steps to come, are one field, so that a problem's lie together.
 """
 
 from ._jit import loop_jit, math_jit, outlined
-from ._memory import F64, I64, array_at
+from ._memory import F64, I64, array_at, read, vector, write
+from ._turned import into_lanes, out_of_lanes
 
 (
     COEF, INTERCEPT, COEF_ERROR, INTERCEPT_ERROR, SIGMA2, UNBIASED, LOG_LIKELIHOOD, R2, RSS,
@@ -39,8 +40,8 @@ def places(P, R):
 
 @loop_jit
 def choose_problems(units, problems, rows, log_weights, active, group, count, rows_at, log_weights_at, N):
-    """Which problems are in the lanes of a group, and their rows and sums of log w; how many lanes have one of their
-    own. The others repeat the last.
+    """Which problems are in the lanes of a group, and their rows and sums of log w. Lanes that are left over have the
+    last problem as well, and do as that does.
     """
     outlined()
     lanes_ = min(8, count - 8 * group)
@@ -50,38 +51,42 @@ def choose_problems(units, problems, rows, log_weights, active, group, count, ro
         problems[lane] = b
         rows[lane] = array_at(rows_at + 8 * b, 1, F64)[0] if rows_at else N * 1.0
         log_weights[lane] = array_at(log_weights_at + 8 * b, 1, F64)[0] if log_weights_at else 0.0
-    return lanes_
 
 
 @loop_jit
-def hand_out(out, record, at, B, problems, lanes_, first_of, last_of):
-    """Write the fields of the problems in the lanes; of those that lie together some, from one place to another."""
+def find_rows(rows, start, size, numbers):
+    """The addresses at which rows of ``size`` float64 begin, given their numbers, the first of all at ``start``."""
+    rows = array_at(rows, 8, I64)
+    for lane in range(8):
+        rows[lane] = start + 8 * size * numbers[lane]
+
+
+@loop_jit
+def hand_out(out, record, at, B, problems, rows, first_of, last_of):
+    """Write the fields of the problems in the lanes; of those that lie together some, from one place to another.
+
+    ``out``, ``record`` and ``rows``, room for eight, are addresses.
+    """
     outlined()
+    v, neighbours = vector(F64), problems[6] - problems[0] == 6 and problems[7] - problems[6] == 1  # for they ascend
     for f in range(STATE):
-        first, last = at[f], at[f + 1]
-        if last - first == 1:
-            for lane in range(lanes_):
-                out[first * B + problems[lane]] = record[first * 8 + lane]
+        first, size = at[f], at[f + 1] - at[f]
+        if size == 1 and neighbours:
+            field = array_at(out + 8 * (first * B + problems[0]), 8, F64)
+            write(field, 0, read(array_at(record + 64 * first, 8, F64), 0, v))
         else:
-            for lane in range(lanes_):
-                to = first * B + problems[lane] * (last - first)
-                for k in range(last - first):
-                    out[to + k] = record[(first + k) * 8 + lane]
-    for lane in range(lanes_):
-        to = at[STATE] * B + problems[lane] * (at[END] - at[STATE]) - at[STATE]
-        for k in range(first_of, last_of):
-            out[to + k] = record[k * 8 + lane]
+            find_rows(rows, out + 8 * first * B, size, problems)
+            out_of_lanes(rows, record + 64 * first, size)
+    find_rows(rows, out + 8 * (at[STATE] * B + first_of - at[STATE]), at[END] - at[STATE], problems)
+    out_of_lanes(rows, record + 64 * first_of, last_of - first_of)
 
 
 @loop_jit
-def take_in(record, out, at, B, problems):
-    """Coefficients, intercepts and all that lies together of eight problems, a lane each: the reverse of `hand_out`."""
+def take_in(record, out, at, B, problems, rows):
+    """Coefficients, intercepts, rank and all that lies together: the reverse of `hand_out`."""
     outlined()
-    for f in range(STATE + 1):
-        if INTERCEPT < f < CONDITION:  # are made anew
-            continue
-        first, last = at[f], at[END] if f == STATE else at[f + 1]
-        for lane in range(8):
-            source = first * B + problems[lane] * (last - first)
-            for k in range(last - first):
-                record[(first + k) * 8 + lane] = out[source + k]
+    for f in (COEF, INTERCEPT, CONDITION, RANK):
+        find_rows(rows, out + 8 * at[f] * B, at[f + 1] - at[f], problems)
+        into_lanes(record + 64 * at[f], rows, at[f + 1] - at[f])
+    find_rows(rows, out + 8 * at[STATE] * B, at[END] - at[STATE], problems)
+    into_lanes(record + 64 * at[STATE], rows, at[END] - at[STATE])

@@ -143,9 +143,9 @@ def add_exact_products(acc, a, z, W, S, T, P, gap, fresh, one):
     """The same in double-double, of a = w z and z."""
     outlined()
     for i in range(0, W, SIDE_EXACT):
-        add_exact_block(acc, W, a, z, i, i, S, T, fresh, gap, one, True, True, SIDE_EXACT, SIDE_EXACT)
+        add_exact_block(acc, W, a, z, i, i, S, T, fresh, gap, one, True)
         for j in range(0, min(i, P + 1), SIDE_EXACT):
-            add_exact_block(acc, W, a, z, i, j, S, T, fresh, gap, one, False, True, SIDE_EXACT, SIDE_EXACT)
+            add_exact_block(acc, W, a, z, i, j, S, T, fresh, gap, one, False)
 
 
 @loop_jit

@@ -76,7 +76,7 @@ class Problems:
         """Estimates of the active problems, whose sums are these; the small parts of V go to the address ``small``."""
         P, R = self.P, self.R
         n, T = WORDS * (2 if pairs else 1), P * (P + 1) // 2
-        room = (2 * self.F + 2 * T + 2 * P + R) * n + 40 * P + 8 * self.at[-1] + 40 + (3 * P * P * n if pairs else 0)
+        room = (2 * self.F + 2 * T + 2 * P + R) * n + 40 * P + 8 * self.at[-1] + 48 + (3 * P * P * n if pairs else 0)
         groups = -(-len(active) // 8)
         args = (
             0, address(active), len(active), address(sums), slots, self.F, address(centers), small, *self.weights_at,
@@ -159,15 +159,16 @@ class Rows(Problems):
         P, R, F = self.P, self.R, (self.P + 2) * self.R
         T, slots = self.tiles(P + R + 3)
         W = -(-(P + 1) // SIDE_ALONE) * SIDE_ALONE
-        room = (W + R + 3) * (T + 8) + 2 * R * (P + 1) + 16 * W * R + 2 * R + 2 * P + 9
-        more = 32 * F + 8 * (self.at[-1] + 2 * P + P * (P + 1) // 2) + 32
+        room = (W + R + 3) * (T + 8) + R * (3 * P + 5) + 8 + 16 * (W * R + 8) + 2 * R + P
+        more = 32 * F + 8 * (self.at[-1] + 4 * P + P * (P + 1) // 2) + 40
         room = (max(room, more) + 7) // 8 * 8
         place = scratch(room * torch.get_num_threads())
         sums, deep = np.empty(2 * len(active) * slots * F), (0, 0)
         if small is not None and where is not None:
             deep = address(small), address(where)
         args = (
-            0, *self.data, T, W, slots, address(active), self.B, address(self.out), address(sums), F, place, room, 1.0
+            0, *self.data, T, W, slots, address(active), self.B, address(self.out), int(deep != (0, 0)),
+            address(sums), F, place, room,
         )  # fmt: skip
         run(make_residual(), args, len(active) * slots, len(active) * self.N * (P + 2) * R * 0.6)
         args = (

@@ -18,7 +18,7 @@ Results lie in fields, see `_regression_fields`. Specification: fastvae/referenc
 import math
 from functools import cache
 
-from ._double import constant, get, high, low, number_zero, put, words
+from ._double import constant, get, high, low, number, number_zero, put, words
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import like, log, select, sqrt
 from ._memory import F64, I64, array_at, read, vector, write
@@ -53,11 +53,13 @@ from ._regression_fields import (
     UNBIASED,
     WEIGHT,
     choose_problems,
+    find_rows,
     hand_out,
     places,
 )
 from ._regression_rank import null_vectors, project, shorten
 from ._threads import finished, take, worker
+from ._turned import into_lanes
 
 UNIT_PAIRS = 2.0**-103
 ALONE, ALONE_PAIRS = 1e-5, 2.0**-67  # of y'y: a smaller RSS is summed up from residuals, not what y'y - z'z leaves
@@ -66,20 +68,17 @@ FIELDS = "18q 5d"
 
 
 @loop_jit
-def gather(G, more, sums, units, slots, F, x):
-    """Add up the slots of eight problems, in index order, lane by lane."""
+def gather(G, more, sums, units, rows, slots, F, x):
+    """Add up the slots of eight problems, in index order, lane by lane; all but the units are addresses."""
     outlined()
-    n = words(x) // 8
+    size = F * words(x)
+    total_, other = array_at(G, size, F64), array_at(more, size, F64)
     for s in range(slots):
-        to = more if s else G
-        for lane in range(8):
-            first = (units[lane] * slots + s) * F * n
-            for k in range(F):
-                for part in range(n):
-                    to[(k * n + part) * 8 + lane] = sums[first + k * n + part]
+        find_rows(rows, sums + s * size, slots * size // 8, units)
+        into_lanes(more if s else G, rows, size // 8)
         if s:
             for k in range(F):
-                put(G, k, get(G, k, x) + get(more, k, x))
+                put(total_, k, get(total_, k, x) + get(other, k, x))
 
 
 @loop_jit
@@ -122,7 +121,7 @@ def make_solve(pairs: int) -> Kernel:
         T = P * (P + 1) // 2
         at = places(P, R)
         mine = room + 8 * room_size * worker(block)
-        G, more = array_at(mine, F * n, F64), array_at(mine + 8 * F * n, F * n, F64)
+        G_at, G = mine, array_at(mine, F * n, F64)
         mine += 16 * F * n
         M, V = array_at(mine, T * n, F64), array_at(mine + 8 * T * n, T * n, F64)
         mine += 16 * T * n
@@ -130,24 +129,24 @@ def make_solve(pairs: int) -> Kernel:
         mine += 8 * (2 * P + R) * n
         scale, limit = array_at(mine, 8 * P, F64), array_at(mine + 64 * P, 8 * P, F64)
         dropped, shrink = array_at(mine + 128 * P, 8 * P, F64), array_at(mine + 192 * P, 8 * P, F64)
-        grain, record = array_at(mine + 256 * P, 8 * P, F64), array_at(mine + 320 * P, 8 * at[END], F64)
+        grain, record_at = array_at(mine + 256 * P, 8 * P, F64), mine + 320 * P
+        record = array_at(record_at, 8 * at[END], F64)
         mine += 320 * P + 64 * at[END]
         few = array_at(mine, 24, F64)
         units, problems = array_at(mine + 192, 8, I64), array_at(mine + 256, 8, I64)
-        nulls = array_at(mine + 320, 3 * P * P * n if pairs else 0, F64)
-        results = array_at(out, B * at[END], F64)
+        rows_at = mine + 320
+        nulls = array_at(mine + 384, 3 * P * P * n if pairs else 0, F64)
         zero, unity = like(v, 0), like(v, 1)
         start, stop = take(block)
         while start < stop:
             for group in range(start, stop):
-                lanes_ = choose_problems(units, problems, few, few[8:], active, group, count, rows_, log_weights, N)
-                for lane in range(8):
-                    for j in range(P + R):
-                        for part in range(n // 8):
-                            c = array_at(centers + 8 * (problems[lane] * (P + 1 + R) + j + 1), 1, F64)[0]
-                            mean[j * n + part * 8 + lane] = 0.0 if part else c
+                choose_problems(units, problems, few, few[8:], active, group, count, rows_, log_weights, N)
+                find_rows(rows_at, centers + 8, P + 1 + R, problems)
+                into_lanes(record_at, rows_at, P + R)
+                for j in range(P + R):
+                    put(mean, j, number(x, read(record, 8 * j, v), zero))
                 rows, log_weight = read(few, 0, v), read(few, 8, v)
-                gather(G, more, array_at(sums, count * slots * F * n // 8, F64), units, slots, F, x)
+                gather(G_at, G_at + 8 * F * n, sums, units, rows_at, slots, F, x)
                 total = get(G, 0, x)
                 far = zero
                 if fit_intercept:
@@ -232,7 +231,7 @@ def make_solve(pairs: int) -> Kernel:
                     left = like(v, UNIT_PAIRS * P) * squared
                     doubts = doubts + select(left <= like(v, tolerance), zero, like(v, REPEAT))
                     if small:
-                        for lane in range(lanes_):
+                        for lane in range(8):
                             rest_of_V = array_at(small + 8 * units[lane] * T, T, F64)
                             for k in range(T):
                                 rest_of_V[k] = V[(2 * k + 1) * 8 + lane]
@@ -244,8 +243,9 @@ def make_solve(pairs: int) -> Kernel:
                 write(record, 8 * at[SPREAD], spread)
                 for j in range(P):
                     write(record, 8 * (at[LENGTHS] + j), read(scale, 8 * j, v))
+                for j in range(P + R):
                     write(record, 8 * (at[MEANS] + j), high(get(mean, j, x)))
-                hand_out(results, record, at, B, problems, lanes_, at[STATE], at[END])
+                hand_out(out, record_at, at, B, problems, rows_at, at[STATE], at[END])
             finished(block, stop - start)
             start, stop = take(block)
 

@@ -3,6 +3,7 @@
     xt[d S + t] = x[t, d] - shift[d]        S is the stride between columns
 
 Four rows by four features are turned in registers. Everything becomes float64, whatever the dtype of the rows.
+`into_lanes` and `out_of_lanes` do the same with eight rows of float64 that lie anywhere.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from numba.extending import intrinsic
 
 from ._jit import loop_jit, outlined
 from ._math import like
-from ._memory import F32, F64, array_at, number, read, vector, write
+from ._memory import F32, F64, I64, array_at, number, read, vector, write
 from ._vector import Vector, _shuffle, deinterleave, llvm_type
 
 
@@ -120,3 +121,54 @@ def load_weights(w, address, row, stride, rows, T):
             w[t] = given[t * stride]
     for t in range(rows, T):
         w[t] = 0.0
+
+
+@loop_jit
+def into_lanes(to, rows, width):
+    """to[8 k + lane] = number k of the row at the address rows[lane]; ``to`` and ``rows`` are addresses themselves."""
+    outlined()
+    one, rows = number(F64), array_at(rows, 8, I64)
+    q, to = four(one), array_at(to, 8 * width, F64)
+    if width >= 4:
+        for lane in range(0, 8, 4):
+            a, b = array_at(rows[lane], width, F64), array_at(rows[lane + 1], width, F64)
+            c, d = array_at(rows[lane + 2], width, F64), array_at(rows[lane + 3], width, F64)
+            for first in range(0, width, 4):
+                k = min(first, width - 4)  # the last four overlap with those before
+                k0, k1, k2, k3 = transposed(read(a, k, q), read(b, k, q), read(c, k, q), read(d, k, q))
+                write(to, 8 * k + lane, k0)
+                write(to, 8 * k + lane + 8, k1)
+                write(to, 8 * k + lane + 16, k2)
+                write(to, 8 * k + lane + 24, k3)
+    else:
+        for lane in range(8):
+            row = array_at(rows[lane], width, F64)
+            for k in range(width):
+                to[8 * k + lane] = row[k]
+
+
+@loop_jit
+def out_of_lanes(rows, x, width):
+    """The reverse: number k of the row at the address rows[lane] becomes x[8 k + lane]."""
+    outlined()
+    one, rows = number(F64), array_at(rows, 8, I64)
+    q, x = four(one), array_at(x, 8 * width, F64)
+    if width >= 4:
+        for lane in range(0, 8, 4):
+            a, b = array_at(rows[lane], width, F64), array_at(rows[lane + 1], width, F64)
+            c, d = array_at(rows[lane + 2], width, F64), array_at(rows[lane + 3], width, F64)
+            for first in range(0, width, 4):
+                k = min(first, width - 4)
+                at = 8 * k + lane
+                in_a, in_b, in_c, in_d = transposed(
+                    read(x, at, q), read(x, at + 8, q), read(x, at + 16, q), read(x, at + 24, q)
+                )
+                write(a, k, in_a)
+                write(b, k, in_b)
+                write(c, k, in_c)
+                write(d, k, in_d)
+    else:
+        for lane in range(8):
+            row = array_at(rows[lane], width, F64)
+            for k in range(width):
+                row[k] = x[8 * k + lane]

@@ -103,7 +103,7 @@ def in_float64(m: Rows, active: np.ndarray, wanted: bool, status: np.ndarray) ->
         m.refine(refined, wanted, tolerance)  # where float64 is wanted, RSS alone
         status[refined] = 0 if wanted else REFINED
         doubts |= m.doubts(active)
-    return active[sound & (doubts & DEEPEN != 0)], active[~sound]
+    return active[sound & (doubts & (DEEPEN | FAR) != 0)], active[~sound]
 
 
 def in_double_double(m: Rows, active: np.ndarray, status: np.ndarray) -> np.ndarray:
