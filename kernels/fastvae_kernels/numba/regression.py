@@ -91,19 +91,19 @@ def in_float64(m: Rows, active: np.ndarray, wanted: bool, status: np.ndarray) ->
         limits = Limits(LEAST_FLOAT64 * m.P, 4 * m.P * CLOSE, MOST_FLOAT64, math.inf)
     m.estimate(active, False, FIND if m.fit_intercept else ORIGIN, limits)
     doubts = m.doubts(active)
-    if not doubts.any():
-        return active[:0], active[:0]
     if m.fit_intercept and len(far := active[doubts & FAR != 0]):  # once more, about the means
         m.centers[far, 1:] = m.field(MEANS, m.P + m.R)[far]
         m.estimate(far, False, GIVEN, limits)
         doubts = m.doubts(active)
-    sound = doubts & NONFINITE == 0
-    refined = active[sound & (doubts & (REFINE | DEEPEN) == REFINE)]
+    if not doubts.any():
+        return active[:0], active[:0]
+    spoilt = active[doubts & NONFINITE != 0]
+    refined = active[doubts & (REFINE | DEEPEN | NONFINITE) == REFINE]
     if len(refined):
         m.refine(refined, wanted, tolerance)  # where float64 is wanted, RSS alone
         status[refined] = 0 if wanted else REFINED
         doubts |= m.doubts(active)
-    return active[sound & (doubts & (DEEPEN | FAR) != 0)], active[~sound]
+    return active[(doubts & (DEEPEN | FAR) != 0) & (doubts & NONFINITE == 0)], spoilt
 
 
 def in_double_double(m: Rows, active: np.ndarray, status: np.ndarray) -> np.ndarray:
@@ -183,8 +183,8 @@ def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
         m.field(RANK)[bad] = 0
     shapes = [(R, P), (R,), (R, P), *[(R,)] * 6]
     estimates = [torch.from_numpy(m.field(k, *shape)) for k, shape in enumerate(shapes)]
-    rank = torch.from_numpy(m.field(RANK).astype(np.int64))
-    rows = torch.full((B,), m.N) if m.rows is None else torch.from_numpy(m.rows.astype(np.int64))
+    rank = m.field(RANK).astype(np.int64)
+    rows = np.full(B, m.N) if m.rows is None else m.rows.astype(np.int64)
 
     def inverse_gram() -> Tensor:
         i, j = np.tril_indices(P)
@@ -196,10 +196,7 @@ def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
         [
             *estimates,
             torch.from_numpy(m.field(CONDITION)),
-            rank,
-            rows,
-            rows - rank - int(m.fit_intercept),
-            torch.from_numpy(status),
+            *map(torch.from_numpy, (rank, rows, rows - rank - int(m.fit_intercept), status)),
             torch.from_numpy(m.field(MEANS, P + R)[:, :P]),
             torch.from_numpy(m.field(WEIGHT)),
             inverse_gram,
