@@ -13,7 +13,8 @@ from ._gram_blocks import SIDE, SIDE_ALONE, SIDE_EXACT, UNROLLED
 from ._memory import CODES
 from ._regression_fields import DOUBTS, STATE, places
 from ._regression_gram import make_gram, numbers_of
-from ._regression_refine import make_correct, make_residual
+from ._regression_refine import make_correct
+from ._regression_residual import make_residual
 from ._regression_solve import make_solve
 from ._threads import run
 
