@@ -28,7 +28,10 @@ class Task(NamedTuple):
 def examine(task: Task) -> Tensor:
     """The status of each problem before any fit, int64 `[B]`: 0, NONFINITE or TOO_FEW_ROWS."""
     X, w = task.data.X, task.sample_weight
-    finite = X.amax((1, 2)).isfinite() & X.amin((1, 2)).isfinite()  # both pass NaN on, and need no memory of X's size
+    finite = X.sum((1, 2)).isfinite()  # unless it overflows: the fastest look at all numbers
+    if not finite.all():
+        rest = X[~finite]
+        finite[~finite] = rest.amax((1, 2)).isfinite() & rest.amin((1, 2)).isfinite()  # both pass NaN on
     if not isinstance(task.start, str):
         finite &= torch.stack([t.flatten(1).isfinite().all(1) for t in task.start]).all(0)
     few = torch.zeros_like(finite)
@@ -57,11 +60,20 @@ def run(engine: Any, task: Task, progress: Callable[[int, int], None] | None, **
     X, w, start, status = task.data.X, task.sample_weight, task.start, examine(task)
     good = (status == 0).nonzero()[:, 0]
     B, K, D = len(X), task.n_components, X.shape[2]
-    shapes: list[tuple[int, ...]] = [(K,), (K, D), checks.covariance_shape(task.covariance_type, K, D), ()]
-    blank = [torch.full((B, *s), math.nan, dtype=torch.float64, device=X.device) for s in shapes]
-    none = torch.zeros_like(status)
+
+    def blank(width: int) -> gmm_fit.Fitted:
+        shapes: list[tuple[int, ...]] = [
+            (K,),
+            (K, D),
+            checks.covariance_shape(task.covariance_type, K, D),
+            (),
+            (width,),
+        ]
+        nan = [torch.full((B, *s), math.nan, dtype=torch.float64, device=X.device) for s in shapes]
+        return gmm_fit.Fitted._make((*nan, torch.zeros_like(status), status))
+
     if len(good) == 0:
-        return gmm_fit.Fitted._make((*blank, blank[3][:, None], none, status))
+        return blank(1)
 
     def chosen(t: Tensor) -> Tensor:
         return t if len(good) == B else t[good]
@@ -76,11 +88,13 @@ def run(engine: Any, task: Task, progress: Callable[[int, int], None] | None, **
         progress=progress,
         **options,
     )
-    bounds = torch.full((B, found.lower_bounds.shape[1]), math.nan, dtype=torch.float64, device=X.device)
-    wholes = (*blank, bounds, none, status)
     lost = found.log_likelihood.isnan()  # no sound parameters were ever met
-    sound = (t.masked_fill(lost.reshape(-1, *[1] * (t.dim() - 1)), math.nan) for t in found[:3])
-    found = (*sound, *found[3:])
+    if lost.any():
+        sound = (t.masked_fill(lost.reshape(-1, *[1] * (t.dim() - 1)), math.nan) for t in found[:3])
+        found = gmm_fit.Fitted._make((*sound, *found[3:]))
+    if len(good) == B:
+        return gmm_fit.Fitted._make(found)
+    wholes = blank(found.lower_bounds.shape[1])
     return gmm_fit.Fitted._make(t.index_copy(0, good, part) for t, part in zip(wholes, found, strict=True))
 
 

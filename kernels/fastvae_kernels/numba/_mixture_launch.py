@@ -11,8 +11,9 @@ from torch import Tensor
 from ._buffers import address, scratch
 from ._memory import CODES
 from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
-from ._mixture_pass import CENTERS, LEAVE, LINEAR, NEAREST, PARAMETERS, make_pass, make_update
+from ._mixture_pass import make_pass, make_update
 from ._mixture_start import BLOCK, make_seeds
+from ._mixture_steps import CENTERS, LEAVE, LINEAR, NEAREST, PARAMETERS
 from ._mixture_tiles import PANEL
 from ._threads import run
 
@@ -20,6 +21,8 @@ SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums of a problem, of at most so m
 SEED_ROWS, SEED_ELEMENTS = 1 << 14, 1 << 20  # rows that seeds are drawn from
 APART = 1 << 18  # numbers to add up, from which the M-step is a launch of its own, a component a unit
 FEW = 5  # rows that the shift is found from
+PASSES = 10  # of a fit, about
+FEW_TILES, ENOUGH = 8, 4  # of a small problem; problems for each thread
 PIECE_ELEMENTS = 1 << 20  # of a stream, read before a launch
 
 
@@ -64,6 +67,10 @@ class Mixtures:
         share = SLOT_ELEMENTS // self.F
         # where they are few, as many for each of a few threads
         self.slots = max(1, min(SLOTS, self.tiles, share // 4 * 4 or share))
+        self.apart = family == FULL and K > 1 and self.slots * self.F > APART
+        # few rows: a unit may take all of them, where there are enough problems for the threads
+        few = self.tiles == 1 or (self.tiles <= FEW_TILES and self.P // torch.get_num_threads() >= ENOUGH)
+        self.small = isinstance(X, Tensor) and few and self.slots == self.tiles and not self.apart
         self.room = ((D + 3 + K + 4 + PANEL) * (self.T + 8) + 2 * K + D * D + 7) // 8 * 8  # whole cache lines
         self.ids = np.arange(B) if ids is None else ids
         self.shift = middle(X) if shift is None else shift
@@ -103,20 +110,17 @@ class Mixtures:
     ) -> np.ndarray:
         """One pass over the rows of the active problems; their results, ``[len(active), 3]``."""
         threads, tile = torch.get_num_threads(), 0
-        apart = after == PARAMETERS and self.family == FULL and self.K > 1 and self.slots * self.F > APART
+        apart = after == PARAMETERS and self.apart
         then = LEAVE if apart else after
         for X, w, last in self.pieces():
             N = X.shape[1]
             tiles = max(1, -(-N // self.T))
             args = (
-                0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts,
-                0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1), 0 if w is None else w.stride(0),
-                0 if resp is None else resp.data_ptr(), 0 if resp is None else CODES[resp.dtype], self.seed,
-                N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), *self.at[:2],
-                address(old), address(new), address(centers), self.size,
-                self.at[2], self.F, *self.at[3:],
+                *self.rows(X, w), 0 if resp is None else resp.data_ptr(), 0 if resp is None else CODES[resp.dtype],
+                self.seed, N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), *self.at[:2],
+                address(old), address(new), address(centers), self.size, self.at[2], self.F, *self.at[3:],
                 scratch(self.room * threads), self.room, self.matrices, source, wanted, then if last else LEAVE,
-                int(tile == 0), int(rescue), self.reg_covar,
+                int(tile == 0), int(rescue), 0, 0, 0, 0, 0.0, self.reg_covar,
             )  # fmt: skip
             run(make_pass(self.kernel_family), args, len(active) * self.slots, self.ns_per_row * N * len(active))
             tile += tiles
@@ -132,6 +136,33 @@ class Mixtures:
                 len(active) * (self.slots * self.F + self.K * self.D**3) * 0.5,
             )
         return self.result[active]
+
+    def follow(
+        self,
+        active: np.ndarray,
+        old: np.ndarray,
+        new: np.ndarray,
+        final: np.ndarray,
+        records: np.ndarray,
+        bounds: np.ndarray,
+        tol: float,
+        rescue: bool,
+    ) -> None:
+        """All passes of the active problems from the steps on that their records tell, see `_mixture_steps`."""
+        tiles = max(1, -(-self.N // self.T))
+        args = (
+            *self.rows(self.X, self.w), 0, 0, self.seed, self.N, self.D, self.K, self.T, 0, tiles, self.slots,
+            address(active), *self.at[:2], address(old), address(new), address(old), self.size, self.at[2], self.F,
+            *self.at[3:], scratch(self.room * torch.get_num_threads()), self.room, self.matrices, 0, 0, LEAVE, 1,
+            int(rescue), address(records), address(bounds), address(final), bounds.shape[1] - 1, tol, self.reg_covar,
+        )  # fmt: skip
+        work = self.ns_per_row * self.N * len(active) * PASSES
+        run(make_pass(self.kernel_family), args, len(active), work)
+
+    def rows(self, X: Tensor, w: Tensor | None) -> tuple[int, ...]:
+        """Where they lie, as a launch begins."""
+        of_weights = (0, 0, 0) if w is None else (w.data_ptr(), w.stride(1), w.stride(0))
+        return 0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts, *of_weights
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
         """The rows and their weights: all at once, or a stream's chunk after chunk; whether it is the last."""
@@ -162,9 +193,7 @@ class Mixtures:
         M = -(-N // BLOCK) * BLOCK + 8
         room, threads = ((self.D + 5) * M + self.D + 7) // 8 * 8, torch.get_num_threads()
         args = (
-            0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts,
-            0 if w is None else w.data_ptr(), 0 if w is None else w.stride(1), 0 if w is None else w.stride(0),
-            self.seed, N, self.D, self.K, address(active), *self.at[:2], address(centers),
+            *self.rows(X, w), self.seed, N, self.D, self.K, address(active), *self.at[:2], address(centers),
             self.size, scratch(room * threads), room, int(spread),
         )  # fmt: skip
         trials = 3 + int(math.log(self.K))

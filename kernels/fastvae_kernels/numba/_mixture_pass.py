@@ -4,7 +4,8 @@ the M-step for whoever sums up last. Responsibilities are never stored.
 Traffic: the rows once, N D elements a pass; everything else stays in a cache.
 Work unit: a slot of a problem, the tiles s, s + SLOTS, s + 2 SLOTS, ... of its rows, added up in that order; slots are
 added in index order. Tiles depend on D and K alone, so the bits are the same for any number of threads, for a problem
-alone or in a batch, and for rows that come in chunks of whole tiles.
+alone or in a batch, and for rows that come in chunks of whole tiles. Where the problems have ``records``, a unit is all
+slots of a problem, and then one pass after the other, as `_mixture_steps` has it.
 Specification: fastvae/reference/gmm.py
 """
 
@@ -14,20 +15,40 @@ import numpy as np
 
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._memory import F32, F64, I64, array_at
+from ._mixture_steps import (
+    AGAIN,
+    CENTERS,
+    DONE,
+    IS_NEW,
+    LAST,
+    LEAVE,
+    LEFT,
+    LINEAR,
+    NEAREST,
+    PARAMETERS,
+    POSTERIOR,
+    PRODUCTS,
+    RANDOM,
+    RECORD,
+    STEP,
+    follow,
+    pass_of,
+)
 from ._mixture_tiles import (
     DIAG,
     FULL,
     PANEL,
     SPHERICAL,
+    add_all_distances,
+    add_all_linear,
     add_all_products,
-    add_distances,
-    add_linear,
-    add_squares,
+    add_all_squares,
     logits_of_distances,
     logits_of_products,
     logits_of_squares,
     nearest,
     posterior,
+    weigh,
     width,
 )
 from ._mixture_update import finish_parameters, merge, update_diag, update_full, update_spherical
@@ -35,10 +56,7 @@ from ._noise import HIGH_SHIFT, LOW_WORD, philox
 from ._threads import finished, last_of, take, worker
 from ._turned import load, load_weights
 
-POSTERIOR, GIVEN, NEAREST, RANDOM = range(4)  # where responsibilities come from
-NOTHING, LINEAR, PRODUCTS = range(3)  # statistics that are wanted
-LEAVE, MERGE, PARAMETERS, CENTERS = range(4)  # what follows on the last slot of a problem
-FIELDS = "39q 1d"
+FIELDS = "43q 2d"
 UPDATE_FIELDS = "16q 1d"
 
 
@@ -77,6 +95,14 @@ def move_centers(statistics, parameters, centers, D, K):
     return moved, empty
 
 
+@loop_jit
+def copy(to, source, size):
+    """Of parameters."""
+    outlined()
+    for j in range(size):
+        to[j] = source[j]
+
+
 @cache
 def make_pass(family: int) -> Kernel:
     """The kernel for a covariance family, FULL for tied ones too."""
@@ -88,7 +114,7 @@ def make_pass(family: int) -> Kernel:
             _arrived, x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, resp, resp_code, seed,
             N, D, K, T, first_tile, last_tile, slots, active, ids, shift, old, new, centers, size,
             statistics, F, done, flags, result, room, room_size, matrices, source, wanted, after, fresh, rescue,
-            reg_covar,
+            records, bounds, final, max_iter, tol, reg_covar,
         ) = unpack(block, FIELDS)  # fmt: skip
         S = T + 8
         mine = room + 8 * room_size * worker(block)
@@ -110,71 +136,77 @@ def make_pass(family: int) -> Kernel:
         start, stop = take(block)
         while start < stop:
             for unit in range(start, stop):
-                s, i = unit % slots, unit // slots
+                own, i, behind = unit % slots, unit // slots, unit % slots + 1
+                if records:  # all slots, and all steps
+                    own, i, behind = 0, unit, slots
                 p = array_at(active + 8 * i, 1, I64)[0]
                 data = p // restarts
                 shift_p = array_at(shift + 8 * data * D, D, F64)
-                old_p = array_at(old + 8 * p * size, size, F64)
-                centers_p = array_at(centers + 8 * p * size + 16 * K, K * D, F64)
+                old_at, new_at, about = old + 8 * p * size, new + 8 * p * size, centers + 8 * p * size
                 sums = array_at(statistics + 8 * p * slots * F, slots * F, F64)
-                mine_s = sums[s * F : s * F + F]
-                if fresh:
-                    for j in range(F):
-                        mine_s[j] = 0.0
+                result_p = array_at(result + 24 * p, 3, F64)
+                record = array_at(records + 8 * RECORD * p, RECORD, F64)
                 x_p = x + data * x_problem * (4 if x_code == F32 else 8)
                 w_p = w + data * w_problem * 8 if w else 0
-                tile = first_tile + (s - first_tile) % slots
-                value = 0.0
-                while tile < last_tile:
-                    row = (tile - first_tile) * T
-                    rows = min(T, N - row)
-                    whole = (rows + 15) // 16 * 16
-                    load(xt, x_p, x_code, row, x_row, rows, whole, D, S, shift_p)
-                    load_weights(w_t, w_p, row, w_row, rows, whole)
-                    if source == POSTERIOR:
-                        c, means, P = old_p[K:], old_p[2 * K :], old_p[2 * K + K * D :]
-                        if family == DIAG:
-                            logits_of_squares(logit, xt, means, P, c, whole, D, K, S)
-                        elif family == SPHERICAL:
-                            logits_of_distances(logit, xt, means, P, c, whole, D, K, S)
-                        else:
-                            step = 0 if tied else D * D
-                            logits_of_products(logit, xt, means, P, c, whole, D, K, S, step)
-                        value += posterior(logit, log_prob, re, w_t, whole, K, S)
-                    elif source == NEAREST:
-                        logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S)
-                        value += nearest(logit, w_t, whole, K, S)
-                    elif source == RANDOM:
-                        id_p = array_at(ids + 8 * data, 1, I64)[0]
-                        random_responsibilities(logit, w_t, tile * T, whole, K, S, seed, p % restarts, id_p)
-                    else:
-                        resp_p = resp + p * N * K * (4 if resp_code == F32 else 8)
-                        load(logit, resp_p, resp_code, row, K, rows, whole, K, S, zero)
-                        for k in range(K):
-                            for t in range(whole):
-                                logit[k * S + t] *= w_t[t]
-                    if wanted == PRODUCTS:
-                        square = mine_s[K * (D + 1) :]
-                        if family == FULL:
-                            step = 0 if tied else W * W
-                            add_all_products(square, mine_s, re, xt, centers_p, logit, whole, D, K, S, step)
-                        else:
-                            for k in range(K):
-                                r, center, linear = logit[k * S :], centers_p[k * D :], mine_s[k * (D + 1) :]
+                held, step = -1, DONE  # the tile that is in scratch
+                if records:
+                    step = int(record[STEP])
+                while True:
+                    if records:
+                        source, wanted, after = pass_of(step)
+                    old_p, centers_p = array_at(old_at, size, F64), array_at(about + 16 * K, K * D, F64)
+                    for s in range(own, behind):
+                        mine_s = sums[s * F : s * F + F]
+                        if fresh:
+                            for j in range(F):
+                                mine_s[j] = 0.0
+                        tile = first_tile + (s - first_tile) % slots
+                        value = 0.0
+                        while tile < last_tile:
+                            row = (tile - first_tile) * T
+                            rows = min(T, N - row)
+                            whole = (rows + 15) // 16 * 16
+                            if held != tile:
+                                load(xt, x_p, x_code, row, x_row, rows, whole, D, S, shift_p)
+                                load_weights(w_t, w_p, row, w_row, rows, whole)
+                                held = tile
+                            if source == POSTERIOR:
+                                c, means, P = old_p[K:], old_p[2 * K :], old_p[2 * K + K * D :]
                                 if family == DIAG:
-                                    add_squares(square[k * D :], linear, xt, center, r, whole, D, S)
+                                    logits_of_squares(logit, xt, means, P, c, whole, D, K, S)
+                                elif family == SPHERICAL:
+                                    logits_of_distances(logit, xt, means, P, c, whole, D, K, S)
                                 else:
-                                    add_distances(square[k:], linear, xt, center, r, whole, D, S)
-                    elif wanted == LINEAR:
-                        for k in range(K):
-                            add_linear(mine_s[k * (D + 1) :], xt, centers_p[k * D :], logit[k * S :], whole, D, S)
-                    tile += slots
-                mine_s[F - 1] += value
-                if after != LEAVE and last_of(done + 8 * p, slots):
+                                    logits_of_products(logit, xt, means, P, c, whole, D, K, S, 0 if tied else D * D)
+                                value += posterior(logit, log_prob, re, w_t, whole, K, S)
+                            elif source == NEAREST:
+                                logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S)
+                                value += nearest(logit, w_t, whole, K, S)
+                            elif source == RANDOM:
+                                id_p = array_at(ids + 8 * data, 1, I64)[0]
+                                random_responsibilities(logit, w_t, tile * T, whole, K, S, seed, p % restarts, id_p)
+                            else:
+                                resp_p = resp + p * N * K * (4 if resp_code == F32 else 8)
+                                load(logit, resp_p, resp_code, row, K, rows, whole, K, S, zero)
+                                weigh(logit, w_t, whole, K, S)
+                            square = mine_s[K * (D + 1) :]
+                            if wanted == LINEAR:
+                                add_all_linear(mine_s, xt, centers_p, logit, whole, D, K, S)
+                            elif wanted == PRODUCTS:
+                                if family == DIAG:
+                                    add_all_squares(square, mine_s, xt, centers_p, logit, whole, D, K, S)
+                                elif family == SPHERICAL:
+                                    add_all_distances(square, mine_s, xt, centers_p, logit, whole, D, K, S)
+                                else:
+                                    size2 = 0 if tied else W * W
+                                    add_all_products(square, mine_s, re, xt, centers_p, logit, whole, D, K, S, size2)
+                            tile += slots
+                        mine_s[F - 1] += value
+                    if after == LEAVE or not (records or last_of(done + 8 * p, slots)):
+                        break
                     merge(sums, 0, F, F, slots)
-                    result_p = array_at(result + 24 * p, 3, F64)
                     result_p[0] = sums[F - 1]
-                    new_p = array_at(new + 8 * p * size, size, F64)
+                    new_p = array_at(new_at, size, F64)
                     if after == PARAMETERS:
                         flags_p = array_at(flags + 8 * p * K, K, I64)
                         for k in range(K):
@@ -188,6 +220,23 @@ def make_pass(family: int) -> Kernel:
                         result_p[1], result_p[2] = flag, split
                     elif after == CENTERS:
                         result_p[1], result_p[2] = move_centers(sums, new_p, centers_p, D, K)
+                    if not records:
+                        break
+                    of_p = array_at(bounds + 8 * p * (max_iter + 1), max_iter + 1, F64)
+                    step = follow(record, of_p, result_p[0], result_p[1], result_p[2], tol, max_iter)
+                    if step == DONE:
+                        break
+                    if step == AGAIN:
+                        about = new_at
+                    elif step in (LAST, LEFT):
+                        found = new_p if step == LEFT or record[IS_NEW] else old_p
+                        old_at = about = final + 8 * p * size
+                        copy(array_at(old_at, size, F64), found, size)
+                        if step == LEFT:
+                            break
+                    else:
+                        old_at, new_at = new_at, old_at
+                        about = old_at
             finished(block, stop - start)
             start, stop = take(block)
 

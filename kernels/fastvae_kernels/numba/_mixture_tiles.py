@@ -241,6 +241,16 @@ def nearest(logit, w, T, K, S):
 
 
 @loop_jit
+def weigh(resp, w, T, K, S):
+    """Responsibilities become weighted ones."""
+    outlined()
+    v = vector(F64)
+    for k in range(K):
+        for t in range(0, T, 8):
+            write(resp, k * S + t, read(resp, k * S + t, v) * read(w, t, v))
+
+
+@loop_jit
 def add_linear(linear, xt, center, r, T, D, S):
     """Add sum r e and sum r."""
     outlined()
@@ -292,18 +302,6 @@ def add_squares(square, linear, xt, center, r, T, D, S):
 
 
 @loop_jit
-def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
-    """Of all components; ``step`` from one matrix to the next, 0 if tied."""
-    outlined()
-    for k in range(K):
-        matrix, sums, r = square[k * step :], linear[k * (D + 1) :], logit[k * S :]
-        if D <= FEW:
-            add_few(matrix, sums, xt, centers[k * D :], r, T, D, S, FULL)
-        else:
-            add_products(matrix, sums, re, xt, centers[k * D :], r, T, D, S)
-
-
-@loop_jit
 def add_distances(square, linear, xt, center, r, T, D, S):
     """Add sum r |e|^2, sum r e and sum r."""
     outlined()
@@ -317,3 +315,39 @@ def add_distances(square, linear, xt, center, r, T, D, S):
         q0, q1 = squared_distances(xt, center, t, D, S, v)
         s0, s1 = fma(read(r, t, v), q0, s0), fma(read(r, t + 8, v), q1, s1)
     square[0] += total(s0 + s1)
+
+
+@loop_jit
+def add_all_linear(linear, xt, centers, logit, T, D, K, S):
+    """The sums of all components, as `add_linear`, and so those that follow."""
+    outlined()
+    for k in range(K):
+        add_linear(linear[k * (D + 1) :], xt, centers[k * D :], logit[k * S :], T, D, S)
+
+
+@loop_jit
+def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
+    """As `add_products`, or `add_few`; ``step`` from one matrix to the next, 0 if tied."""
+    outlined()
+    for k in range(K):
+        matrix, sums, r = square[k * step :], linear[k * (D + 1) :], logit[k * S :]
+        if D <= FEW:
+            add_few(matrix, sums, xt, centers[k * D :], r, T, D, S, FULL)
+        else:
+            add_products(matrix, sums, re, xt, centers[k * D :], r, T, D, S)
+
+
+@loop_jit
+def add_all_squares(square, linear, xt, centers, logit, T, D, K, S):
+    """As `add_squares`."""
+    outlined()
+    for k in range(K):
+        add_squares(square[k * D :], linear[k * (D + 1) :], xt, centers[k * D :], logit[k * S :], T, D, S)
+
+
+@loop_jit
+def add_all_distances(square, linear, xt, centers, logit, T, D, K, S):
+    """As `add_distances`."""
+    outlined()
+    for k in range(K):
+        add_distances(square[k:], linear[k * (D + 1) :], xt, centers[k * D :], logit[k * S :], T, D, S)

@@ -1,0 +1,91 @@
+"""The steps of a fit, pass by pass: what a pass computes, and what follows on what it found.
+
+    LLOYD      k-means, from seeds, until its centers hardly move      START      parameters from the rows next to each
+    CLIMB      EM, until the bound hardly rises                        AGAIN      its sums about the new means, see FAR
+    LAST       the log-likelihood of what was found                    LEFT       a center has no rows: Python moves it
+
+`gmm.Run` takes these steps for all problems side by side. Where a problem's rows are few, one work unit takes them all
+by `follow`, one after the other, to the same bits: the rows stay in a cache, and nothing is said to Python in between.
+Specification: fastvae/reference/gmm_fit.py
+"""
+
+import math
+
+from ._jit import loop_jit, math_jit, outlined
+from ._mixture_update import FAR, SINGULAR
+
+POSTERIOR, GIVEN, NEAREST, RANDOM = range(4)  # where responsibilities come from
+NOTHING, LINEAR, PRODUCTS = range(3)  # statistics that are wanted
+LEAVE, MERGE, PARAMETERS, CENTERS = range(4)  # what follows on the last slot of a problem
+LLOYD, START, CLIMB, AGAIN, LAST, LEFT, DONE = range(7)
+CONVERGED, MAX_ITER, RESCUED, DEGENERATE = 1, 2, 4, 8  # of a fit: the values of fastvae.Status
+LLOYD_STEPS, LLOYD_TOL = 300, 1e-3  # of the variance of a feature, that all centers move; EM goes on from there
+MOST_RESCUES = 10  # of a problem, before it is given up
+
+# A problem's record: its step, how often it took that, EM's iterations; a fit's status; how often a component was put
+# elsewhere; the bound, and the one before; total weight; how far centers may move in Lloyd's last iteration; the
+# log-likelihood; whether what was found is the new parameters or the old.
+STEP, COUNT, STATUS, RESCUES, BOUND, BEFORE, TOTAL, LIMIT, LIKELIHOOD, IS_NEW, RECORD = range(11)
+
+
+@math_jit
+def pass_of(step):
+    """Source, statistics and what follows, of a step."""
+    if step == LLOYD:
+        return NEAREST, LINEAR, CENTERS
+    if step == START:
+        return NEAREST, PRODUCTS, PARAMETERS
+    if step == LAST:
+        return POSTERIOR, NOTHING, MERGE
+    return POSTERIOR, PRODUCTS, PARAMETERS
+
+
+@loop_jit
+def follow(record, bounds, value, first, second, tol, max_iter):
+    """The step after one whose pass found log-likelihood ``value``, and flags and splits, or how far centers moved and
+    how many have no rows.
+    """
+    outlined()
+    step, status = int(record[STEP]), int(record[STATUS])
+    after = DONE
+    if step == LLOYD:
+        record[COUNT] += 1
+        after = START
+        if second > 0:
+            after = LEFT
+        elif first > record[LIMIT] and record[COUNT] < LLOYD_STEPS:
+            after = LLOYD
+    elif step == START:
+        after, record[COUNT] = CLIMB, 0
+        if second != 0:
+            status |= RESCUED
+        if int(first) & SINGULAR:
+            after, status = LAST, status | DEGENERATE
+            record[IS_NEW] = 1
+    elif step == LAST:
+        record[LIKELIHOOD] = value
+    else:
+        if step == CLIMB:
+            record[BOUND] = value / record[TOTAL]
+        if step == CLIMB and int(first) & FAR:
+            after = AGAIN
+        else:
+            bound, split = record[BOUND], second != 0
+            bounds[int(record[COUNT])] = bound
+            if split:
+                status |= RESCUED
+                record[RESCUES] += 1
+            if int(first) & SINGULAR or not abs(bound) < math.inf or record[RESCUES] > MOST_RESCUES:
+                after, status = LAST, status | DEGENERATE
+                record[IS_NEW] = 0
+            else:
+                record[COUNT] += 1
+                after = CLIMB
+                if abs(bound - record[BEFORE]) < tol and not split:
+                    after, status = LAST, status | CONVERGED
+                elif record[COUNT] >= max_iter:
+                    after, status = LAST, status | MAX_ITER
+                record[IS_NEW] = 1
+                record[BEFORE] = -math.inf if split else bound  # the next may be lower, and says nothing
+    record[STEP], record[STATUS] = after, status
+    return after
