@@ -23,7 +23,7 @@ from ._vector import LANES_REGISTER, llvm_type, splat
 
 FEW = 8
 TOGETHER = 2 if WIDE else 1  # vectors of rows that share what is read of a component
-FULL, TIED, DIAG, SPHERICAL = range(4)
+FULL, TIED, DIAG, SPHERICAL, MEANS_ALONE = range(5)
 INDEX = ir.IntType(64)
 
 
@@ -98,6 +98,8 @@ def _parts(family: int, n: int) -> list[tuple[range, range]]:
 
 def _products(family: int, rows: range, columns: range) -> list[tuple[int, int]]:
     """Which products of features a loop sums up."""
+    if family == MEANS_ALONE:
+        return []
     if family == FULL:
         return [(i, j) for i in rows for j in columns if j <= i]
     return [(d, d) for d in rows]
@@ -105,7 +107,9 @@ def _products(family: int, rows: range, columns: range) -> list[tuple[int, int]]
 
 @intrinsic(prefer_literal=True)
 def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
-    """Add sum r e e', in blocks of four columns, r e_d^2 or r |e|^2 to ``square``, sum r e and sum r to ``linear``."""
+    """Add sum r e e', in blocks of four columns, r e_d^2, r |e|^2 or nothing to ``square``, sum r e and sum r to
+    ``linear``.
+    """
     kind = family.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -48,6 +48,7 @@ from ._mixture_tiles import (
     logits_of_squares,
     nearest,
     posterior,
+    responsibilities,
     weigh,
     width,
 )
@@ -178,7 +179,10 @@ def make_pass(family: int) -> Kernel:
                                     logits_of_distances(logit, xt, means, P, c, whole, D, K, S)
                                 else:
                                     logits_of_products(logit, xt, means, P, c, whole, D, K, S, 0 if tied else D * D)
-                                value += posterior(logit, log_prob, re, w_t, whole, K, S)
+                                if w:
+                                    value += posterior(logit, log_prob, re, w_t, whole, K, S)
+                                else:
+                                    value += responsibilities(logit, log_prob, re, w_t, whole, K, S)
                             elif source == NEAREST:
                                 logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S)
                                 value += nearest(logit, w_t, whole, K, S)

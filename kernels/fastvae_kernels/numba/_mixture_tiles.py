@@ -18,10 +18,11 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F64, number, read, sum_of, vector, write
-from ._mixture_few import DIAG, FEW, FULL, SPHERICAL, add_few, add_square, add_squares_of, logits_few
+from ._mixture_few import DIAG, FEW, FULL, MEANS_ALONE, SPHERICAL, add_few, add_square, add_squares_of, logits_few
 from ._vector import lanes, register, total
 
 PANEL = 8  # features whose r e stay in the first cache, a multiple of 4
+FACTORS = 16  # from 1 to K: a product of so many is a float64 for any K
 LOWEST = -1e300  # a row that no component knows: -inf - -inf would be NaN
 
 
@@ -203,6 +204,27 @@ def posterior(logit, log_prob, norm, w, T, K, S):
 
 
 @loop_jit
+def responsibilities(logit, top, norm, w, T, K, S):
+    """The same for weights of 1, or 0 behind the rows: then log n + log n' = log n n', one logarithm for many rows."""
+    outlined()
+    v = vector(F64)
+    exponentials(logit, top, norm, T, K, S)
+    acc, unity = like(v, 0), like(v, 1)
+    for first in range(0, T, 8 * FACTORS):
+        product = unity
+        for t in range(first, min(first + 8 * FACTORS, T), 8):
+            wt, n = read(w, t, v), read(norm, t, v)
+            acc = fma(wt, read(top, t, v), acc)
+            product = product * select(wt > like(v, 0), n, unity)
+            write(norm, t, wt / n)
+        acc = acc + log_normal(product) + (product - product)  # which is 0, or NaN: log_normal knows none
+    for k in range(K):
+        for t in range(0, T, 8):
+            write(logit, k * S + t, read(logit, k * S + t, v) * read(norm, t, v))
+    return total(acc)
+
+
+@loop_jit
 def exponentials(logit, top, norm, T, K, S):
     """Logits become e^(logit - top), top the largest of each row; the sums of these."""
     outlined()
@@ -254,6 +276,9 @@ def weigh(resp, w, T, K, S):
 def add_linear(linear, xt, center, r, T, D, S):
     """Add sum r e and sum r."""
     outlined()
+    if D <= FEW:
+        add_few(linear, linear, xt, center, r, T, D, S, MEANS_ALONE)
+        return
     v = vector(F64)
     linear[D] += sum_of(r, 0, T, v)
     for d in range(D):

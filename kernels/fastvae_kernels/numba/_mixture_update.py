@@ -20,6 +20,7 @@ from ._mixture_tiles import width
 
 # What is wrong with a component, or to be done about it.
 SINGULAR, FAR = 1, 2  # no rows, or a covariance that is not positive definite; to be summed about another center
+SMALL, LARGE = 1e-150, 1e150  # between them a product of factors waits for its logarithm
 LOST = 1e-6  # of a variance, left by a subtraction: so many digits are gone
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -37,7 +38,7 @@ def merge(statistics, first, length, stride, slots):
 def factor(covariance, P, u, D):
     """P = L^-1 of a symmetric [D, D] matrix; log |P|, NaN where it is not positive definite. ``u`` is scratch."""
     outlined()
-    log_det = 0.0
+    log_det, product = 0.0, 1.0
     for i in range(D * D):
         u[i] = covariance[i]
     for j in range(D):  # u becomes L', row by row, so that all inner loops run along memory
@@ -45,7 +46,9 @@ def factor(covariance, P, u, D):
         if not 0 < pivot < math.inf:
             return math.nan
         inverse = 1 / math.sqrt(pivot)
-        log_det += math.log(inverse)
+        product *= inverse
+        if not SMALL < product < LARGE:
+            log_det, product = log_det + math.log(product), 1.0
         for i in range(j, D):
             u[j * D + i] *= inverse
         for i in range(j + 1, D):
@@ -63,7 +66,7 @@ def factor(covariance, P, u, D):
         inverse = 1 / u[i * D + i]
         for j in range(i + 1):
             P[i * D + j] *= inverse
-    return log_det
+    return log_det + math.log(product)
 
 
 @loop_jit
@@ -131,7 +134,8 @@ def update_full(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
 def update_diag(k, statistics, parameters, centers, D, K, reg_covar):
     """The same for a diagonal covariance."""
     outlined()
-    n, flag, log_det = update_mean(k, statistics, parameters, centers, D, K), 0, 0.0
+    n, flag = update_mean(k, statistics, parameters, centers, D, K), 0
+    log_det, product = 0.0, 1.0
     linear, square = statistics[k * (D + 1) :], statistics[K * (D + 1) + k * D :]
     P = parameters[2 * K + K * D + k * D :]
     covariance = P[K * D :]
@@ -141,7 +145,10 @@ def update_diag(k, statistics, parameters, centers, D, K, reg_covar):
             flag = FAR
         covariance[d] = value / n + reg_covar
         P[d] = 1 / math.sqrt(covariance[d])
-        log_det += math.log(P[d])
+        product *= P[d]
+        if not SMALL < product < LARGE:
+            log_det, product = log_det + math.log(product), 1.0
+    log_det += math.log(product)
     parameters[K + k] = log_det
     return flag_of(n, log_det, flag)
 
