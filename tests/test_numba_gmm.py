@@ -10,7 +10,7 @@ from mixtures import KINDS, as_torch, data, identical, start
 
 import fastvae
 from fastvae import gmm
-from fastvae_kernels.numba import _mixture_launch
+from fastvae_kernels.numba import _mixture_launch, _mixture_run
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -154,6 +154,56 @@ def test_a_component_that_jumps_far_keeps_its_digits(kind):
     np.testing.assert_allclose(mixture.covariances, want, rtol=1e-7)  # what x - 1e8 has left of x
     fitted = gmm.fit(X, 1, covariance_type=kind, init=far, reg_covar=0.0, backend="numba")
     np.testing.assert_allclose(fitted.mixture.covariances, want, rtol=1e-13)
+
+
+def pass_by_pass(self, how, tol, max_iter, rescue, progress):
+    """What `Run.settle` does in one work unit a problem."""
+    self.climb(self.start(how, rescue), tol, max_iter, rescue, progress)
+
+
+SMALL = {
+    "one tile": (data(N=120, batch=(20,)), {}),
+    "several tiles": (data(N=1500, D=3, batch=(9,)), {}),
+    "alone": (data(), {}),
+    "more features than fit in registers": (data(N=60, D=11, batch=(9,)), {"n_init": 2}),
+    "float32": (data(batch=(9,)).astype(np.float32), {}),
+    "weights": (data(batch=(9,)), {"sample_weight": np.random.default_rng(0).integers(0, 3, 120)}),
+    "few iterations": (data(batch=(9,)), {"max_iter": 2}),
+    "centers without rows": (data(N=40, batch=(9,)).round(-1), {"reg_covar": 1e-2}),
+    "components that shrink": (data(N=12, K=2, batch=(30,)), {"reg_covar": 0, "on_degenerate": "status"}),
+    "put elsewhere": (data(N=12, K=2, batch=(30,)), {"reg_covar": 0, "on_degenerate": "rescue"}),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("init", ["kmeans", "k-means++", "random", "random_from_data"])
+@pytest.mark.parametrize("case", SMALL)
+def test_all_passes_in_one_unit_give_the_bits_of_one_after_the_other(case, init, kind, monkeypatch):
+    X, options = SMALL[case]
+    how = {"covariance_type": kind, "init": init, "max_iter": 100, **options}
+    if "reg_covar" in how and init in ("k-means++", "random_from_data") and how["reg_covar"] == 0:
+        pytest.skip("these start from reg_covar")
+    torch.set_num_threads(2)  # there must be problems for all
+    found = fit(X, **how)
+    monkeypatch.setattr(_mixture_run.Run, "settle", pass_by_pass)
+    identical(found, fit(X, **how))
+
+
+@every_kind
+def test_sums_about_means_that_jumped_are_redone_in_one_unit_too(kind, monkeypatch):
+    X = data(batch=(9,))
+    first = start(X, kind=kind)
+    first.means[:] += 1e9
+    first.covariances[:] = first.covariances * 1e18
+    how = {"covariance_type": kind, "init": first, "max_iter": 30, "on_degenerate": "status"}
+    found = fit(X, **how)
+    monkeypatch.setattr(_mixture_run.Run, "settle", pass_by_pass)
+    identical(found, fit(X, **how))
+
+
+def test_progress_is_told_of_problems(capsys):
+    fit(data(N=40, batch=(50,)), progress=True)
+    assert "50/50" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("B", [1, 3])

@@ -48,6 +48,7 @@ from ._mixture_steps import (
 )
 from ._mixture_update import FAR, HALF_LOG_2PI, SINGULAR
 
+TOLD = 20  # how often progress is told of small problems
 LLOYD_ROWS = 1 << 15  # of a problem, that k-means looks at
 
 
@@ -143,8 +144,10 @@ class Run:
         self.final[active] = self.now[active]
         self.bounds = np.stack([*bounds, np.full(m.P, np.nan)], axis=1)
 
-    def settle(self, how: Any, tol: float, max_iter: int, rescue: bool) -> None:
-        """`start` and `climb` of small problems, and the likelihood, in one launch."""
+    def settle(
+        self, how: Any, tol: float, max_iter: int, rescue: bool, progress: Callable[[int, int], Any] | None
+    ) -> None:
+        """`start` and `climb` of small problems, and the likelihood, in one launch, or a few that tell of progress."""
         m, lloyd = self.mixtures, how == "kmeans"
         if lloyd:
             m.seeds(self.next, True)
@@ -154,7 +157,10 @@ class Run:
         records[:, BEFORE], records[:, TOTAL], records[:, LIMIT] = -np.inf, self.total, LLOYD_TOL * self.spread / m.D
         old, new = (self.next, self.now) if lloyd else (self.now, self.next)
         while len(active):
-            m.follow(active, old, new, self.final, records, bounds, tol, rescue)
+            for some in [active] if progress is None else np.array_split(active, min(TOLD, len(active))):
+                m.follow(some, old, new, self.final, records, bounds, tol, rescue)
+                if progress is not None:
+                    progress(int((records[:, STEP] == DONE).sum()), m.P)
             active = active[records[active, STEP] == LEFT]
             relocate(m, active, self.final)
             old[active] = self.final[active]

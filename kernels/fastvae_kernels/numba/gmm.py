@@ -73,8 +73,8 @@ def fit(
         m = Mixtures(some, w, n_components, family, restarts, ids[rows], seed=seed, reg_covar=reg_covar)
         em = Run(m, *moments(m))
         how = start if isinstance(start, str) else [t[rows] for t in start]
-        if m.small and progress is None and 0 < m.P * max_iter <= BATCH_ELEMENTS:
-            em.settle(how, tol, max_iter, rescue)
+        if m.small and 0 < m.P * max_iter <= BATCH_ELEMENTS:
+            em.settle(how, tol, max_iter, rescue, progress)
         else:
             em.climb(em.start(how, rescue), tol, max_iter, rescue, progress)
         best, bounds, log_likelihood = em.outcome()
