@@ -7,7 +7,9 @@ from mixtures import EPS, KINDS, data, dense, start
 from fastvae import gmm
 
 exact = np.longdouble
-pytestmark = pytest.mark.skipif(np.finfo(exact).eps > 2e-19, reason="no type of this machine is wider than float64")
+pytestmark = pytest.mark.skipif(
+    bool(np.finfo(exact).eps > 2e-19), reason="no type of this machine is wider than float64"
+)
 
 
 def cholesky(V):

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def pass_by_pass(self, how, tol, max_iter, rescue, progress):
     self.climb(self.start(how, rescue), tol, max_iter, rescue, progress)
 
 
-SMALL = {
+SMALL: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
     "one tile": (data(N=120, batch=(20,)), {}),
     "several tiles": (data(N=1500, D=3, batch=(9,)), {}),
     "alone": (data(), {}),
