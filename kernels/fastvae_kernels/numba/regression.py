@@ -90,20 +90,29 @@ def in_float64(m: Rows, active: np.ndarray, wanted: bool, status: np.ndarray) ->
     if wanted:
         limits = Limits(LEAST_FLOAT64 * m.P, 4 * m.P * CLOSE, MOST_FLOAT64, math.inf)
     m.estimate(active, False, FIND if m.fit_intercept else ORIGIN, limits)
-    doubts = m.doubts(active)
-    if m.fit_intercept and len(far := active[doubts & FAR != 0]):  # once more, about the means
+    doubts, none = m.doubts(active), active[:0]
+    if m.fit_intercept and any_of(doubts, FAR):  # once more, about the means
+        far = active[doubts & FAR != 0]
         m.centers[far, 1:] = m.field(MEANS, m.P + m.R)[far]
         m.estimate(far, False, GIVEN, limits)
         doubts = m.doubts(active)
-    if not doubts.any():
-        return active[:0], active[:0]
-    spoilt = active[doubts & NONFINITE != 0]
-    refined = active[doubts & (REFINE | DEEPEN | NONFINITE) == REFINE]
-    if len(refined):
-        m.refine(refined, wanted, tolerance)  # where float64 is wanted, RSS alone
-        status[refined] = 0 if wanted else REFINED
-        doubts |= m.doubts(active)
-    return active[(doubts & (DEEPEN | FAR) != 0) & (doubts & NONFINITE == 0)], spoilt
+    spoilt = active[doubts & NONFINITE != 0] if any_of(doubts, NONFINITE) else none
+    if any_of(doubts, REFINE):
+        those = doubts & (REFINE | DEEPEN | NONFINITE) == REFINE
+        refined = active if those.all() else active[those]
+        if len(refined):
+            m.refine(refined, wanted, tolerance)  # where float64 is wanted, RSS alone
+            status[refined] = 0 if wanted else REFINED
+            doubts |= m.doubts(active)
+    deeper = (
+        active[(doubts & (DEEPEN | FAR) != 0) & (doubts & NONFINITE == 0)] if any_of(doubts, DEEPEN | FAR) else none
+    )
+    return deeper, spoilt
+
+
+def any_of(doubts: np.ndarray, what: int) -> bool:
+    """Whether any problem has one of those doubts: a look at all that is far faster than to pick some."""
+    return bool(np.bitwise_or.reduce(doubts) & what)
 
 
 def in_double_double(m: Rows, active: np.ndarray, status: np.ndarray) -> np.ndarray:
