@@ -142,6 +142,21 @@ def test_one_step_is_that_of_the_reference(kind, D):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-13 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("kind", ["full", "diag"])
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_a_determinant_beyond_float64_is_none_for_its_logarithm(kind, unit):
+    X = data(N=200, D=41) * unit  # the product of 41 factors overflows, or underflows
+    mixture = start(X, kind=kind)
+    got, want = (gmm.em_step(X, mixture, reg_covar=0.0, backend=b) for b in ("numba", "reference"))
+    for a, b in zip(got[0][:3], want[0][:3], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+    log_p = [
+        gmm.score_samples(X, new, backend=b).sum()
+        for (new, _), b in zip((got, want), ("numba", "reference"), strict=True)
+    ]
+    np.testing.assert_allclose(*log_p, rtol=1e-12)
+
+
 @every_kind
 def test_a_component_that_jumps_far_keeps_its_digits(kind):
     """From a mean 1e8 standard deviations away, sums about it would leave nothing of the variance: they are redone."""

@@ -60,27 +60,33 @@ def test_nist_in_one_stream():
         assert digits(coef, certified["coef"]) >= (7.5 if path.stem == "Filip" else 13), path.stem
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("exponent", range(0, 15, 2))
-def test_ill_conditioned_designs_in_exact_arithmetic(exponent):
+def test_ill_conditioned_designs_in_exact_arithmetic(exponent, weighted):
     # condition 10^exponent: float64 to 1, residuals to 1e2, double-double, and from 1e8 on residuals in it
     rng = np.random.default_rng(exponent)
     N, P = 30, 5
     (U, _), (V, _) = np.linalg.qr(rng.normal(size=(N, P))), np.linalg.qr(rng.normal(size=(P, P)))
     X = U @ np.diag(np.logspace(0, -exponent, P)) @ V.T
     y = X @ rng.normal(size=P) + 1e-3 * rng.normal(size=N)
-    status = check_exactly(X, y, of_errors=max(1e-9, 2.0**-95 * 100**exponent))
+    w = rng.uniform(0.2, 1, size=N) if weighted else None
+    status = check_exactly(X, y, w, of_errors=max(1e-9, 2.0**-95 * 100**exponent))
     assert bool(status & DOUBLE_DOUBLE) == (exponent >= 4)
 
 
 OUTLYING = np.where(np.arange(N)[:, None] == 0, 1e12, PLAIN)
 TREND = np.arange(N)[:, None] ** np.array([1.0, 2.0])
 WHOLE = np.round(8 * PLAIN)
+EXTREME, EXTREME_TARGET = PLAIN.copy(), PLAIN @ [1.0, 2.0, 3.0] + 1e-7 * TARGET
+EXTREME[0] = 1e308  # residuals there are beyond float64
 DESIGNS: dict[str, tuple[np.ndarray, np.ndarray, dict]] = {
     "plain": (PLAIN, TARGET, {}),
     "scales of 1 and 1e-7": (PLAIN * [1, 1e-7, 1e5], TARGET, {}),
     "y far from the origin": (PLAIN, TARGET + 1e9, {}),
     "X far from the origin": (PLAIN + 1e8, TARGET, {}),
     "X far, two columns close": (np.c_[PLAIN + 1e8, PLAIN[:, :1] + 1e8 + 1e-3 * PLAIN[::-1, 1:2]], TARGET, {}),
+    "X far, columns within a hundredth": (np.c_[PLAIN, PLAIN[:, 0] + 0.01 * TARGET[::-1]] + 1e9, TARGET + 1e9, {}),
+    "a row of no weight, far off": (EXTREME, EXTREME_TARGET, {"w": (np.arange(N) > 0) * 1.0}),
     "an outlier in the first row": (OUTLYING, TARGET, {"of_errors": 1e-8}),
     "an outlier in a later row": (OUTLYING[::-1].copy(), TARGET, {"of_errors": 1e-8}),
     "sorted rows": (TREND, TARGET, {}),
@@ -99,6 +105,14 @@ DESIGNS: dict[str, tuple[np.ndarray, np.ndarray, dict]] = {
 def test_designs_in_exact_arithmetic(name, precision):
     X, y, options = DESIGNS[name]
     check_exactly(X, y, precision=precision, **options)
+
+
+@pytest.mark.parametrize("exponent", range(20, 41, 4))
+def test_an_intercept_is_left_of_far_larger_terms(exponent):
+    # the slopes are right long before it is, so it has a certificate of its own
+    X = np.c_[WHOLE[:, 0], 100 * WHOLE[:, 0] + WHOLE[:, 1], WHOLE[:, 2]] + 2.0**exponent
+    result = fit(X, X @ [1.0, 2.0, 3.0] + 5)
+    np.testing.assert_allclose([result.intercept, *result.coef], [5, 1, 2, 3], rtol=2e-13)
 
 
 def test_float64_says_nothing_wrong_of_well_conditioned_data():

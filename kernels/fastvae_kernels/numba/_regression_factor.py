@@ -29,9 +29,9 @@ def sums_of(i, P):
 
 
 @loop_jit
-def center_sums(G, mean, P, R, x):
-    """Take sums about the centers to sums about the means, which are added to the centers in ``mean``; 1 in the lanes
-    where the centers were far from them.
+def center_sums(G, mean, rest, P, R, x):
+    """Take sums about the centers to sums about the means, which are added to the centers in ``mean``, what is rounded
+    away to ``rest``; 1 in the lanes where the centers were far from them.
     """
     outlined()
     v = vector(F64)
@@ -41,7 +41,9 @@ def center_sums(G, mean, P, R, x):
         own = at + (i if i <= P else P + 1)
         first = get(G, at, x)
         d = first / n
-        put(mean, i - 1, get(mean, i - 1, x) + d)
+        center, moved = get(mean, i - 1, x), get(mean, i - 1, x) + d
+        put(mean, i - 1, moved)
+        write(rest, 8 * (i - 1), high(d) - (high(moved) - high(center)))
         for j in range(1, min(i, P + 1)):
             put(G, at + j, get(G, at + j, x) - d * get(G, row(j), x))
         square = get(G, own, x) - first * d

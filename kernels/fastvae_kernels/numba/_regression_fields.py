@@ -14,12 +14,13 @@ from ._turned import into_lanes, out_of_lanes
     WEIGHT,  # of all rows
     SQUARES,  # sum w (y - ybar)^2
     MEANS,  # of columns, then targets
+    SMALL_MEANS,  # of columns: what rounding left of a mean, which is large beside what is summed about it
     INVERSE,  # of the Gram matrix, V, a lower triangle
     SMALL_COEF, SMALL_INTERCEPT,  # the small parts of pairs
     LENGTHS,  # of the centred columns
     SPREAD,  # variance of the intercept for a unit variance of the noise
     END,
-) = range(21)  # fmt: skip
+) = range(22)  # fmt: skip
 STATE = WEIGHT
 REFINE, DEEPEN, FAR, NONFINITE, DEPENDENT, REPEAT = 1, 2, 4, 8, 16, 32  # DOUBTS: what is to be done, or wrong
 
@@ -30,11 +31,11 @@ def places(P, R):
     a = 2 * (P + 1) * R
     b = a + 5 * R
     c = b + 4 + R
-    d = c + P + R + P * (P + 1) // 2
+    d = c + 2 * P + R + P * (P + 1) // 2
     e = d + (P + 1) * R
     return (
         0, P * R, (P + 1) * R, (2 * P + 1) * R, a, a + R, a + 2 * R, a + 3 * R, a + 4 * R,
-        b, b + 1, b + 2, b + 3, b + 4, c, c + P + R, d, d + P * R, e, e + P, e + P + 1,
+        b, b + 1, b + 2, b + 3, b + 4, c, c + P + R, c + 2 * P + R, d, d + P * R, e, e + P, e + P + 1,
     )  # fmt: skip
 
 

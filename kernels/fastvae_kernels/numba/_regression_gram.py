@@ -63,19 +63,37 @@ def find_center(center, x, stride, rows, D):
 
 
 @loop_jit
-def find_centers(center, x, x_code, x_row, y, y_code, y_row, N, P, R):
-    """Of regressors and targets."""
+def find_center_of(center, x, stride, weights, w_row, rows, D):
+    """The same over the first that count: others may lie anywhere."""
     outlined()
-    length = (min(N, FEW) - 1) * x_row + P
-    if x_code == F32:
-        find_center(center[1:], array_at(x, length, F32), x_row, N, P)
+    t, n, one = 0, 0, number(F64)
+    for d in range(D):
+        center[d] = 0.0
+    while t < rows and n < FEW:
+        if weights[t * w_row] > 0:
+            n += 1
+            for d in range(D):
+                center[d] += (read(x, t * stride + d, one) - center[d]) / n
+        t += 1
+
+
+@loop_jit
+def find_centers(center, x, code, x_row, w, w_row, N, D):
+    """Of regressors, or of targets."""
+    outlined()
+    length, weights = (N - 1) * x_row + D, array_at(w, (N - 1) * w_row + 1, F64)
+    if code == F32:
+        rows32 = array_at(x, length, F32)
+        if w:
+            find_center_of(center, rows32, x_row, weights, w_row, N, D)
+        else:
+            find_center(center, rows32, x_row, N, D)
     else:
-        find_center(center[1:], array_at(x, length, F64), x_row, N, P)
-    length = (min(N, FEW) - 1) * y_row + R
-    if y_code == F32:
-        find_center(center[P + 1 :], array_at(y, length, F32), y_row, N, R)
-    else:
-        find_center(center[P + 1 :], array_at(y, length, F64), y_row, N, R)
+        rows = array_at(x, length, F64)
+        if w:
+            find_center_of(center, rows, x_row, weights, w_row, N, D)
+        else:
+            find_center(center, rows, x_row, N, D)
 
 
 @math_jit
@@ -226,7 +244,8 @@ def make_gram(count: int, pairs: int) -> Kernel:
                 w_b = w + b * w_problem * 8 if w else 0
                 center = array_at(centers + 8 * b * columns, columns, F64)
                 if from_ == FIND:
-                    find_centers(own, x_b, x_code, x_row, y_b, y_code, y_row, N, P, R)
+                    find_centers(own[1:], x_b, x_code, x_row, w_b, w_row, N, P)
+                    find_centers(own[P + 1 :], y_b, y_code, y_row, w_b, w_row, N, R)
                     if s == 0:
                         for j in range(1, columns):
                             center[j] = own[j]

@@ -77,7 +77,14 @@ class Problems:
         """Estimates of the active problems, whose sums are these; the small parts of V go to the address ``small``."""
         P, R = self.P, self.R
         n, T = WORDS * (2 if pairs else 1), P * (P + 1) // 2
-        room = (2 * self.F + 2 * T + 2 * P + R) * n + 40 * P + 8 * self.at[-1] + 48 + (3 * P * P * n if pairs else 0)
+        room = (
+            (2 * self.F + 2 * T + 2 * P + R) * n
+            + 40 * P
+            + 8 * self.at[-1]
+            + 48
+            + 8 * (P + R)
+            + (3 * P * P * n if pairs else 0)
+        )
         groups = -(-len(active) // 8)
         args = (
             0, address(active), len(active), address(sums), slots, self.F, address(centers), small, *self.weights_at,

@@ -37,6 +37,7 @@ from ._regression_fields import (
     REPEAT,
     SMALL_COEF,
     SMALL_INTERCEPT,
+    SMALL_MEANS,
     SPREAD,
     SQUARES,
     WEIGHT,
@@ -60,7 +61,7 @@ def centered_gradient(G, record, P, R, k, fit_intercept):
     if fit_intercept:
         all_ = get(G, k * (P + 2), x)
         for j in range(P):
-            mean = pair(read(record, 8 * (at[MEANS] + j), v), like(v, 0))
+            mean = pair(read(record, 8 * (at[MEANS] + j), v), read(record, 8 * (at[SMALL_MEANS] + j), v))
             put(G, k * (P + 2) + j + 1, get(G, k * (P + 2) + j + 1, x) - mean * all_)
 
 

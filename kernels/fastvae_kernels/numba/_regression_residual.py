@@ -71,9 +71,9 @@ def residuals(wr, y, z, w, plan, T, S, P, small, ahead, pace):
         r = exact_sum(high(r) - first, low(r))
         weighed = r
         if w:
+            r = choose(wt > zero, r, pair(zero, zero))  # beyond float64, perhaps, where a row counts for nothing
             weighed = exact_product(wt, high(r))
             weighed = pair(high(weighed), fma(wt, low(r), low(weighed)))
-            weighed = choose(wt > zero, weighed, pair(zero, zero))
         squares = fma(high(weighed), high(r), squares)
         write(wr, t, high(weighed))
         write(wr, S + t, low(weighed))

@@ -47,6 +47,7 @@ from ._regression_fields import (
     SIGMA2,
     SMALL_COEF,
     SMALL_INTERCEPT,
+    SMALL_MEANS,
     SPREAD,
     SQUARES,
     STATE,
@@ -134,8 +135,8 @@ def make_solve(pairs: int) -> Kernel:
         mine += 320 * P + 64 * at[END]
         few = array_at(mine, 24, F64)
         units, problems = array_at(mine + 192, 8, I64), array_at(mine + 256, 8, I64)
-        rows_at = mine + 320
-        nulls = array_at(mine + 384, 3 * P * P * n if pairs else 0, F64)
+        rows_at, lost = mine + 320, array_at(mine + 384, 8 * (P + R), F64)
+        nulls = array_at(mine + 384 + 64 * (P + R), 3 * P * P * n if pairs else 0, F64)
         zero, unity = like(v, 0), like(v, 1)
         start, stop = take(block)
         while start < stop:
@@ -149,8 +150,10 @@ def make_solve(pairs: int) -> Kernel:
                 gather(G_at, G_at + 8 * F * n, sums, units, rows_at, slots, F, x)
                 total = get(G, 0, x)
                 far = zero
+                for j in range(P + R):
+                    write(lost, 8 * j, zero)
                 if fit_intercept:
-                    far = center_sums(G, mean, P, R, x)
+                    far = center_sums(G, mean, lost, P, R, x)
                 ill = high(total) - high(total)
                 for j in range(P):
                     own = row(j + 1) + j + 1
@@ -243,6 +246,7 @@ def make_solve(pairs: int) -> Kernel:
                 write(record, 8 * at[SPREAD], spread)
                 for j in range(P):
                     write(record, 8 * (at[LENGTHS] + j), read(scale, 8 * j, v))
+                    write(record, 8 * (at[SMALL_MEANS] + j), read(lost, 8 * j, v))
                 for j in range(P + R):
                     write(record, 8 * (at[MEANS] + j), high(get(mean, j, x)))
                 hand_out(out, record_at, at, B, problems, rows_at, at[STATE], at[END])
