@@ -1,10 +1,7 @@
 """`fastvae.sklearn.GaussianMixture`: scikit-learn's own tests, and what those do not see."""
 
-import os
 import pickle
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -15,6 +12,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from their_tests import run_their_tests
 
 import fastvae.sklearn
 from fastvae.reference.gmm import COVARIANCE_TYPES
@@ -52,16 +50,8 @@ def pytest_collection_modifyitems(items):
 
 
 def test_scikit_learns_own_tests_pass(tmp_path):
-    (tmp_path / "swap.py").write_text(PLUGIN)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
     modules = [f"sklearn.mixture.tests.{name}" for name in ("test_gaussian_mixture", "test_mixture")]
-    options = ["-p", "swap", "-p", "no:cacheprovider", "-c", "pytest.ini", "-rs", "--tb=short", "--pyargs"]
-    settings = {"SKLEARN_RUN_FLOAT32_TESTS": "1", "SCIPY_ARRAY_API": "1", "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "pytest", *options, *modules]
-    run = subprocess.run(command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert sum(map(int, re.findall(r"(\d+) passed", run.stdout))) > 100
-    assert all(reason in run.stdout for reason in SKIPPED.values())
+    run_their_tests(tmp_path, PLUGIN, modules, 100, SKIPPED)
 
 
 UNEQUAL = {"check_sample_weight_equivalence_on_dense_data": "a start draws other rows where there are more of them"}

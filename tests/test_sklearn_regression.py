@@ -2,11 +2,7 @@
 
 import copy
 import inspect
-import os
 import pickle
-import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -23,6 +19,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_s
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from their_tests import run_their_tests
 
 import fastvae
 import fastvae.sklearn
@@ -74,15 +71,7 @@ def pytest_collection_modifyitems(items):
 
 
 def test_scikit_learns_own_tests_pass(tmp_path):
-    (tmp_path / "swap.py").write_text(PLUGIN)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    options = ["-p", "swap", "-p", "no:cacheprovider", "-c", "pytest.ini", "-rs", "--tb=short", "--pyargs"]
-    settings = {"SKLEARN_RUN_FLOAT32_TESTS": "1", "SCIPY_ARRAY_API": "1", "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "pytest", *options, *MODULES]
-    run = subprocess.run(command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert sum(map(int, re.findall(r"(\d+) passed", run.stdout))) > 150
-    assert all(reason in run.stdout for reason in SKIPPED.values())
+    run_their_tests(tmp_path, PLUGIN, MODULES, 150, SKIPPED)
 
 
 @parametrize_with_checks([LinearRegression(), LinearRegression(fit_intercept=False), LinearRegression(positive=True)])

@@ -1,0 +1,19 @@
+"""scikit-learn's own tests, with a class swapped for ours by a plugin of pytest."""
+
+import os
+import re
+import subprocess
+import sys
+
+
+def run_their_tests(folder, plugin, modules, least, skipped):
+    """All of the modules pass in a process of their own, at least so many; those skipped by us say why."""
+    (folder / "swap.py").write_text(plugin)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    options = ["-p", "swap", "-p", "no:cacheprovider", "-c", "pytest.ini", "-rs", "--tb=short", "--pyargs"]
+    settings = {"SKLEARN_RUN_FLOAT32_TESTS": "1", "SCIPY_ARRAY_API": "1", "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "pytest", *options, *modules]
+    run = subprocess.run(command, cwd=folder, env=os.environ | settings, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert sum(map(int, re.findall(r"(\d+) passed", run.stdout))) > least
+    assert all(reason in run.stdout for reason in skipped.values())
