@@ -5,9 +5,11 @@
 The sums are pairs, see `_regression_residual`, and so are b and b0, so that delta is as exact as V: what is left of the
 error is delta times 2^-53 P condition^2. Where that is more than the tolerance the problem is left to double-double.
 There V is a pair, what is left 2^-103 P condition^2, and the correction for conditions of 1e8 and more, repeated near
-1e14. Work unit: as `_regression_solve`. Specification: fastvae/reference/regression.py
+1e14. The sums themselves have errors of 2^-104 of what they started from, which counts where columns are far from the
+origin: as much as `noise_of` says. Work unit: as `_regression_solve`. Specification: fastvae/reference/regression.py
 """
 
+import math
 from functools import cache
 
 from ._double import (
@@ -46,10 +48,12 @@ from ._regression_fields import (
     places,
     take_in,
 )
+from ._regression_residual import ROUNDING
 from ._regression_solve import UNIT_PAIRS, finish, gather
 from ._threads import finished, take, worker
 
 NOTHING = 2.0**-90  # of y: so small an error says nothing of a coefficient that is 0
+NOISE = 2.0**-104
 FIELDS = "19q 2d"
 
 
@@ -66,7 +70,26 @@ def centered_gradient(G, record, P, R, k, fit_intercept):
 
 
 @loop_jit
-def correct(G, record, small, delta, gradient, P, R, k, alpha, tolerance, fit_intercept, unit, s):
+def noise_of(record, P, k, at):
+    """How large the sums of residuals of target k start, and so how large their errors may be, of all columns with
+    V_jj = 1; times sqrt(V_jj), of coefficient j.
+    """
+    outlined()
+    v, most = vector(F64), like(vector(F64), 0)
+    y, root = sqrt(read(record, 8 * (at[SQUARES] + k), v)), sqrt(read(record, 8 * at[WEIGHT], v))
+    rows = abs(read(record, 8 * (at[INTERCEPT] + k), v)) + abs(read(record, 8 * (at[MEANS] + P + k), v))
+    for j in range(P):
+        rows = rows + abs(read(record, 8 * (at[COEF] + k * P + j), v) * read(record, 8 * (at[MEANS] + j), v))
+    for j in range(P):
+        length, mean = read(record, 8 * (at[LENGTHS] + j), v), abs(read(record, 8 * (at[MEANS] + j), v))
+        size = (length + root * mean) * (y + like(v, ROUNDING) * root * rows) + length * root * rows
+        size = size * sqrt(read(record, 8 * (at[INVERSE] + row(j) + j), v))
+        most = select(size > most, size, most)
+    return most
+
+
+@loop_jit
+def correct(G, record, small, delta, gradient, P, R, k, alpha, tolerance, fit_intercept, unit, noise, s):
     """Add delta to the coefficients of target k, and what follows to the intercept; by how much that lowers RSS, and 1
     in the lanes where one correction is not enough. ``s`` is a zero of the type of V, whose small parts are ``small``.
     """
@@ -91,6 +114,7 @@ def correct(G, record, small, delta, gradient, P, R, k, alpha, tolerance, fit_in
         longest = select(length > longest, length, longest)
     condition, less, of_means = read(record, 8 * at[CONDITION], v), zero, zero
     left = like(v, unit * P) * condition * condition * longest  # of the error, in units of y
+    noise = like(v, noise * P) * noise_of(record, P, k, at)
     nothing = like(v, NOTHING) * sqrt(read(record, 8 * (at[SQUARES] + k), v))
     for j in range(P):
         step, place = high(get(delta, j, s)), k * P + j
@@ -99,8 +123,9 @@ def correct(G, record, small, delta, gradient, P, R, k, alpha, tolerance, fit_in
         write(record, 8 * (at[COEF] + place), high(b))
         write(record, 8 * (at[SMALL_COEF] + place), low(b))
         length, mean = read(record, 8 * (at[LENGTHS] + j), v), read(record, 8 * (at[MEANS] + j), v)
-        doubt = select(left <= like(v, tolerance) * abs(high(b)) * length + nothing, doubt, like(v, 1))
-        of_means = of_means + select(left > zero, abs(mean) * left / length, zero)
+        error = left + noise * sqrt(read(record, 8 * (at[INVERSE] + row(j) + j), v)) * length
+        doubt = select(error <= like(v, tolerance) * abs(high(b)) * length + nothing, doubt, like(v, 1))
+        of_means = of_means + select(error > zero, abs(mean) * error / length, zero)
         shift = shift - mean * step
         # RSS(b + delta) = RSS(b) - 2 delta'g + delta'G delta, where (G + alpha I) delta = g - alpha b
         less = less + step * (high(get(G, k * (P + 2) + j + 1, x)) + like(v, alpha) * high(b))
@@ -131,6 +156,7 @@ def make_correct(deep: int) -> Kernel:
         ) = unpack(block, FIELDS)  # fmt: skip
         v, x = vector(F64), number_zero(1)
         zero, at, s = like(v, 0), places(P, R), number_zero(deep)
+        noise = 0.0 if deep else NOISE * math.sqrt(N + 64.0)  # for errors add up as a walk does
         T = P * (P + 1) // 2
         mine = room + 8 * room_size * worker(block)
         G_at, G, record_at = mine, array_at(mine, 16 * F, F64), mine + 256 * F
@@ -159,7 +185,7 @@ def make_correct(deep: int) -> Kernel:
                     if not keep:
                         less, doubt = correct(
                             G, record, small_V, delta, gradient, P, R, k, alpha, tolerance, fit_intercept,
-                            UNIT_PAIRS if deep else UNIT, s,
+                            UNIT_PAIRS if deep else UNIT, noise, s,
                         )  # fmt: skip
                         rss = rss - less
                         doubts = select(doubt > zero, like(v, REPEAT if deep else DEEPEN), doubts)

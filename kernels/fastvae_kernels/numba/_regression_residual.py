@@ -36,7 +36,8 @@ from ._threads import finished, take, worker
 from ._turned import load, load_weights
 from ._vector import lanes, total
 
-SLACK = 2.0**-30  # of y'y: more than RSS can be wrong by
+SLACK, SLACK_PAIRS = 2.0**-30, 2.0**-80  # of y'y about the mean: more than RSS can be wrong by
+ROUNDING = 2.0**-50  # of a sum that an intercept is left of
 FIELDS = "26q"
 
 
@@ -81,7 +82,7 @@ def residuals(wr, y, z, w, plan, T, S, P, small, ahead, pace):
 
 
 @loop_jit
-def prepare(plan, coef, intercept, rss, state, at, k, P, R):
+def prepare(plan, coef, intercept, rss, state, at, k, P, R, pairs):
     """Of target k of a problem -b0, -b, their small parts, and where sums start, which is four times what they can come
     to: r at most[0] + most[1] / sqrt(w), then the products of r and column j at above[j]. All are addresses.
     """
@@ -92,16 +93,20 @@ def prepare(plan, coef, intercept, rss, state, at, k, P, R):
     of[0] = -array_at(intercept, 1, F64)[0]
     of[P + 1] = -array_at(own + 8 * (at[SMALL_INTERCEPT] + k), 1, F64)[0]
     mean = abs(array_at(own + 8 * (at[MEANS] + P + k), 1, F64)[0])
-    r = 4.0 * math.sqrt(2.0 * array_at(rss, 1, F64)[0] + SLACK * (squares + weight * mean * mean))
     root, of_means, of_lengths = math.sqrt(weight), abs(of[0]) + mean, math.sqrt(squares)
-    most = 2 * P + 2
-    of[most + 2] = r * root
     for j in range(P):
         of[1 + j], of[P + 2 + j] = -b[j], -small[j]
         of_means += abs(b[j] * means[j])
         of_lengths += abs(b[j]) * lengths[j]
-        of[most + 3 + j] = r * (lengths[j] + root * abs(means[j]))
+    slack, lost = SLACK, ROUNDING * root * of_means  # of residuals, in an intercept of one part
+    if pairs:
+        slack, lost = SLACK_PAIRS, ROUNDING * lost
+    r = 4.0 * math.sqrt(2.0 * array_at(rss, 1, F64)[0] + slack * squares + lost * lost)
+    most = 2 * P + 2
     of[most], of[most + 1] = 4.0 * of_means, 4.0 * of_lengths
+    of[most + 2] = r * root
+    for j in range(P):
+        of[most + 3 + j] = r * (lengths[j] + root * abs(means[j]))
 
 
 @loop_jit
@@ -164,7 +169,7 @@ def make_residual() -> Kernel:
                     i = b * R + k
                     coef, intercept = out + 8 * (at[COEF] * B + i * P), out + 8 * (at[INTERCEPT] * B + i)
                     mine = plan + 8 * k * planned
-                    prepare(mine, coef, intercept, out + 8 * (at[RSS] * B + i), state, at, k, P, R)
+                    prepare(mine, coef, intercept, out + 8 * (at[RSS] * B + i), state, at, k, P, R, small)
                     squares[k] = 0.0
                     first = array_at(mine + 8 * above, P + 1, F64)
                     acc = array_at(acc_at + 8 * size * W * k, size * W, F64)
