@@ -115,6 +115,21 @@ def test_an_intercept_is_left_of_far_larger_terms(exponent):
     np.testing.assert_allclose([result.intercept, *result.coef], [5, 1, 2, 3], rtol=2e-13)
 
 
+def far_designs():
+    """Regressors up to 1e11 spreads from the origin, and coefficients that hardly count beside the noise."""
+    g = np.random.default_rng(3)
+    for _ in range(40):
+        n, p = int(g.integers(8, 60)), int(g.integers(1, 5))
+        X = g.normal(size=(n, p)) * 10.0 ** g.uniform(-2, 2, p) + 10.0 ** g.uniform(3, 9) * g.normal(size=p)
+        y = X @ (g.normal(size=p) * 10.0 ** g.uniform(-3, 3, p)) + g.normal(size=n) + 10.0 ** g.uniform(0, 9)
+        yield X, y, g.uniform(0.1, 1, n) if g.uniform() < 0.5 else None
+
+
+def test_designs_far_from_the_origin_in_exact_arithmetic():
+    # sums of residuals must not start at the size of y, nor may means be rounded, or digits are lost unseen
+    assert REFINED in [check_exactly(X, y, w) for X, y, w in far_designs()]
+
+
 def test_float64_says_nothing_wrong_of_well_conditioned_data():
     assert check_exactly(PLAIN, TARGET, precision="float64", tolerance=1e-12) == Status(0)
 

@@ -256,6 +256,7 @@ def hammer(callers=8, calls=100):
 
     def call(number):
         try:
+            torch.get_num_threads()  # at a thread's first look torch takes over what another thread has set last
             torch.set_num_threads(2 + number % 3)
             for k in range(calls):
                 check(units=64 + 97 * number + k, seed=k)
