@@ -116,12 +116,12 @@ def test_an_intercept_is_left_of_far_larger_terms(exponent):
 
 
 def far_designs():
-    """Regressors up to 1e11 spreads from the origin, and coefficients that hardly count beside the noise."""
+    """Regressors a million to 1e13 spreads from the origin, and coefficients that hardly count beside the noise."""
     g = np.random.default_rng(3)
-    for _ in range(40):
+    for _ in range(100):
         n, p = int(g.integers(8, 60)), int(g.integers(1, 5))
-        X = g.normal(size=(n, p)) * 10.0 ** g.uniform(-2, 2, p) + 10.0 ** g.uniform(3, 9) * g.normal(size=p)
-        y = X @ (g.normal(size=p) * 10.0 ** g.uniform(-3, 3, p)) + g.normal(size=n) + 10.0 ** g.uniform(0, 9)
+        X = g.normal(size=(n, p)) * 10.0 ** g.uniform(-3, 2, p) + 10.0 ** g.uniform(6, 10) * g.normal(size=p)
+        y = X @ (g.normal(size=p) * 10.0 ** g.uniform(-3, 3, p)) + g.normal(size=n)
         yield X, y, g.uniform(0.1, 1, n) if g.uniform() < 0.5 else None
 
 
