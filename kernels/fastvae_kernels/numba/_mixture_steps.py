@@ -22,7 +22,7 @@ CONVERGED, MAX_ITER, RESCUED, DEGENERATE = 1, 2, 4, 8  # of a fit: the values of
 LLOYD_STEPS, LLOYD_TOL = 300, 1e-3  # of the variance of a feature, that all centers move; EM goes on from there
 MOST_RESCUES = 10  # of a problem, before it is given up
 
-# A problem's record: its step, how often it took that, EM's iterations; a fit's status; how often a component was put
+# A problem's record: its step; iterations of Lloyd, then of EM; the fit's status; how often a component was put
 # elsewhere; the bound, and the one before; total weight; how far centers may move in Lloyd's last iteration; the
 # log-likelihood; whether what was found is the new parameters or the old.
 STEP, COUNT, STATUS, RESCUES, BOUND, BEFORE, TOTAL, LIMIT, LIKELIHOOD, IS_NEW, RECORD = range(11)

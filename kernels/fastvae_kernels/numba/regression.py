@@ -2,7 +2,8 @@
 
     sums of products    `_regression_gram`      of the centred columns, in float64 or in double-double
     estimates           `_regression_solve`     Cholesky, coefficients, errors, and what is in doubt about them
-    residuals           `_regression_refine`    in double-double, and the solution corrected by them
+    residuals           `_regression_residual`  in double-double, and the sums that follow from them
+    corrections         `_regression_refine`    the solution corrected by them, and whether that is enough
 
 Traffic, elements: reads N (P + R) once; again for the problems that are refined, and again for those that take
 double-double. Launches: two for all problems, two more for each of these. Here stands which problem takes which.
