@@ -130,6 +130,14 @@ def test_designs_far_from_the_origin_in_exact_arithmetic():
     assert REFINED in [check_exactly(X, y, w) for X, y, w in far_designs()]
 
 
+def test_designs_far_from_the_origin_without_an_intercept():
+    # condition 1e9 and more: corrected in double-double, by sums that start no higher than its own errors ask for
+    for X, y, w in far_designs():
+        X = X[:, :2] + [3e9, 1e9][: X.shape[1]]
+        result, solution = fit(X, y, sample_weight=w, fit_intercept=False), in_exact_arithmetic(X, y, w, 0.0, False)[0]
+        np.testing.assert_allclose(result.coef, solution, rtol=2e-13)
+
+
 def test_float64_says_nothing_wrong_of_well_conditioned_data():
     assert check_exactly(PLAIN, TARGET, precision="float64", tolerance=1e-12) == Status(0)
 
