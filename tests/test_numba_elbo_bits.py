@@ -223,6 +223,50 @@ def test_a_draw_is_a_function_of_its_row(latent, dtype):
     assert same_bits(alone, whole[0])
 
 
+# 16: each row fills vectors; 4, 20: four rows do; 6: none do; 1024: one unit; 1028: and a piece of four elements
+WIDTHS = [1, 4, 6, 16, 20, 512, 1024, 1028, 2048]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("latent", WIDTHS)
+def test_rows_that_lie_dense_and_apart_have_the_same_bits(latent, dtype):
+    """The first are read and written where they are, the others through a scratch."""
+    encoded = torch.randn(53, 2 * latent, dtype=dtype)
+
+    def run(mu, logvar, draws):
+        mu, logvar = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
+        z = fastvae.reparameterize(mu, logvar, num_samples=draws, seed=SEED, backend="numba")
+        divergence = kl(mu, logvar)
+        return z, divergence, *torch.autograd.grad((z * torch.arange(latent)).sum() + divergence.sum(), (mu, logvar))
+
+    mu, logvar = encoded.chunk(2, dim=1)
+    for draws in (None, 3):
+        for a, b in zip(run(mu, logvar, draws), run(mu.contiguous(), logvar.contiguous(), draws), strict=True):
+            assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("latent", WIDTHS)
+def test_nothing_is_written_but_the_results(latent):
+    n, draws, guard = 53, 2, 64
+    mu, logvar, dz = torch.randn(n, latent), torch.randn(n, latent), torch.randn(draws, n, latent)
+    plan = _backend.launcher("reparameterize", "numba").Latent(mu, logvar, None, draws, "mean")
+    rooms = []
+
+    def guarded(*shape):
+        rooms.append(torch.full((guard + math.prod(shape) + guard,), math.nan))
+        return rooms[-1][guard:-guard].view(shape)
+
+    plan.empty_z, plan.empty_gradient = (lambda t: guarded(draws, n, latent)), (lambda t: guarded(n, latent))
+    seed, one = torch.tensor(SEED), torch.ones(())
+    plan.forward(mu, logvar, None, seed)
+    plan.forward(mu, logvar, None, None, want_gradients=True)
+    plan.backward(mu, logvar, None, seed, 1.0, None, dz, one, None)
+    assert len(rooms) == 5
+    for room in rooms:
+        assert torch.cat([room[:guard], room[-guard:]]).isnan().all()
+        assert not room[guard:-guard].isnan().any()
+
+
 def everything(reduction, n=N, d=D, latent=L):
     """All values and gradients of a call that takes each kernel: two draws, free bits, a prior, a shared scale."""
     generator = torch.Generator().manual_seed(1)

@@ -20,7 +20,7 @@ from fastvae_kernels.numba import _math as m
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import BF16, F32, F64, U32, array_at, number, read, vector, write
 from fastvae_kernels.numba._noise import box_muller, normal4, philox
-from fastvae_kernels.numba._vector import lanes, words
+from fastvae_kernels.numba._vector import LANES_F32, LANES_F64, lanes, words
 
 FLOATS = {np.float32: F32, np.float64: F64}
 each_float = pytest.mark.parametrize("dtype", FLOATS)
@@ -74,6 +74,7 @@ def make_exp_negative(T, vectors):
 @functools.cache
 def make_noise(T, vectors):
     """The words of each counter, their normals, and two normals of the counter's own first words."""
+    count = LANES_F64 if T == F64 else LANES_F32
 
     @kernel("6q")
     def noise(block):
@@ -82,11 +83,11 @@ def make_noise(T, vectors):
         w, z, pair = array_at(out, 4 * n, U32), array_at(z_address, 4 * n, T), array_at(pair_address, 2 * n, T)
         k0, k1 = key_words[0], key_words[1]
         v = vector(T) if vectors else number(T)
-        u = words(v) if vectors else np.uint32(0)
+        u = words(count) if vectors else np.uint32(0)
         for i in range(0, n, lanes(v) if vectors else 1):
             c0, c1, c2, c3 = read(c, i, u), read(c, n + i, u), read(c, 2 * n + i, u), read(c, 3 * n + i, u)
             w0, w1, w2, w3 = philox(c0, c1, c2, c3, k0, k1)
-            z0, z1, z2, z3 = normal4(c0, c1, c2, c3, k0, k1, v)
+            z0, z1, z2, z3 = normal4(w0, w1, w2, w3, v)
             p0, p1 = box_muller(c0, c1, v)
             write(w, i, w0)
             write(w, n + i, w1)

@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 
 from ._math import _fma as fma
-from ._vector import LANES_REGISTER, Vector, _shuffle, llvm_type, splat
+from ._vector import LANES_REGISTER, Vector, llvm_type, shuffle, splat
 
 WIDE = LANES_REGISTER == 8  # and twice as many registers
 VECTOR = Vector(types.float64, LANES_REGISTER)
@@ -75,7 +75,7 @@ def halves(builder: Any, x: Any, y: Any, part: int) -> list[Any]:
     """The first and the second halves of groups of 2 ``part`` lanes of x, then of y."""
     n = x.type.count
     return [
-        _shuffle(
+        shuffle(
             builder, x, y, [g + k + side for side in (0, n) for g in range(0, n, 2 * part) for k in range(h, h + part)]
         )
         for h in (0, part)

@@ -86,7 +86,7 @@ def loop_jit(function: Callable) -> Any:
     """Compile a function that holds loops for all its callers: pasted into five places of a kernel, it would take
     many seconds to compile. It opens with ``outlined()``.
     """
-    return njit(_nrt=False, error_model="numpy", fastmath=set(FASTMATH))(function)
+    return njit(forceinline=False, _nrt=False, error_model="numpy", fastmath=set(FASTMATH))(function)
 
 
 @intrinsic(prefer_literal=True)

@@ -1,4 +1,4 @@
-"""The KL of one latent element to the prior, and its sums over the rows, which free bits want first.
+"""The KL of one latent element to the prior, its sums over the rows, which free bits want first, and its upstream.
 
     kl_nl = 1/2 ((mu - mu_p)^2 e^-logvar_p + phi(logvar - logvar_p))            columns[l] = sum_n kl_nl
 
@@ -9,9 +9,9 @@ Specification: fastvae/reference/elbo.py (kl_elements, kl_penalty)
 
 from functools import cache
 
-from ._jit import Kernel, kernel, math_jit, unpack
+from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
 from ._math import exp, like, phi
-from ._memory import F64, array_at, gather, on_stack, read, vector, write
+from ._memory import F64, array_at, gather, number, on_stack, read, vector, weight_at, write
 from ._threads import take
 from ._vector import lanes
 
@@ -31,6 +31,17 @@ def kl_element(mu, logvar, mu_p, logvar_p):
 def kl_element_to_unit(mu, logvar):
     """KL of one latent element to N(0, 1)."""
     return like(mu, 0.5) * (mu * mu + phi(logvar))
+
+
+@loop_jit
+def fill_upstream(g, mask_s, width, n, rows, mask, kept, kept_row, kept_factor, raw, raw_row, raw_factor, T):
+    """The upstream of each latent element's KL: that of the raw KL, and, where kept, that of the bound's term."""
+    outlined()
+    for i in range(rows):
+        weight_kept = weight_at(kept, (n + i) * kept_row, kept_factor, T)
+        weight_raw = weight_at(raw, (n + i) * raw_row, raw_factor, T)
+        for j in range(i * width, (i + 1) * width):
+            g[j] = weight_raw + (weight_kept if not mask or mask_s[j] != 0 else number(T))
 
 
 @cache

@@ -175,6 +175,46 @@ def put(scratch, width, address, first_row, rows, stride, first, length, code, v
             write(target, j, read(scratch, at + j, zero))
 
 
+@intrinsic
+def address_of(typingctx, array):
+    """Where the first element of an array lies."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(context.make_array(array)(context, builder, args[0]).data, ir.IntType(64))
+
+    return types.intp(array), codegen
+
+
+@math_jit
+def needs_scratch(width, rows, stride, length, code, T, v):
+    """Whether rows are not yet what `gather` makes of them: dense, in the dtype T, a whole number of vectors."""
+    return code != T or length != width or (rows > 1 and stride != width) or rows * width % lanes(v) != 0
+
+
+@math_jit
+def source(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
+    """The address to read rows from, as `gather` would have them: their own if they are, else a scratch with a copy."""
+    if needs_scratch(width, rows, stride, length, code, T, v):
+        gather(scratch, width, address, first_row, rows, stride, first, length, code, v)
+        return address_of(scratch)
+    return address + (first_row * stride + first) * item_size(code)
+
+
+@math_jit
+def target(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
+    """The address to write rows to in the same way: their own, or a scratch, from which `settle` brings them there."""
+    if needs_scratch(width, rows, stride, length, code, T, v):
+        return address_of(scratch)
+    return address + (first_row * stride + first) * item_size(code)
+
+
+@math_jit
+def settle(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
+    """Copy rows to where they belong, if `target` gave a scratch."""
+    if needs_scratch(width, rows, stride, length, code, T, v):
+        put(scratch, width, address, first_row, rows, stride, first, length, code, v)
+
+
 @loop_jit
 def sum_of(scratch, first, length, v):
     """The sum of ``length`` elements from ``first`` on, in a fixed order; ``v`` is a vector of their dtype."""

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from ._jit import loop_jit, outlined
 from ._math import like
 from ._memory import F32, F64, I64, array_at, number, read, vector, write
-from ._vector import Vector, _shuffle, deinterleave, llvm_type
+from ._vector import Vector, deinterleave, llvm_type, shuffle
 
 
 @intrinsic
@@ -32,10 +32,10 @@ def transposed(typingctx, a, b, c, d):
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pairs = [
-            _shuffle(builder, x, y, lanes) for x, y in (args[:2], args[2:]) for lanes in ([0, 4, 2, 6], [1, 5, 3, 7])
+            shuffle(builder, x, y, lanes) for x, y in (args[:2], args[2:]) for lanes in ([0, 4, 2, 6], [1, 5, 3, 7])
         ]
         halves = [
-            _shuffle(builder, pairs[k], pairs[k + 2], lanes) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7]) for k in (0, 1)
+            shuffle(builder, pairs[k], pairs[k + 2], lanes) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7]) for k in (0, 1)
         ]
         return context.make_tuple(builder, result, halves)
 

@@ -21,6 +21,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 LANES_F32, LANES_F64 = 16, 8  # one register of AVX-512, two of AVX2: the same order of summation on both
 # of float64 in one register, where a kernel needs as many sums as there are registers
 LANES_REGISTER = 8 if get_host_cpu_features().get("avx512f") else 4
+LANES_WORDS = 4 * LANES_REGISTER  # of uint32, two registers: two chains of products, for one would wait for itself
 
 
 class Vector(types.Type):
@@ -148,25 +149,22 @@ def lanes(typingctx, vector):
     return types.intp(vector), lambda context, builder, signature, args: ir.IntType(64)(vector.lanes)
 
 
-@intrinsic
-def words(typingctx, vector):
-    """A vector of zeros of uint32, of as many lanes."""
-    result = Vector(types.uint32, vector.lanes)
-    return result(vector), lambda context, builder, signature, args: ir.Constant(llvm_type(result), None)
+@intrinsic(prefer_literal=True)
+def words(typingctx, count):
+    """A vector of zeros of uint32, of ``count`` lanes, a constant."""
+    result = Vector(types.uint32, count.literal_value)
+    return result(count), lambda context, builder, signature, args: ir.Constant(llvm_type(result), None)
 
 
-def _shuffle(builder: Any, x: Any, y: Any, mask: list[int]) -> Any:
+def shuffle(builder: Any, x: Any, y: Any, mask: list[int]) -> Any:
     return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(mask)), mask))
 
 
-def _unpack(builder: Any, x: Any, y: Any, group: int, unit: int) -> list[Any]:
-    # The lower and the upper halves of each group of lanes, units of x and y in turn: one instruction on groups of
-    # 128 bits.
-    n, results = x.type.count, []
-    for half in (0, group // 2):
-        lanes_ = [g + half + i for g in range(0, n, group) for i in range(0, group // 2, unit)]
-        results.append(_shuffle(builder, x, y, [j + k + side for j in lanes_ for side in (0, n) for k in range(unit)]))
-    return results
+def _interleave(builder: Any, x: Any, y: Any, unit: int) -> list[Any]:
+    # units of x and y in turn, in two vectors: one instruction each with AVX-512
+    n = x.type.count
+    order = [k + side + i for k in range(0, n, unit) for side in (0, n) for i in range(unit)]
+    return [shuffle(builder, x, y, order[:n]), shuffle(builder, x, y, order[n:])]
 
 
 @intrinsic
@@ -174,23 +172,28 @@ def store_interleaved(typingctx, array, i, a, b, c, d):
     """Write a[0], b[0], c[0], d[0], a[1], ... to the elements i, i + 1, ..."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        n, group = a.lanes, 128 // a.bitwidth
-        low, high = _unpack(builder, args[2], args[3], group, 1)
-        low_cd, high_cd = _unpack(builder, args[4], args[5], group, 1)
-        parts = [low, low_cd, high, high_cd]
-        if group == 4:
-            parts = [*_unpack(builder, low, low_cd, group, 2), *_unpack(builder, high, high_cd, group, 2)]
-        for j in range(4):  # all groups j make up the vector j
-            lanes_ = list(range(j * n // 4, (j + 1) * n // 4))
-            both = lanes_ + [n + lane for lane in lanes_]
-            halves = [_shuffle(builder, parts[k], parts[k + 1], both) for k in (0, 2)]
-            vector = _shuffle(builder, halves[0], halves[1], list(range(n)))
-            at = builder.add(args[1], args[1].type(j * n))
+        ab, cd = _interleave(builder, args[2], args[3], 1), _interleave(builder, args[4], args[5], 1)
+        vectors = _interleave(builder, ab[0], cd[0], 2) + _interleave(builder, ab[1], cd[1], 2)
+        for j, vector in enumerate(vectors):
+            at = builder.add(args[1], args[1].type(j * a.lanes))
             pointer = pointer_to(context, builder, signature.args[0], args[0], at, a)
             builder.store(vector, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, a, b, c, d), codegen
+
+
+@intrinsic
+def parts(typingctx, x, like):
+    """A vector as several, each of as many lanes as ``like``."""
+    n = like.lanes
+    result = types.UniTuple(Vector(x.dtype, n), x.lanes // n)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pieces = [shuffle(builder, args[0], args[0], list(range(k, k + n))) for k in range(0, x.lanes, n)]
+        return context.make_tuple(builder, result, pieces)
+
+    return result(x, like), codegen
 
 
 @intrinsic
@@ -201,7 +204,7 @@ def total(typingctx, vector):
         value, n = args[0], vector.lanes
         while n > 1:
             n //= 2
-            low, high = (_shuffle(builder, value, value, list(range(k, k + n))) for k in (0, n))
+            low, high = (shuffle(builder, value, value, list(range(k, k + n))) for k in (0, n))
             value = builder.fadd(low, high)
         return builder.extract_element(value, ir.IntType(32)(0))
 
@@ -221,7 +224,7 @@ def deinterleave(typingctx, a, b):
     result = types.UniTuple(a, 2)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        parts = [_shuffle(builder, args[0], args[1], list(range(k, 2 * a.lanes, 2))) for k in (0, 1)]
+        parts = [shuffle(builder, args[0], args[1], list(range(k, 2 * a.lanes, 2))) for k in (0, 1)]
         return context.make_tuple(builder, result, parts)
 
     return result(a, a), codegen

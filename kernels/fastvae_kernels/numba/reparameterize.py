@@ -6,8 +6,10 @@
 
 Traffic, elements: forward reads mu and logvar and writes z, (2 + K) N L; backward reads mu, logvar and dz and writes
 two gradients, (4 + K) N L. The noise eps is never stored: both passes make it from (seed, row, draw, latent element).
-Layout: rows dense in memory, any stride between them. Work unit: a group of short rows, or a fixed piece of a long one;
-it is copied into a scratch in the compute dtype, so that every loop runs over whole vectors of one dense array.
+Layout: rows dense in memory, any stride between them. Work unit: a group of short rows, or a fixed piece of a long one,
+in one loop over whole vectors of dense arrays in the compute dtype: where a tensor is not like that, `source` and
+`target` put a scratch in its place. The loop makes noise block by block, so that every stream of memory has arithmetic
+beside it: apart from each other, streams took as long as the arithmetic.
 Specification: fastvae/reference/elbo.py (reparameterize, kl_elements), fastvae/reference/noise.py
 """
 
@@ -21,7 +23,7 @@ from ..plans import LatentPlan, fit
 from ..rows import Rows
 from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
-from ._kl import COLUMNS, LATENT, kl_element, kl_element_to_unit, make_columns
+from ._kl import COLUMNS, LATENT, fill_upstream, kl_element, kl_element_to_unit, make_columns
 from ._math import exp, expm1, fma, like, select
 from ._memory import (
     CODES,
@@ -31,36 +33,27 @@ from ._memory import (
     array_at,
     gather,
     item_size,
-    number,
     on_stack,
     put,
     read,
+    settle,
+    source,
     sum_of,
+    target,
     vector,
-    weight_at,
     write,
 )
-from ._noise import count, fill_noise
+from ._noise import BLOCK, count, fill_noise
 from ._threads import finished, run, take
 from ._vector import LANES_F32, lanes
 
-PIECE = 1024  # latent elements in a unit; a multiple of 4, the words of a Philox block
+PIECE = 1024  # latent elements in a unit; a multiple of BLOCK
 ROOM = PIECE + LANES_F32  # the last vector may stand out
-NS_SAMPLE, NS_KL = 2.0, 1.0  # of one element on one thread
+COUNTERS = PIECE // 4
+NS_SAMPLE, NS_KL = 1.5, 0.6  # of one element on one thread
 
 FORWARD = f"{LATENT} 9q 3d"
 BACKWARD = f"{LATENT} 13q 2d"
-
-
-@loop_jit
-def fill_upstream(g, mask_s, width, n, rows, mask, kept, kept_row, kept_factor, raw, raw_row, raw_factor, T):
-    """The upstream of each latent element's KL: that of the raw KL, and, where kept, that of the bound's term."""
-    outlined()
-    for i in range(rows):
-        weight_kept = weight_at(kept, (n + i) * kept_row, kept_factor, T)
-        weight_raw = weight_at(raw, (n + i) * raw_row, raw_factor, T)
-        for j in range(i * width, (i + 1) * width):
-            g[j] = weight_raw + (weight_kept if not mask or mask_s[j] != 0 else number(T))
 
 
 @loop_jit
@@ -93,8 +86,8 @@ def finish(sums, kept_sums, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T
 def make_forward(M: int, T: int, sample: bool) -> Kernel:
     """The kernel for the dtype codes of mu, logvar and z, and of arithmetic and the prior; it draws z or does not.
 
-    It takes the KL where there is a neg_kl, and writes the gradient of minus the KL term
-    where there is a dmu, which must be to N(0, I) and without free bits.
+    It takes the KL where there is a neg_kl. One that does not draw writes the gradient of minus the KL term where there
+    is a dmu, for the KL to N(0, I) without free bits.
     """
 
     @kernel(FORWARD)
@@ -106,54 +99,63 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
         width, pieces, per_row = -(-piece // 4) * 4, max(1, -(-L // piece)), mean == 0
         sums, kept_sums = array_at(partial, N * pieces, F64), array_at(partial + 8 * N * pieces, N * pieces, F64)
         v = vector(T)
-        half, g = like(v, 0.5), like(v, beta * (1.0 if per_row else mean))
+        half, none, g = like(v, 0.5), like(v, 0), like(v, beta * (1.0 if per_row else mean))
         mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
-        work, eps, mask_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
-        c0, c2, c3 = on_stack(ROOM, U32), on_stack(ROOM, U32), on_stack(ROOM, U32)
+        z_s, scale, kl_s, mask_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
+        eps = on_stack(BLOCK, T)
+        c0, c2, c3 = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(COUNTERS, U32)
         start, stop = take(block)
         while start < stop:
             for unit in range(start, stop):
                 first, n = unit % pieces * piece, unit // pieces * group
                 length, rows = min(piece, L - first), min(group, N - n)
                 size = rows * width
-                gather(mu_s, width, mu, n, rows, mu_row, first, length, M, v)
-                gather(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, v)
-                if sample:
-                    for i in range(0, size, lanes(v)):
-                        write(work, i, exp(half * read(logvar_s, i, v)))
-                    count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
-                    for k in range(K):
-                        fill_noise(eps, c0, c2, c3, size // 4, k, seed, v)
-                        for i in range(0, size, lanes(v)):
-                            write(eps, i, fma(read(work, i, v), read(eps, i, v), read(mu_s, i, v)))
-                        put(eps, width, z, k * N + n, rows, L, first, length, M, v)
-                if neg_kl == 0:
-                    continue
+                m_ = array_at(source(mu_s, width, mu, n, rows, mu_row, first, length, M, T, v), size, T)
+                s_ = array_at(source(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, T, v), size, T)
                 if mu_p:
                     gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, v)
                     gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, v)
-                    for i in range(0, size, lanes(v)):
-                        m, s = read(mu_s, i, v), read(logvar_s, i, v)
-                        write(work, i, kl_element(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
-                elif dmu:
-                    for i in range(0, size, lanes(v)):
-                        m, s = read(mu_s, i, v), read(logvar_s, i, v)
-                        write(work, i, kl_element_to_unit(m, s))
-                        write(mu_s, i, g * m)
-                        write(logvar_s, i, half * g * expm1(s))
-                    put(mu_s, width, dmu, n, rows, L, first, length, M, v)
-                    put(logvar_s, width, dlogvar, n, rows, L, first, length, M, v)
+                if sample:
+                    count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
                 else:
-                    for i in range(0, size, lanes(v)):
-                        write(work, i, kl_element_to_unit(read(mu_s, i, v), read(logvar_s, i, v)))
+                    dmu_ = array_at(target(mu_s, width, dmu, n, rows, L, first, length, M, T, v), size, T)
+                    dlogvar_ = array_at(target(logvar_s, width, dlogvar, n, rows, L, first, length, M, T, v), size, T)
+                for k in range(K if sample else 1):
+                    if sample:
+                        z_ = array_at(target(z_s, width, z, k * N + n, rows, L, first, length, M, T, v), size, T)
+                    for b in range(0, size, BLOCK):
+                        if sample:
+                            fill_noise(eps, c0, c2, c3, b // 4, k, seed, v)
+                        for i in range(b, min(b + BLOCK, size), lanes(v)):
+                            m = read(m_, i, v)
+                            if k == 0:
+                                s = read(s_, i, v)
+                                if sample:
+                                    write(scale, i, exp(half * s))
+                                if mu_p:
+                                    write(kl_s, i, kl_element(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
+                                elif neg_kl:
+                                    write(kl_s, i, kl_element_to_unit(m, s))
+                                if not sample and dmu:
+                                    write(dmu_, i, g * m)
+                                    write(dlogvar_, i, half * g * expm1(s))
+                            if sample:
+                                write(z_, i, fma(read(scale, i, v), read(eps, i - b, v), m))
+                    if sample:
+                        settle(z_s, width, z, k * N + n, rows, L, first, length, M, T, v)
+                if not sample and dmu:
+                    settle(mu_s, width, dmu, n, rows, L, first, length, M, T, v)
+                    settle(logvar_s, width, dlogvar, n, rows, L, first, length, M, T, v)
+                if neg_kl == 0:
+                    continue
                 for i in range(rows):
-                    sums[(n + i) * pieces + unit % pieces] = sum_of(work, i * width, length, v)
+                    sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, v)
                 if floor >= 0:
                     gather(mask_s, width, mask, 0, rows, 0, first, length, U8, v)
                     for i in range(0, size, lanes(v)):
-                        write(work, i, select(read(mask_s, i, v) != like(v, 0), read(work, i, v), like(v, 0)))
+                        write(kl_s, i, select(read(mask_s, i, v) != none, read(kl_s, i, v), none))
                     for i in range(rows):
-                        kept_sums[(n + i) * pieces + unit % pieces] = sum_of(work, i * width, length, v)
+                        kept_sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, v)
             if finished(block, stop - start) and neg_kl:
                 finish(partial, partial + 8 * N * pieces, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T)
             start, stop = take(block)
@@ -176,34 +178,22 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
         v = vector(T)
         half, none = like(v, 0.5), like(v, 0)
         mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
-        dz_s, eps, dmu_s, dlogvar_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
-        g_s, mask_s = on_stack(ROOM, T), on_stack(ROOM, T)
-        c0, c2, c3 = on_stack(ROOM, U32), on_stack(ROOM, U32), on_stack(ROOM, U32)
+        dz_s, dmu_s, dlogvar_s, g_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
+        mask_s, eps = on_stack(ROOM, T), on_stack(BLOCK, T)
+        c0, c2, c3 = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(COUNTERS, U32)
         if through_kl and not (mask or kept_row or raw_row):  # one number
             fill_upstream(g_s, mask_s, PIECE, 0, 1, 0, kept, 0, kept_factor, raw, 0, raw_factor, T)
+        draws = K if sample else 1
         start, stop = take(block)
         while start < stop:
             for unit in range(start, stop):
                 first, n = unit % pieces * piece, unit // pieces * group
                 length, rows = min(piece, L - first), min(group, N - n)
                 size = rows * width
-                gather(mu_s, width, mu, n, rows, mu_row, first, length, M, v)
-                gather(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, v)
-                for i in range(0, size, lanes(v)):
-                    write(dmu_s, i, none)
-                    write(dlogvar_s, i, none)
-                if sample:
-                    count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
-                    for k in range(K):
-                        gather(dz_s, width, dz, k * N + n, rows, L, first, length, M, v)
-                        fill_noise(eps, c0, c2, c3, size // 4, k, seed, v)
-                        for i in range(0, size, lanes(v)):
-                            d = read(dz_s, i, v)
-                            write(dmu_s, i, read(dmu_s, i, v) + d)
-                            write(dlogvar_s, i, fma(d, read(eps, i, v), read(dlogvar_s, i, v)))
-                    for i in range(0, size, lanes(v)):
-                        scale = half * exp(half * read(logvar_s, i, v))
-                        write(dlogvar_s, i, scale * read(dlogvar_s, i, v))
+                m_ = array_at(source(mu_s, width, mu, n, rows, mu_row, first, length, M, T, v), size, T)
+                s_ = array_at(source(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, T, v), size, T)
+                dmu_ = array_at(target(dmu_s, width, dmu, n, rows, L, first, length, M, T, v), size, T)
+                dlogvar_ = array_at(target(dlogvar_s, width, dlogvar, n, rows, L, first, length, M, T, v), size, T)
                 if through_kl:
                     if mask:
                         gather(mask_s, width, mask, 0, rows, 0, first, length, U8, v)
@@ -214,26 +204,47 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                     if mu_p:
                         gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, v)
                         gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, v)
-                    for i in range(0, size, lanes(v)):
-                        g, d, s = read(g_s, i, v), read(mu_s, i, v), read(logvar_s, i, v)
-                        slope = d
-                        if mu_p:
-                            s_p = read(logvar_p_s, i, v)
-                            d, s = d - read(mu_p_s, i, v), s - s_p
-                            slope = d * exp(-s_p)
-                        through_mu = select(g != none, g * slope, none)  # not 0 * inf
-                        through_logvar = select(g != none, half * g * expm1(s), none)
-                        write(dmu_s, i, read(dmu_s, i, v) + through_mu)
-                        write(dlogvar_s, i, read(dlogvar_s, i, v) + through_logvar)
-                        if mu_p:
-                            write(mu_p_s, i, -through_mu)
-                            write(logvar_p_s, i, -(half * d * through_mu + through_logvar))
-                elif dmu_p:
-                    for i in range(0, size, lanes(v)):
-                        write(mu_p_s, i, none)
-                        write(logvar_p_s, i, none)
-                put(dmu_s, width, dmu, n, rows, L, first, length, M, v)
-                put(dlogvar_s, width, dlogvar, n, rows, L, first, length, M, v)
+                if sample:
+                    count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
+                for k in range(draws):
+                    if sample:
+                        dz_ = array_at(source(dz_s, width, dz, k * N + n, rows, L, first, length, M, T, v), size, T)
+                    for b in range(0, size, BLOCK):
+                        if sample:
+                            fill_noise(eps, c0, c2, c3, b // 4, k, seed, v)
+                        for i in range(b, min(b + BLOCK, size), lanes(v)):
+                            dm, ds = none, none
+                            if sample:
+                                if k > 0:
+                                    dm, ds = read(dmu_s, i, v), read(dlogvar_s, i, v)
+                                d = read(dz_, i, v)
+                                dm, ds = dm + d, fma(d, read(eps, i - b, v), ds)
+                                if k < draws - 1:
+                                    write(dmu_s, i, dm)
+                                    write(dlogvar_s, i, ds)
+                                    continue
+                            d, s = read(m_, i, v), read(s_, i, v)
+                            if sample:
+                                ds = half * exp(half * s) * ds
+                            if through_kl:
+                                g, slope = read(g_s, i, v), d
+                                if mu_p:
+                                    s_p = read(logvar_p_s, i, v)
+                                    d, s = d - read(mu_p_s, i, v), s - s_p
+                                    slope = d * exp(-s_p)
+                                through_mu = select(g != none, g * slope, none)  # not 0 * inf
+                                through_logvar = select(g != none, half * g * expm1(s), none)
+                                dm, ds = dm + through_mu, ds + through_logvar
+                                if mu_p:
+                                    write(mu_p_s, i, -through_mu)
+                                    write(logvar_p_s, i, -(half * d * through_mu + through_logvar))
+                            elif dmu_p:
+                                write(mu_p_s, i, none)
+                                write(logvar_p_s, i, none)
+                            write(dmu_, i, dm)
+                            write(dlogvar_, i, ds)
+                settle(dmu_s, width, dmu, n, rows, L, first, length, M, T, v)
+                settle(dlogvar_s, width, dlogvar, n, rows, L, first, length, M, T, v)
                 if dmu_p:
                     put(mu_p_s, width, dmu_p, n, rows, L, first, length, T, v)
                     put(logvar_p_s, width, dlogvar_p, n, rows, L, first, length, T, v)
@@ -254,6 +265,7 @@ class Latent(LatentPlan):
         self.mu, self.logvar = Rows(mu, self.dtype), Rows(logvar, self.dtype)
         piece = min(L, PIECE) or 1
         group = max(1, PIECE // (-(-piece // 4) * 4))
+        group -= group % 4 if group > 4 else 0  # whole vectors, if rows are a multiple of 4
         self.pieces = max(1, -(-L // piece))
         self.units = max(1, -(-N // group)) * self.pieces
         self.sizes = self.mu.stride, self.logvar.stride, *self.prior_rows, N, L, self.K, group, piece
@@ -290,7 +302,7 @@ class Latent(LatentPlan):
 
         ``neg_kl`` is where to write it in final units. Gives z; the KL term of the ELBO, -beta KL with its floor, and
         the raw KL, both reduced; the latent elements kept; and the gradients of minus the KL term in mu and logvar,
-        where they could be had in passing.
+        where they could be had in passing, without draws.
         """
         _alive, latent = self.operands(mu, logvar, prior)
         z = kl = kept = gradients = None
@@ -307,7 +319,7 @@ class Latent(LatentPlan):
             if free_bits := float(free_bits):
                 kept = self.kept(latent, free_bits)
                 floor, kept_ = free_bits * float(self.L - kept.sum()), kept.data_ptr()
-            elif want_gradients and prior is None and beta != 0 and not self.mixed:
+            elif want_gradients and seed is None and prior is None and beta != 0 and not self.mixed:
                 gradients = self.empty_gradient(mu), self.empty_gradient(mu)
                 dmu_, dlogvar_ = gradients[0].data_ptr(), gradients[1].data_ptr()
         if seed is not None:
