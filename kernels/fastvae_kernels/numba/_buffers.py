@@ -40,7 +40,8 @@ class _Buffers:
     def empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, nbytes: int) -> Tensor:
         """``torch.empty_strided`` on the CPU, in memory touched before if there is any."""
         with self.lock:  # up to where the tensor holds the storage
-            i = next((i for i in range(len(self.kept)) if self.kept[i].nbytes() == nbytes and self.free(i)), None)
+            last_first = reversed(range(len(self.kept)))  # the last used may still be in a cache
+            i = next((i for i in last_first if self.kept[i].nbytes() == nbytes and self.free(i)), None)
             storage = _huge_pages(torch.UntypedStorage(nbytes)) if i is None else self.kept.pop(i)
             self.kept.append(storage)
             while len(self.kept) > MOST_KEPT or sum(s.nbytes() for s in self.kept) > KEPT_BYTES:
