@@ -183,27 +183,29 @@ def add_square(typingctx, square, width, re, xt, center, i, first, j, T, S, tria
 
 
 @intrinsic(prefer_literal=True)
-def add_squares_of(typingctx, square, linear, xt, center, r, d, T, S, count):
-    """Add sum r e_d and sum r e_d^2 of ``count`` features from d on, a constant."""
+def add_squares_of(typingctx, square, linear, xt, centers, r, k, d, D, T, S, count):
+    """Add sum r e_d and sum r e_d^2 of component k and ``count`` features from d on, a constant."""
     n = count.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        square_, linear_, xt_, center_, r_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(5))
-        d_, T_, S_ = args[5:8]
-        features = [builder.add(d_, d_.type(k)) for k in range(n)]
+        square_, linear_, xt_, centers_, r_ = (pointer(context, builder, signature.args[i], args[i]) for i in range(5))
+        k_, d_, D_, T_, S_ = args[5:10]
+        features = [builder.add(d_, d_.type(i)) for i in range(n)]
         columns = [builder.mul(feature, S_) for feature in features]
-        m = [everywhere(builder, center_, feature) for feature in features]
-        places = {(array, k): feature for array in (linear_, square_) for k, feature in enumerate(features)}
+        own = [builder.add(builder.mul(k_, D_), feature) for feature in features]  # of component k
+        m = [everywhere(builder, centers_, at) for at in own]
+        places = {(square_, i): at for i, at in enumerate(own)}
+        places |= {(linear_, i): builder.add(at, k_) for i, at in enumerate(own)}
         sums = Registers(builder, places)
         with loop(builder, T_) as (t, _):
-            weight = load(builder, r_, t)
-            for k in range(n):
-                e = builder.fsub(load(builder, xt_, builder.add(columns[k], t)), m[k])
+            weight = load(builder, r_, builder.add(builder.mul(k_, S_), t))
+            for i in range(n):
+                e = builder.fsub(load(builder, xt_, builder.add(columns[i], t)), m[i])
                 re = builder.fmul(weight, e)
-                sums.add((linear_, k), re)
-                sums.add((square_, k), re, e)
+                sums.add((linear_, i), re)
+                sums.add((square_, i), re, e)
         add_totals(builder, [(sums.get(key), key[0], at) for key, at in places.items()])
         return context.get_dummy_value()
 
     i = types.intp
-    return types.void(square, linear, xt, center, r, i, i, i, count), codegen
+    return types.void(square, linear, xt, centers, r, i, i, i, i, i, count), codegen

@@ -55,7 +55,7 @@ from ._mixture_tiles import (
 from ._mixture_update import finish_parameters, merge, update_diag, update_full, update_spherical
 from ._noise import HIGH_SHIFT, LOW_WORD, philox
 from ._threads import finished, last_of, take, worker
-from ._turned import load, load_weights
+from ._turned import ahead_of, load, load_weights
 
 FIELDS = "43q 2d"
 UPDATE_FIELDS = "16q 1d"
@@ -171,20 +171,26 @@ def make_pass(family: int) -> Kernel:
                                 load(xt, x_p, x_code, row, x_row, rows, whole, D, S, shift_p)
                                 load_weights(w_t, w_p, row, w_row, rows, whole)
                                 held = tile
+                            then = tile + slots
+                            if then >= last_tile:  # the first of the next slot
+                                then = first_tile + (s + 1 - first_tile) % slots
+                            to = (then - first_tile) * T
+                            ahead = ahead_of(x_p, x_code, to, x_row, min(T, N - to) if then != tile else 0, D)
                             if source == POSTERIOR:
                                 c, means, P = old_p[K:], old_p[2 * K :], old_p[2 * K + K * D :]
                                 if family == DIAG:
-                                    logits_of_squares(logit, xt, means, P, c, whole, D, K, S)
+                                    logits_of_squares(logit, xt, means, P, c, whole, D, K, S, ahead)
                                 elif family == SPHERICAL:
-                                    logits_of_distances(logit, xt, means, P, c, whole, D, K, S)
+                                    logits_of_distances(logit, xt, means, P, c, whole, D, K, S, ahead)
                                 else:
-                                    logits_of_products(logit, xt, means, P, c, whole, D, K, S, 0 if tied else D * D)
+                                    step_ = 0 if tied else D * D
+                                    logits_of_products(logit, xt, means, P, c, whole, D, K, S, step_, ahead)
                                 if w:
                                     value += posterior(logit, log_prob, re, w_t, whole, K, S)
                                 else:
                                     value += responsibilities(logit, log_prob, re, w_t, whole, K, S)
                             elif source == NEAREST:
-                                logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S)
+                                logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S, ahead)
                                 value += nearest(logit, w_t, whole, K, S)
                             elif source == RANDOM:
                                 id_p = array_at(ids + 8 * data, 1, I64)[0]

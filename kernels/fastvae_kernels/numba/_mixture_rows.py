@@ -18,7 +18,7 @@ from ._mixture_tiles import (
     logits_of_squares,
 )
 from ._threads import finished, take, worker
-from ._turned import load
+from ._turned import ahead_of, load
 
 FIELDS = "22q"
 
@@ -87,17 +87,17 @@ def make_rows(family: int) -> Kernel:
                 whole = (rows + 15) // 16 * 16
                 theta = array_at(parameters + 8 * p * parameters_problem, size, F64)
                 shift_p = array_at(shift + 8 * p * shift_problem, D, F64)
-                load(
-                    xt, x + p * x_problem * (4 if x_code == F32 else 8), x_code, row, x_row, rows, whole, D, S, shift_p
-                )
+                x_p = x + p * x_problem * (4 if x_code == F32 else 8)
+                load(xt, x_p, x_code, row, x_row, rows, whole, D, S, shift_p)
+                ahead = ahead_of(x_p, x_code, row + T, x_row, min(T, N - row - T), D)
                 c, means, P = theta[K:], theta[2 * K :], theta[2 * K + K * D :]
                 if family == DIAG:
-                    logits_of_squares(logit, xt, means, P, c, whole, D, K, S)
+                    logits_of_squares(logit, xt, means, P, c, whole, D, K, S, ahead)
                 elif family == SPHERICAL:
-                    logits_of_distances(logit, xt, means, P, c, whole, D, K, S)
+                    logits_of_distances(logit, xt, means, P, c, whole, D, K, S, ahead)
                 else:
                     step = D * D if matrices == K else 0
-                    logits_of_products(logit, xt, means, P, c, whole, D, K, S, step)
+                    logits_of_products(logit, xt, means, P, c, whole, D, K, S, step, ahead)
                 log_norms(logit, value, label, top, norm, whole, K, S)
                 out = array_at(log_prob + 8 * (p * N + row), rows, F64)
                 for t in range(rows):

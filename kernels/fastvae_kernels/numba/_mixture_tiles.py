@@ -19,6 +19,7 @@ from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F64, number, read, sum_of, vector, write
 from ._mixture_few import DIAG, FEW, FULL, MEANS_ALONE, SPHERICAL, add_few, add_square, add_squares_of, logits_few
+from ._turned import fetch
 from ._vector import lanes, register, total
 
 PANEL = 8  # features whose r e stay in the first cache, a multiple of 4
@@ -98,25 +99,26 @@ def logits_full(logit, xt, center, P, c, T, D, S):
         write(logit, t + lanes(u), fma(half, q[1], c))
 
 
-@loop_jit
-def logits_diag(logit, xt, center, P, c, T, D, S):
-    """C - sum_d (P_d (x_d - mu_d))^2 / 2; two features at a time, so that no sum waits for the one before."""
-    outlined()
-    v, one = vector(F64), number(F64)
-    for t in range(0, T, 16):
-        q0, q1, r0, r1 = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
-        for d in range(0, D - 1, 2):
-            m, p, at = like(v, read(center, d, one)), like(v, read(P, d, one)), d * S + t
-            a0, a1 = (read(xt, at, v) - m) * p, (read(xt, at + 8, v) - m) * p
-            m, p, at = like(v, read(center, d + 1, one)), like(v, read(P, d + 1, one)), at + S
-            b0, b1 = (read(xt, at, v) - m) * p, (read(xt, at + 8, v) - m) * p
-            q0, q1, r0, r1 = fma(a0, a0, q0), fma(a1, a1, q1), fma(b0, b0, r0), fma(b1, b1, r1)
-        if D % 2:
-            m, p, at = like(v, read(center, D - 1, one)), like(v, read(P, D - 1, one)), (D - 1) * S + t
-            a0, a1 = (read(xt, at, v) - m) * p, (read(xt, at + 8, v) - m) * p
-            q0, q1 = fma(a0, a0, q0), fma(a1, a1, q1)
-        write(logit, t, fma(like(v, -0.5), q0 + r0, like(v, c)))
-        write(logit, t + 8, fma(like(v, -0.5), q1 + r1, like(v, c)))
+@math_jit
+def scaled_distances(xt, means, P, k, t, D, S, v):
+    """Sum_d (P_d (x_d - mu_d))^2 of the sixteen rows from t on; two features at a time, so that no sum waits for the
+    one before.
+    """
+    one = number(F64)
+    q0, q1, r0, r1 = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
+    for d in range(0, D - 1, 2):
+        i, at = k * D + d, d * S + t
+        m, p = like(v, read(means, i, one)), like(v, read(P, i, one))
+        a0, a1 = (read(xt, at, v) - m) * p, (read(xt, at + 8, v) - m) * p
+        m, p = like(v, read(means, i + 1, one)), like(v, read(P, i + 1, one))
+        b0, b1 = (read(xt, at + S, v) - m) * p, (read(xt, at + S + 8, v) - m) * p
+        q0, q1, r0, r1 = fma(a0, a0, q0), fma(a1, a1, q1), fma(b0, b0, r0), fma(b1, b1, r1)
+    if D % 2:
+        i, at = k * D + D - 1, (D - 1) * S + t
+        m, p = like(v, read(means, i, one)), like(v, read(P, i, one))
+        a0, a1 = (read(xt, at, v) - m) * p, (read(xt, at + 8, v) - m) * p
+        q0, q1 = fma(a0, a0, q0), fma(a1, a1, q1)
+    return q0 + r0, q1 + r1
 
 
 @math_jit
@@ -149,10 +151,14 @@ def logits_spherical(logit, xt, center, p, c, T, D, S):
 
 
 @loop_jit
-def logits_of_products(logit, xt, means, P, c, T, D, K, S, step):
-    """Log joint densities of the tile's rows and all components; ``step`` from one P to the next, 0 if tied."""
+def logits_of_products(logit, xt, means, P, c, T, D, K, S, step, ahead):
+    """Log joint densities of the tile's rows and all components; ``step`` from one P to the next, 0 if tied.
+
+    Meanwhile what lies ``ahead`` is fetched.
+    """
     outlined()
     for k in range(K):
+        fetch(ahead, k, K)
         if D <= FEW:
             logits_few(logit[k * S :], xt, means[k * D :], P[k * step :], c[k], T, D, S, FULL)
         else:
@@ -160,21 +166,30 @@ def logits_of_products(logit, xt, means, P, c, T, D, K, S, step):
 
 
 @loop_jit
-def logits_of_squares(logit, xt, means, P, c, T, D, K, S):
+def logits_of_squares(logit, xt, means, P, c, T, D, K, S, ahead):
     """The same for diagonal covariances."""
     outlined()
-    for k in range(K):
-        if D <= FEW:
+    if D <= FEW:
+        for k in range(K):
+            fetch(ahead, k, K)
             logits_few(logit[k * S :], xt, means[k * D :], P[k * D :], c[k], T, D, S, DIAG)
-        else:
-            logits_diag(logit[k * S :], xt, means[k * D :], P[k * D :], c[k], T, D, S)
+        return
+    v, one = vector(F64), number(F64)
+    half = like(v, -0.5)
+    for t in range(0, T, 16):  # components one after the other, while these rows are in the first cache
+        fetch(ahead, t // 16, T // 16)
+        for k in range(K):
+            q0, q1 = scaled_distances(xt, means, P, k, t, D, S, v)
+            write(logit, k * S + t, fma(half, q0, like(v, read(c, k, one))))
+            write(logit, k * S + t + 8, fma(half, q1, like(v, read(c, k, one))))
 
 
 @loop_jit
-def logits_of_distances(logit, xt, means, P, c, T, D, K, S):
+def logits_of_distances(logit, xt, means, P, c, T, D, K, S, ahead):
     """The same for spherical ones."""
     outlined()
     for k in range(K):
+        fetch(ahead, k, K)
         if D <= FEW:
             logits_few(logit[k * S :], xt, means[k * D :], P[k:], c[k], T, D, S, SPHERICAL)
         else:
@@ -313,20 +328,6 @@ def add_products(square, linear, re, xt, center, r, T, D, S):
 
 
 @loop_jit
-def add_squares(square, linear, xt, center, r, T, D, S):
-    """Add sum r e_d^2, sum r e_d and sum r."""
-    outlined()
-    if D <= FEW:
-        add_few(square, linear, xt, center, r, T, D, S, DIAG)
-        return
-    linear[D] += sum_of(r, 0, T, vector(F64))
-    for d in range(0, D - 3, 4):
-        add_squares_of(square, linear, xt, center, r, d, T, S, 4)
-    for d in range(D // 4 * 4, D):
-        add_squares_of(square, linear, xt, center, r, d, T, S, 1)
-
-
-@loop_jit
 def add_distances(square, linear, xt, center, r, T, D, S):
     """Add sum r |e|^2, sum r e and sum r."""
     outlined()
@@ -364,10 +365,21 @@ def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
 
 @loop_jit
 def add_all_squares(square, linear, xt, centers, logit, T, D, K, S):
-    """As `add_squares`."""
+    """Add sum r e_d^2, sum r e_d and sum r of all components."""
     outlined()
+    if D <= FEW:
+        for k in range(K):
+            matrix, sums, r = square[k * D :], linear[k * (D + 1) :], logit[k * S :]
+            add_few(matrix, sums, xt, centers[k * D :], r, T, D, S, DIAG)
+        return
     for k in range(K):
-        add_squares(square[k * D :], linear[k * (D + 1) :], xt, centers[k * D :], logit[k * S :], T, D, S)
+        linear[k * (D + 1) + D] += sum_of(logit, k * S, T, vector(F64))
+    for d in range(0, D - 3, 4):  # components one after the other, while these features are in the first cache
+        for k in range(K):
+            add_squares_of(square, linear, xt, centers, logit, k, d, D, T, S, 4)
+    for d in range(D // 4 * 4, D):
+        for k in range(K):
+            add_squares_of(square, linear, xt, centers, logit, k, d, D, T, S, 1)
 
 
 @loop_jit

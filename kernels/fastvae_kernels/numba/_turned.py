@@ -3,6 +3,7 @@
     xt[d S + t] = x[t, d] - shift[d]        S is the stride between columns
 
 Four rows by four features are turned in registers. Everything becomes float64, whatever the dtype of the rows.
+`fetch` brings the rows of the next tile nearer while this one is worked on.
 `into_lanes` and `out_of_lanes` do the same with eight rows of float64 that lie anywhere.
 """
 
@@ -12,7 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ._jit import loop_jit, outlined
+from ._gram_blocks import prefetch
+from ._jit import loop_jit, math_jit, outlined
 from ._math import like
 from ._memory import F32, F64, I64, array_at, number, read, vector, write
 from ._vector import Vector, deinterleave, llvm_type, shuffle
@@ -107,6 +109,21 @@ def turn(xt, x, stride, rows, D, S, shift):
     for t in range(whole, rows):
         for d in range(D):
             write(xt, d * S + t, read(x, t * stride + d, one) - read(shift, d, one))
+
+
+@math_jit
+def ahead_of(address, code, row, stride, rows, D):
+    """Where rows that come next begin, and how many bytes they take, for `fetch`; 0 where other numbers lie between."""
+    size = 4 if code == F32 else 8
+    return address + row * stride * size, max(rows, 0) * D * size if stride == D else 0
+
+
+@math_jit
+def fetch(ahead, part, parts):
+    """Have a part of the rows that come next brought to the second cache; all at once, `load` would wait for them."""
+    start, size = ahead
+    for line in range(size // 64 * part // parts, size // 64 * (part + 1) // parts):
+        prefetch(start + 64 * line)
 
 
 @loop_jit
