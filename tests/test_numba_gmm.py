@@ -142,6 +142,18 @@ def test_one_step_is_that_of_the_reference(kind, D):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-13 * np.abs(b).max())
 
 
+@every_kind
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_an_m_step_reads_the_responsibilities_of_its_rows(kind, dtype, weighted):
+    g = np.random.default_rng(0)
+    X, resp = data(N=40_000, batch=(2,)), g.dirichlet(np.ones(3), size=(2, 40_000)).astype(dtype)  # 79 tiles, 32 slots
+    w = g.uniform(size=X.shape[:2]) if weighted else None
+    got, want = (gmm.m_step(X, resp, covariance_type=kind, sample_weight=w, backend=b) for b in ("numba", "reference"))
+    for a, b in zip(got[:3], want[:3], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["full", "diag"])
 @pytest.mark.parametrize("unit", [1e-9, 1e9])
 def test_a_determinant_beyond_float64_is_none_for_its_logarithm(kind, unit):
@@ -272,6 +284,20 @@ def test_an_outlier_costs_no_digits(kind):
     resp[0] = 0  # counts for nothing
     got, want = (gmm.m_step(X[i:], resp[i:], covariance_type=kind, backend="numba") for i in (0, 1))
     np.testing.assert_allclose(got.covariances, want.covariances, rtol=1e-13)
+
+
+@every_kind
+@pytest.mark.parametrize("streamed", [False, True])
+def test_rows_that_do_not_count_cost_no_digits(kind, streamed):
+    X = data(N=300)
+    rows = np.concatenate([np.full((7, 2), 1e15), X])
+    how: dict[str, Any] = {"covariance_type": kind, "init": start(X, kind=kind)}
+    for counted in (300, 4):  # of the others; there need not be five
+        w = np.concatenate([np.zeros(7), np.ones(counted), np.zeros(300 - counted)])
+        got = fit((lambda: [rows[:4], rows[4:]]) if streamed else rows, sample_weight=w, max_iter=1, **how)
+        want = fit(X, sample_weight=w[7:], max_iter=1, **how)
+        for a, b in zip(got.mixture[:3], want.mixture[:3], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_a_nan_row_says_nothing_of_the_others():

@@ -73,7 +73,7 @@ class Mixtures:
         self.small = isinstance(X, Tensor) and few and self.slots == self.tiles and not self.apart
         self.room = ((D + 3 + K + 4 + PANEL) * (self.T + 8) + 2 * K + D * D + 7) // 8 * 8  # whole cache lines
         self.ids = np.arange(B) if ids is None else ids
-        self.shift = middle(X) if shift is None else shift
+        self.shift = middle(X, self.w) if shift is None else shift
         self.options = K, family, restarts, self.ids, self.shift, seed, reg_covar
         self.statistics = np.empty((self.P, self.slots, self.F))
         self.done, self.flags = np.zeros(self.P, np.int64), np.zeros((self.P, K), np.int64)
@@ -228,13 +228,16 @@ class Stream:
         """Those of some rows."""
         return None if self.w is None else self.w[:, row : row + rows]
 
-    def first(self, n: int) -> Tensor:
-        """The first rows, ``[1, n, D]``."""
-        chunks = iter(self.chunks())
-        rows = next(chunks)[:n].clone()
-        while len(rows) < min(n, self.N):
-            rows = torch.cat([rows, next(chunks)[: n - len(rows)]])
-        return rows[None]
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Those of some numbers, which ascend, ``[1, n, D]``."""
+        found, at = [], 0
+        for chunk in self.chunks():
+            own = numbers[(numbers >= at) & (numbers < at + len(chunk))] - at
+            found.append(chunk[own])  # a copy
+            at += len(chunk)
+            if at > numbers[-1]:
+                break
+        return torch.cat(found)[None]
 
     def every(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Every so many-th row."""
@@ -255,11 +258,17 @@ def stride_of(N: int, most: int) -> int:
     return step
 
 
-def middle(X: Tensor | Stream) -> np.ndarray:
-    """A point amid each problem's rows, [B, D], to take them from: the median of the first five, so that neither an
-    outlier nor a NaN among them makes the others lose digits.
+def middle(X: Tensor | Stream, w: Tensor | None) -> np.ndarray:
+    """A point amid each problem's rows, [B, D], to take them from: the median of the first five that count, so that
+    neither an outlier nor a NaN among them makes the others lose digits.
     """
-    few = X[:, :FEW] if isinstance(X, Tensor) else X.first(FEW)
+    counts = torch.ones(1, FEW, dtype=torch.bool) if w is None else w > 0
+    if counts[:, :FEW].all():
+        few = X[:, :FEW] if isinstance(X, Tensor) else X.rows(torch.arange(min(FEW, X.N)))
+    else:
+        numbers = (~counts).byte().argsort(dim=1, stable=True)[:, :FEW].sort(1).values
+        few = X.take_along_dim(numbers[..., None], 1) if isinstance(X, Tensor) else X.rows(numbers[0])
+        few = few.masked_fill(~counts.take_along_dim(numbers, 1)[..., None], math.nan)
     return np.ascontiguousarray(few.double().nanmedian(1).values.nan_to_num(0.0, 0.0, 0.0).numpy())
 
 
