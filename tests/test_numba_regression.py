@@ -138,6 +138,15 @@ def test_designs_far_from_the_origin_without_an_intercept():
         np.testing.assert_allclose(result.coef, solution, rtol=2e-13)
 
 
+def test_columns_far_from_the_origin_that_hardly_count():
+    # y is a multiple of the first; of the others rounding alone leaves 1e-17, less than the error of residuals counts
+    g = np.random.default_rng(0)
+    for exponent in range(20, 48, 2):
+        near = g.integers(-1000, 1000, size=(60, 3)).astype(float)
+        X, y = near + 2.0**exponent * g.integers(1, 4, size=3), g.normal() * near[:, 0]
+        np.testing.assert_allclose(fit(X, y).coef, in_exact_arithmetic(X, y)[0][1:], rtol=1e-11)
+
+
 def test_float64_says_nothing_wrong_of_well_conditioned_data():
     assert check_exactly(PLAIN, TARGET, precision="float64", tolerance=1e-12) == Status(0)
 
