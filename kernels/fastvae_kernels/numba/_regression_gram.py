@@ -97,9 +97,14 @@ def find_centers(center, x, code, x_row, w, w_row, N, D):
 
 
 @math_jit
-def rows_of(x, x_problem, x_size, active, i):
-    """Where the rows of the i-th active problem begin."""
-    return x + array_at(active + 8 * i, 1, I64)[0] * x_problem * x_size
+def open_unit(unit, stop, slots, active, x, x_code, x_problem, y, y_code, y_problem, w, w_problem):
+    """Slot and problem of a unit; where its rows of x, y and w begin, and the rows of x of the unit that comes next;
+    bytes of an element of x.
+    """
+    x_size, y_size, i = 4 if x_code == F32 else 8, 4 if y_code == F32 else 8, min(unit + 1, stop - 1)
+    b, following = array_at(active + 8 * (unit // slots), 1, I64)[0], array_at(active + 8 * (i // slots), 1, I64)[0]
+    x_b, x_next = x + b * x_problem * x_size, x + following * x_problem * x_size
+    return unit % slots, b, x_b, y + b * y_problem * y_size, w + b * w_problem * 8 if w else 0, x_next, x_size
 
 
 @loop_jit
@@ -236,12 +241,9 @@ def make_gram(count: int, pairs: int) -> Kernel:
         start, stop = take(block)
         while start < stop:
             for unit in range(start, stop):
-                s, b = unit % slots, array_at(active + 8 * (unit // slots), 1, I64)[0]
-                x_size = 4 if x_code == F32 else 8
-                x_b = rows_of(x, x_problem, x_size, active, unit // slots)
-                x_next = rows_of(x, x_problem, x_size, active, min(unit + 1, stop - 1) // slots)
-                y_b = y + b * y_problem * (4 if y_code == F32 else 8)
-                w_b = w + b * w_problem * 8 if w else 0
+                s, b, x_b, y_b, w_b, x_next, x_size = open_unit(
+                    unit, stop, slots, active, x, x_code, x_problem, y, y_code, y_problem, w, w_problem
+                )
                 center = array_at(centers + 8 * b * columns, columns, F64)
                 if from_ == FIND:
                     find_centers(own[1:], x_b, x_code, x_row, w_b, w_row, N, P)

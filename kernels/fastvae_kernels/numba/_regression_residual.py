@@ -16,7 +16,7 @@ from ._double import add_part, add_product, choose, exact_product, exact_sum, hi
 from ._gram_blocks import SIDE_ALONE, add_above, partial_sums, prefetch, totals_above
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import fma, like, select, sqrt
-from ._memory import F32, F64, I64, array_at, on_stack, read, vector, write
+from ._memory import F64, array_at, on_stack, read, vector, write
 from ._regression_fields import (
     COEF,
     END,
@@ -31,7 +31,7 @@ from ._regression_fields import (
     WEIGHT,
     places,
 )
-from ._regression_gram import rows_of
+from ._regression_gram import open_unit
 from ._threads import finished, take, worker
 from ._turned import load, load_weights
 from ._vector import lanes, total
@@ -158,12 +158,9 @@ def make_residual() -> Kernel:
         start, stop = take(block)
         while start < stop:
             for unit in range(start, stop):
-                s, b = unit % slots, array_at(active + 8 * (unit // slots), 1, I64)[0]
-                x_size = 4 if x_code == F32 else 8
-                x_b = rows_of(x, x_problem, x_size, active, unit // slots)
-                x_next = rows_of(x, x_problem, x_size, active, min(unit + 1, stop - 1) // slots)
-                y_b = y + b * y_problem * (4 if y_code == F32 else 8)
-                w_b = w + b * w_problem * 8 if w else 0
+                s, b, x_b, y_b, w_b, x_next, x_size = open_unit(
+                    unit, stop, slots, active, x, x_code, x_problem, y, y_code, y_problem, w, w_problem
+                )
                 state = out + 8 * (at[STATE] * B + b * (at[END] - at[STATE]))
                 for k in range(R):
                     i = b * R + k
