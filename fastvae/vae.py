@@ -24,7 +24,8 @@ class VAE(nn.Module):
     Parameters
     ----------
     encoder : module or callable
-        x ``[N, *event]`` -> ``(mu, logvar)``, each ``[N, *latent]``.
+        x ``[N, *event]`` -> ``(mu, logvar)``, each ``[N, *latent]``. The parameters of a module are this one's as well;
+        those that another callable uses are not, so hand them to the optimizer yourself.
     decoder : module or callable
         z ``[N, *latent]`` -> x_hat ``[N, *event]``, or ``(x_hat, log_scale)``.
     latent : int or tuple of ints
