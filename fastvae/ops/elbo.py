@@ -205,8 +205,9 @@ def latent_gradients(
 
 def needs_formula(*upstreams: Tensor | None) -> bool:
     """Whether the gradient must itself be differentiable, or an upstream is a batch of gradients."""
-    given = [u for u in upstreams if u is not None]
-    return torch.is_grad_enabled() or any(map(is_batched, given)) or any(map(is_legacy_batched, given))
+    if torch.is_grad_enabled():
+        return True
+    return any(u is not None and (is_batched(u) or is_legacy_batched(u)) for u in upstreams)
 
 
 def aliases(*tensors: Any) -> list[Any]:

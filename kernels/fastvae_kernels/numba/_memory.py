@@ -215,10 +215,9 @@ def settle(scratch, width, address, first_row, rows, stride, first, length, code
         put(scratch, width, address, first_row, rows, stride, first, length, code, v)
 
 
-@loop_jit
+@math_jit
 def sum_of(scratch, first, length, v):
     """The sum of ``length`` elements from ``first`` on, in a fixed order; ``v`` is a vector of their dtype."""
-    outlined()
     acc, whole = like(v, 0), length - length % lanes(v)
     for j in range(first, first + whole, lanes(v)):
         acc = acc + read(scratch, j, v)
