@@ -10,6 +10,7 @@ Specification: fastvae/reference/gmm.py
 """
 
 from collections.abc import Callable
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -183,9 +184,11 @@ def add_square(typingctx, square, width, re, xt, center, i, first, j, T, S, tria
 
 
 @intrinsic(prefer_literal=True)
-def add_squares_of(typingctx, square, linear, xt, centers, r, k, d, D, T, S, count):
-    """Add sum r e_d and sum r e_d^2 of component k and ``count`` features from d on, a constant."""
-    n = count.literal_value
+def add_features(typingctx, square, linear, xt, centers, r, k, d, D, T, S, count, family):
+    """Add sum r e_d of component k and ``count`` features from d on, a constant, and sum r e_d^2, of each or of all, or
+    nothing, as ``family`` has it.
+    """
+    n, kind = count.literal_value, family.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         square_, linear_, xt_, centers_, r_ = (pointer(context, builder, signature.args[i], args[i]) for i in range(5))
@@ -194,18 +197,23 @@ def add_squares_of(typingctx, square, linear, xt, centers, r, k, d, D, T, S, cou
         columns = [builder.mul(feature, S_) for feature in features]
         own = [builder.add(builder.mul(k_, D_), feature) for feature in features]  # of component k
         m = [everywhere(builder, centers_, at) for at in own]
-        places = {(square_, i): at for i, at in enumerate(own)}
-        places |= {(linear_, i): builder.add(at, k_) for i, at in enumerate(own)}
-        sums = Registers(builder, places)
+        means, squares = [("mean", i) for i in range(n)], [("square", i) for i in range(n)]
+        sums = Registers(builder, means if kind == MEANS_ALONE else means + squares)
         with loop(builder, T_) as (t, _):
             weight = load(builder, r_, builder.add(builder.mul(k_, S_), t))
             for i in range(n):
                 e = builder.fsub(load(builder, xt_, builder.add(columns[i], t)), m[i])
                 re = builder.fmul(weight, e)
-                sums.add((linear_, i), re)
-                sums.add((square_, i), re, e)
-        add_totals(builder, [(sums.get(key), key[0], at) for key, at in places.items()])
+                sums.add(means[i], re)
+                if kind != MEANS_ALONE:
+                    sums.add(squares[i], re, e)
+        entries = [(sums.get(key), linear_, builder.add(at, k_)) for key, at in zip(means, own, strict=True)]
+        if kind == DIAG:
+            entries += [(sums.get(key), square_, at) for key, at in zip(squares, own, strict=True)]
+        elif kind == SPHERICAL:
+            entries.append((reduce(builder.fadd, map(sums.get, squares)), square_, k_))
+        add_totals(builder, entries)
         return context.get_dummy_value()
 
     i = types.intp
-    return types.void(square, linear, xt, centers, r, i, i, i, i, i, count), codegen
+    return types.void(square, linear, xt, centers, r, i, i, i, i, i, count, family), codegen

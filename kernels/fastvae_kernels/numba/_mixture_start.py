@@ -47,7 +47,7 @@ def nearer(closest, sums, xt, center, w, before, M, D, S):
     v = vector(F64)
     acc = 0.0
     for t in range(0, M, BLOCK):
-        q0, q1 = squared_distances(xt, center, t, D, S, v)
+        q0, q1 = squared_distances(xt, center, 0, t, D, S, v)
         b0, b1 = read(before, t, v), read(before, t + 8, v)
         q0, q1 = select(q0 < b0, q0, b0), select(q1 < b1, q1, b1)
         write(closest, t, q0)

@@ -18,7 +18,7 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F64, number, read, sum_of, vector, write
-from ._mixture_few import DIAG, FEW, FULL, MEANS_ALONE, SPHERICAL, add_few, add_square, add_squares_of, logits_few
+from ._mixture_few import DIAG, FEW, FULL, MEANS_ALONE, SPHERICAL, add_features, add_few, add_square, logits_few
 from ._turned import fetch
 from ._vector import lanes, register, total
 
@@ -122,32 +122,22 @@ def scaled_distances(xt, means, P, k, t, D, S, v):
 
 
 @math_jit
-def squared_distances(xt, center, t, D, S, v):
-    """|x - center|^2 of the sixteen rows from t on."""
+def squared_distances(xt, means, k, t, D, S, v):
+    """|x - mu|^2 of the same rows."""
     one = number(F64)
     q0, q1, r0, r1 = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
     for d in range(0, D - 1, 2):
-        m, n = like(v, read(center, d, one)), like(v, read(center, d + 1, one))
-        a0, a1 = read(xt, d * S + t, v) - m, read(xt, d * S + t + 8, v) - m
-        b0, b1 = read(xt, d * S + S + t, v) - n, read(xt, d * S + S + t + 8, v) - n
+        i, at = k * D + d, d * S + t
+        m, n = like(v, read(means, i, one)), like(v, read(means, i + 1, one))
+        a0, a1 = read(xt, at, v) - m, read(xt, at + 8, v) - m
+        b0, b1 = read(xt, at + S, v) - n, read(xt, at + S + 8, v) - n
         q0, q1, r0, r1 = fma(a0, a0, q0), fma(a1, a1, q1), fma(b0, b0, r0), fma(b1, b1, r1)
     if D % 2:
-        m = like(v, center[D - 1])
-        a0, a1 = read(xt, (D - 1) * S + t, v) - m, read(xt, (D - 1) * S + t + 8, v) - m
+        i, at = k * D + D - 1, (D - 1) * S + t
+        m = like(v, read(means, i, one))
+        a0, a1 = read(xt, at, v) - m, read(xt, at + 8, v) - m
         q0, q1 = fma(a0, a0, q0), fma(a1, a1, q1)
     return q0 + r0, q1 + r1
-
-
-@loop_jit
-def logits_spherical(logit, xt, center, p, c, T, D, S):
-    """C - p^2 |x - mu|^2 / 2."""
-    outlined()
-    v = vector(F64)
-    for t in range(0, T, 16):
-        q0, q1 = squared_distances(xt, center, t, D, S, v)
-        factor = like(v, -0.5 * p * p)
-        write(logit, t, fma(factor, q0, like(v, c)))
-        write(logit, t + 8, fma(factor, q1, like(v, c)))
 
 
 @loop_jit
@@ -188,12 +178,20 @@ def logits_of_squares(logit, xt, means, P, c, T, D, K, S, ahead):
 def logits_of_distances(logit, xt, means, P, c, T, D, K, S, ahead):
     """The same for spherical ones."""
     outlined()
-    for k in range(K):
-        fetch(ahead, k, K)
-        if D <= FEW:
+    if D <= FEW:
+        for k in range(K):
+            fetch(ahead, k, K)
             logits_few(logit[k * S :], xt, means[k * D :], P[k:], c[k], T, D, S, SPHERICAL)
-        else:
-            logits_spherical(logit[k * S :], xt, means[k * D :], P[k], c[k], T, D, S)
+        return
+    v, one = vector(F64), number(F64)
+    for t in range(0, T, 16):
+        fetch(ahead, t // 16, T // 16)
+        for k in range(K):
+            q0, q1 = squared_distances(xt, means, k, t, D, S, v)
+            p = read(P, k, one)
+            factor, c_k = like(v, -0.5 * p * p), like(v, read(c, k, one))
+            write(logit, k * S + t, fma(factor, q0, c_k))
+            write(logit, k * S + t + 8, fma(factor, q1, c_k))
 
 
 @loop_jit
@@ -288,23 +286,6 @@ def weigh(resp, w, T, K, S):
 
 
 @loop_jit
-def add_linear(linear, xt, center, r, T, D, S):
-    """Add sum r e and sum r."""
-    outlined()
-    if D <= FEW:
-        add_few(linear, linear, xt, center, r, T, D, S, MEANS_ALONE)
-        return
-    v = vector(F64)
-    linear[D] += sum_of(r, 0, T, v)
-    for d in range(D):
-        m, s0, s1 = like(v, center[d]), like(v, 0), like(v, 0)
-        for t in range(0, T, 16):
-            s0 = fma(read(r, t, v), read(xt, d * S + t, v) - m, s0)
-            s1 = fma(read(r, t + 8, v), read(xt, d * S + t + 8, v) - m, s1)
-        linear[d] += total(s0 + s1)
-
-
-@loop_jit
 def add_products(square, linear, re, xt, center, r, T, D, S):
     """Add sum r e_i e_j, sum r e_i and sum r, for e = x - center: four by four products are in registers at a time."""
     outlined()
@@ -328,27 +309,21 @@ def add_products(square, linear, re, xt, center, r, T, D, S):
 
 
 @loop_jit
-def add_distances(square, linear, xt, center, r, T, D, S):
-    """Add sum r |e|^2, sum r e and sum r."""
+def add_all_linear(linear, xt, centers, logit, T, D, K, S):
+    """Add sum r e and sum r of all components."""
     outlined()
     if D <= FEW:
-        add_few(square, linear, xt, center, r, T, D, S, SPHERICAL)
+        for k in range(K):
+            sums, r = linear[k * (D + 1) :], logit[k * S :]
+            add_few(sums, sums, xt, centers[k * D :], r, T, D, S, MEANS_ALONE)
         return
-    add_linear(linear, xt, center, r, T, D, S)
-    v = vector(F64)
-    s0, s1 = like(v, 0), like(v, 0)
-    for t in range(0, T, 16):
-        q0, q1 = squared_distances(xt, center, t, D, S, v)
-        s0, s1 = fma(read(r, t, v), q0, s0), fma(read(r, t + 8, v), q1, s1)
-    square[0] += total(s0 + s1)
-
-
-@loop_jit
-def add_all_linear(linear, xt, centers, logit, T, D, K, S):
-    """The sums of all components, as `add_linear`, and so those that follow."""
-    outlined()
-    for k in range(K):
-        add_linear(linear[k * (D + 1) :], xt, centers[k * D :], logit[k * S :], T, D, S)
+    add_weights(linear, logit, T, D, K, S)
+    for d in range(0, D - 3, 4):  # components one after the other, while these features are in the first cache
+        for k in range(K):
+            add_features(linear, linear, xt, centers, logit, k, d, D, T, S, 4, MEANS_ALONE)
+    for d in range(D // 4 * 4, D):
+        for k in range(K):
+            add_features(linear, linear, xt, centers, logit, k, d, D, T, S, 1, MEANS_ALONE)
 
 
 @loop_jit
@@ -364,6 +339,14 @@ def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
 
 
 @loop_jit
+def add_weights(linear, logit, T, D, K, S):
+    """Add sum r of all components."""
+    outlined()
+    for k in range(K):
+        linear[k * (D + 1) + D] += sum_of(logit, k * S, T, vector(F64))
+
+
+@loop_jit
 def add_all_squares(square, linear, xt, centers, logit, T, D, K, S):
     """Add sum r e_d^2, sum r e_d and sum r of all components."""
     outlined()
@@ -372,19 +355,28 @@ def add_all_squares(square, linear, xt, centers, logit, T, D, K, S):
             matrix, sums, r = square[k * D :], linear[k * (D + 1) :], logit[k * S :]
             add_few(matrix, sums, xt, centers[k * D :], r, T, D, S, DIAG)
         return
-    for k in range(K):
-        linear[k * (D + 1) + D] += sum_of(logit, k * S, T, vector(F64))
-    for d in range(0, D - 3, 4):  # components one after the other, while these features are in the first cache
+    add_weights(linear, logit, T, D, K, S)
+    for d in range(0, D - 3, 4):
         for k in range(K):
-            add_squares_of(square, linear, xt, centers, logit, k, d, D, T, S, 4)
+            add_features(square, linear, xt, centers, logit, k, d, D, T, S, 4, DIAG)
     for d in range(D // 4 * 4, D):
         for k in range(K):
-            add_squares_of(square, linear, xt, centers, logit, k, d, D, T, S, 1)
+            add_features(square, linear, xt, centers, logit, k, d, D, T, S, 1, DIAG)
 
 
 @loop_jit
 def add_all_distances(square, linear, xt, centers, logit, T, D, K, S):
-    """As `add_distances`."""
+    """Add sum r |e|^2, sum r e and sum r of all components."""
     outlined()
-    for k in range(K):
-        add_distances(square[k:], linear[k * (D + 1) :], xt, centers[k * D :], logit[k * S :], T, D, S)
+    if D <= FEW:
+        for k in range(K):
+            matrix, sums, r = square[k:], linear[k * (D + 1) :], logit[k * S :]
+            add_few(matrix, sums, xt, centers[k * D :], r, T, D, S, SPHERICAL)
+        return
+    add_weights(linear, logit, T, D, K, S)
+    for d in range(0, D - 3, 4):
+        for k in range(K):
+            add_features(square, linear, xt, centers, logit, k, d, D, T, S, 4, SPHERICAL)
+    for d in range(D // 4 * 4, D):
+        for k in range(K):
+            add_features(square, linear, xt, centers, logit, k, d, D, T, S, 1, SPHERICAL)
