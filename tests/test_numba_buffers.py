@@ -77,6 +77,14 @@ def test_a_buffer_that_was_dropped_is_given_out_again():
     del u
 
 
+def test_of_several_the_last_used_is_given_out():
+    held = [fresh(300, 64) for _ in range(3)]
+    last = held[-1][1]  # what may still be in a cache
+    held.clear()
+    for _ in range(2):
+        assert fresh(300, 64)[1] == last
+
+
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
 def test_a_buffer_that_anybody_can_see_is_not_given_out(hold):
     t, address = fresh(100, 8)
