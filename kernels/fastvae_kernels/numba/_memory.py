@@ -7,6 +7,7 @@ A kernel is compiled for dtype codes that it holds as constants, and makes its 1
     a = read(x, i, v)                       # elements i, i + 1, ..., one for each lane; a number for ``one``
     write(x, i, a)                          # rounded to the elements' dtype, to nearest even
     room = on_stack(1024, T)                # an array of the kernel's own
+    x = array_at(source(room, ...), n, T)   # rows where they lie, or their copy in the room; `target` to write them
 """
 
 from typing import Any

@@ -201,7 +201,7 @@ def make_pass(family: int) -> Kernel:
                                 weigh(logit, w_t, whole, K, S)
                             square = mine_s[K * (D + 1) :]
                             if wanted == LINEAR:
-                                add_all_linear(mine_s, xt, centers_p, logit, whole, D, K, S)
+                                add_all_linear(mine_s, mine_s, xt, centers_p, logit, whole, D, K, S)
                             elif wanted == PRODUCTS:
                                 if family == DIAG:
                                     add_all_squares(square, mine_s, xt, centers_p, logit, whole, D, K, S)

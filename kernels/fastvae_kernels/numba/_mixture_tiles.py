@@ -15,6 +15,8 @@ Statistics of a component about its center, which is its previous mean, for r th
 Everything is float64, whatever the dtype of the rows. Specification: fastvae/reference/gmm.py
 """
 
+from typing import Any
+
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F64, number, read, sum_of, vector, write
@@ -309,24 +311,6 @@ def add_products(square, linear, re, xt, center, r, T, D, S):
 
 
 @loop_jit
-def add_all_linear(linear, xt, centers, logit, T, D, K, S):
-    """Add sum r e and sum r of all components."""
-    outlined()
-    if D <= FEW:
-        for k in range(K):
-            sums, r = linear[k * (D + 1) :], logit[k * S :]
-            add_few(sums, sums, xt, centers[k * D :], r, T, D, S, MEANS_ALONE)
-        return
-    add_weights(linear, logit, T, D, K, S)
-    for d in range(0, D - 3, 4):  # components one after the other, while these features are in the first cache
-        for k in range(K):
-            add_features(linear, linear, xt, centers, logit, k, d, D, T, S, 4, MEANS_ALONE)
-    for d in range(D // 4 * 4, D):
-        for k in range(K):
-            add_features(linear, linear, xt, centers, logit, k, d, D, T, S, 1, MEANS_ALONE)
-
-
-@loop_jit
 def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
     """As `add_products`, or `add_few`; ``step`` from one matrix to the next, 0 if tied."""
     outlined()
@@ -338,45 +322,28 @@ def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
             add_products(matrix, sums, re, xt, centers[k * D :], r, T, D, S)
 
 
-@loop_jit
-def add_weights(linear, logit, T, D, K, S):
-    """Add sum r of all components."""
-    outlined()
-    for k in range(K):
-        linear[k * (D + 1) + D] += sum_of(logit, k * S, T, vector(F64))
+def adder(family: int) -> Any:
+    """The function that adds sum r, sum r e_d and, as `add_features` has it, squares, of all components."""
+
+    @loop_jit
+    def add_all(square, linear, xt, centers, logit, T, D, K, S):
+        outlined()
+        if D <= FEW:
+            step = D if family == DIAG else 1
+            for k in range(K):
+                sums, r = linear[k * (D + 1) :], logit[k * S :]
+                add_few(square[k * step :], sums, xt, centers[k * D :], r, T, D, S, family)
+            return
+        for k in range(K):
+            linear[k * (D + 1) + D] += sum_of(logit, k * S, T, vector(F64))
+        for d in range(0, D - 3, 4):  # components one after the other, while these features are in the first cache
+            for k in range(K):
+                add_features(square, linear, xt, centers, logit, k, d, D, T, S, 4, family)
+        for d in range(D // 4 * 4, D):
+            for k in range(K):
+                add_features(square, linear, xt, centers, logit, k, d, D, T, S, 1, family)
+
+    return add_all
 
 
-@loop_jit
-def add_all_squares(square, linear, xt, centers, logit, T, D, K, S):
-    """Add sum r e_d^2, sum r e_d and sum r of all components."""
-    outlined()
-    if D <= FEW:
-        for k in range(K):
-            matrix, sums, r = square[k * D :], linear[k * (D + 1) :], logit[k * S :]
-            add_few(matrix, sums, xt, centers[k * D :], r, T, D, S, DIAG)
-        return
-    add_weights(linear, logit, T, D, K, S)
-    for d in range(0, D - 3, 4):
-        for k in range(K):
-            add_features(square, linear, xt, centers, logit, k, d, D, T, S, 4, DIAG)
-    for d in range(D // 4 * 4, D):
-        for k in range(K):
-            add_features(square, linear, xt, centers, logit, k, d, D, T, S, 1, DIAG)
-
-
-@loop_jit
-def add_all_distances(square, linear, xt, centers, logit, T, D, K, S):
-    """Add sum r |e|^2, sum r e and sum r of all components."""
-    outlined()
-    if D <= FEW:
-        for k in range(K):
-            matrix, sums, r = square[k:], linear[k * (D + 1) :], logit[k * S :]
-            add_few(matrix, sums, xt, centers[k * D :], r, T, D, S, SPHERICAL)
-        return
-    add_weights(linear, logit, T, D, K, S)
-    for d in range(0, D - 3, 4):
-        for k in range(K):
-            add_features(square, linear, xt, centers, logit, k, d, D, T, S, 4, SPHERICAL)
-    for d in range(D // 4 * 4, D):
-        for k in range(K):
-            add_features(square, linear, xt, centers, logit, k, d, D, T, S, 1, SPHERICAL)
+add_all_linear, add_all_squares, add_all_distances = adder(MEANS_ALONE), adder(DIAG), adder(SPHERICAL)
