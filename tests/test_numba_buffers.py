@@ -96,6 +96,35 @@ def test_a_buffer_that_anybody_can_see_is_not_given_out(hold):
     assert fresh(100, 8)[1] == address
 
 
+def test_a_buffer_whose_storage_was_resized_is_not_given_out():
+    t, _ = fresh(100, 8)
+    t.untyped_storage().resize_(0)  # as FSDP does with what it has no use for
+    del t
+    assert fresh(100, 8)[0].fill_(1).sum() == 800
+
+
+def test_a_buffer_made_in_inference_mode_is_good_for_autograd_afterwards():
+    with torch.inference_mode():
+        address = fresh(100, 8)[1]
+    t, same = fresh(100, 8)
+    assert same == address
+    assert not t.is_inference()
+    t.requires_grad_().square().sum().backward()
+
+
+def test_what_is_done_to_a_buffer_is_not_seen_on_the_next_one_there():
+    empty, like = allocator(rand(100, 8), torch.float32), rand(100, 8)
+    t = empty(like).fill_(1).requires_grad_()
+    address = t.data_ptr()
+    del t
+    t = empty(like)
+    assert t.data_ptr() == address
+    assert (t._version, t.requires_grad) == (0, False)
+    t.resize_(10, 8)
+    del t
+    assert empty(like).shape == (100, 8)
+
+
 def test_small_ones_are_not_kept(pool):
     fresh(10, 8)
     assert pool.kept == []
@@ -107,7 +136,7 @@ def test_how_many_are_kept_and_how_large(pool, monkeypatch):
     assert all(t.fill_(i).eq(i).all() for i, t in enumerate(made))  # those forgotten live on
     monkeypatch.setattr(_buffers, "KEPT_BYTES", 10_000)
     fresh(100, 8)
-    assert sum(s.nbytes() for s in pool.kept) <= 10_000
+    assert sum(storage.nbytes() for _, storage, _ in pool.kept) <= 10_000
     _, address = fresh(1000, 8)  # larger than all that may be kept
     assert pool.kept == []
     t, address = fresh(100, 8)
@@ -137,7 +166,7 @@ def test_threads_never_share_a_buffer():
 
 
 def test_where_torch_does_not_say_who_holds_a_storage_nothing_is_kept(pool, monkeypatch):
-    monkeypatch.delattr(torch._C, "_storage_Use_Count")
+    monkeypatch.setattr(_buffers, "CAN_TELL", False)
     assert fresh(100, 8)[0].is_contiguous()
     assert pool.kept == []
 

@@ -61,34 +61,35 @@ def sample_formula(
 
 
 class Run:
-    """One call: its `Call`, and its options that are no tensors or get no gradient."""
+    """A launch and its backward: the `Call`, and what else is no tensor or gets no gradient."""
 
     __slots__ = ("beta", "call", "density", "free_bits", "log_scale", "one_pass", "want_kl")
 
-    def __init__(self, call: Call, beta: Any = 1.0, free_bits: Any = 0.0, want_kl: bool = True) -> None:
+    def __init__(
+        self,
+        call: Call,
+        beta: Any = 1.0,
+        free_bits: Any = 0.0,
+        want_kl: bool = True,
+        density: Any = None,
+        log_scale: float | None = None,
+        one_pass: bool = False,
+    ) -> None:
         self.call, self.beta, self.free_bits, self.want_kl = call, beta, free_bits, want_kl
-        self.density: Any = None
-        self.log_scale: Any = 0.0  # where it is no tensor
-        self.one_pass = False  # whether the gradient of x_hat is formed in passing
+        self.density = density  # its plan
+        self.log_scale = log_scale  # where it is no tensor
+        self.one_pass = one_pass  # whether the gradient of x_hat is formed in passing
 
-    def prepare(self, x: Tensor, x_hat: Tensor, likelihood: Any, density: Any) -> Tensor | None:
-        """Note the density's plan, if there is one already, the scale, and whether the gradient may be formed in
-        passing; give the log_scale if it is a tensor, for autograd to save: one held here would never be freed, since
-        `Sample` holds this.
-        """
-        scale = likelihood.get_log_scale() if self.call.scaled else 0.0
-        log_scale = scale if isinstance(scale, Tensor) else None
-        if log_scale is None:
-            self.log_scale = scale
-        self.density = density or self.call.plan_density(x, x_hat, log_scale)
-        self.one_pass = (
-            x_hat.requires_grad
-            and x_hat.dtype is not torch.float16  # stored, it would underflow before a GradScaler's upstream
-            and self.call.reduction != "none"
-            and torch.is_grad_enabled()
-            and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-        )
-        return log_scale
+
+def in_one_pass(call: Call, x_hat: Tensor) -> bool:
+    """Whether the gradient of x_hat may be formed in passing."""
+    return (
+        x_hat.requires_grad
+        and x_hat.dtype is not torch.float16  # stored, it would underflow before a GradScaler's upstream
+        and call.reduction != "none"
+        and torch.is_grad_enabled()
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    )
 
 
 class Sample(Function):
@@ -207,7 +208,10 @@ def needs_formula(*upstreams: Tensor | None) -> bool:
     """Whether the gradient must itself be differentiable, or an upstream is a batch of gradients."""
     if torch.is_grad_enabled():
         return True
-    return any(u is not None and (is_batched(u) or is_legacy_batched(u)) for u in upstreams)
+    for u in upstreams:  # noqa: SIM110 (a generator takes longer than all of this)
+        if u is not None and (is_batched(u) or is_legacy_batched(u)):
+            return True
+    return False
 
 
 def aliases(*tensors: Any) -> list[Any]:
@@ -245,26 +249,37 @@ def elbo_terms(
     free_bits: Tensor | float,
 ) -> Any:
     """`fastvae.elbo_terms` on kernels, or `fastvae.elbo`, for a call without terms. Its arguments are checked."""
-    run, kl = Run(call, beta, free_bits), None
     mu_p, logvar_p = (None, None) if prior is None else prior
     if isinstance(x_hat, Tensor):
-        log_scale = run.prepare(x, x_hat, likelihood, call.density)
-        call.density = run.density
+        number, log_scale = split_scale(call, likelihood)
+        if call.density is None:
+            call.density = call.plan_density(x, x_hat, log_scale)
+        run = Run(call, beta, free_bits, True, call.density, number, in_one_pass(call, x_hat))
         out = apply_bound(x, x_hat, log_scale, None, mu, logvar, mu_p, logvar_p, run)
-    else:
-        z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), run)
-        x_hat, likelihood, decoded_scale = decode_with(x_hat, z, likelihood, call.num_samples)
-        if reason := unserved_likelihood(call.backend, x, x_hat, likelihood):  # the decoder's dtype has no kernel
-            if call.strict:
-                raise _backend.BackendError(f"backend={call.backend!r} cannot serve elbo: {reason}")
-            scale = likelihood.get_log_scale() if call.scaled else 0.0
-            log_lik = density_formula(x, x_hat, scale, *call.density_options)
-            return ElboTerms(log_lik + neg_kl, log_lik, kl) if call.terms else log_lik + neg_kl
-        key = layout(x_hat), None if decoded_scale is None else layout(decoded_scale)
-        log_scale = run.prepare(x, x_hat, likelihood, call.densities.get(key))
-        call.densities[key] = run.density
-        out = apply_bound(x, x_hat, log_scale, neg_kl, None, None, None, None, run)
-    return ElboTerms(out[0], out[1], out[2] if kl is None else kl) if call.terms else out
+        return ElboTerms(*out) if call.terms else out
+    z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), Run(call, beta, free_bits))
+    x_hat, likelihood, decoded_scale = decode_with(x_hat, z, likelihood, call.num_samples)
+    number, log_scale = split_scale(call, likelihood)
+    if reason := unserved_likelihood(call.backend, x, x_hat, likelihood):  # the decoder's dtype has no kernel
+        if call.strict:
+            raise _backend.BackendError(f"backend={call.backend!r} cannot serve elbo: {reason}")
+        log_lik = density_formula(x, x_hat, number if log_scale is None else log_scale, *call.density_options)
+        return ElboTerms(log_lik + neg_kl, log_lik, kl) if call.terms else log_lik + neg_kl
+    key = layout(x_hat), None if decoded_scale is None else layout(decoded_scale)
+    density = call.densities.get(key)
+    if density is None:
+        density = call.densities[key] = call.plan_density(x, x_hat, log_scale)
+    run = Run(call, beta, free_bits, True, density, number, in_one_pass(call, x_hat))
+    out = apply_bound(x, x_hat, log_scale, neg_kl, None, None, None, None, run)
+    return ElboTerms(out[0], out[1], kl) if call.terms else out
+
+
+def split_scale(call: Call, likelihood: Any) -> tuple[Any, Tensor | None]:
+    """The log_scale of a likelihood as a number, or as a tensor, which autograd must save: held by a `Run`, which its
+    own graph holds, it would never be freed.
+    """
+    log_scale = likelihood.get_log_scale() if call.scaled else 0.0
+    return (None, log_scale) if isinstance(log_scale, Tensor) else (log_scale, None)
 
 
 def reparameterize(call: Call, mu: Tensor, logvar: Tensor, seed: Tensor | int | None) -> Tensor:

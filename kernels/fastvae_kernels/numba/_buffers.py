@@ -5,9 +5,10 @@
     address = scratch(100)                   # of 100 float64 numbers, good for one launch
 
 The system maps fresh memory at its first touch, page by page, filled with zeros: at 10 MB that takes as long as a
-kernel that streams through it, at 50 MB longer. A training loop drops its gradients after each step and asks for as
-many again, so the last `MOST_KEPT` large buffers, of at most `KEPT_BYTES` together, are remembered. One is given out
-again when no tensor, no view and no Python object but this memory of it refers to its storage.
+kernel that streams through it, at 50 MB longer, and malloc hands back what is freed at its end from a megabyte or two
+on. A training loop drops its gradients after each step and asks for as many again, so the last `MOST_KEPT` large
+buffers, of at most `KEPT_BYTES` together, are remembered. One is given out again when no tensor, no view and no Python
+object but this memory of it refers to its storage; to find it takes as long as malloc does.
 """
 
 import ctypes
@@ -16,52 +17,79 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..rows import in_order
 
-LARGE = 4 << 20  # bytes; smaller ones come from memory that malloc has at hand
+LARGE = 1 << 20  # bytes; smaller ones come from memory that malloc has at hand
 MOST_KEPT = 16
 KEPT_BYTES = 256 << 20
 PAGE = mmap.PAGESIZE
 _madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
 
 
+class Layout(NamedTuple):
+    """What a buffer is given out as."""
+
+    shape: Sequence[int]
+    stride: Sequence[int]
+    dtype: torch.dtype
+    nbytes: int
+
+    def on(self, storage: Any) -> Tensor:
+        """A tensor there, good for autograd wherever it was made."""
+        with torch.inference_mode(False):
+            return torch.empty(0, dtype=self.dtype, device="cpu").set_(storage, 0, self.shape, self.stride)
+
+
 class _Buffers:
-    """Storages given out before, the last used at the end."""
+    """Tensors with their storages and layouts, the last used at the end; aliases of them are given out."""
 
     def __init__(self) -> None:
-        self.kept: list[Any] = []
+        self.kept: list[tuple[Tensor, Any, Layout]] = []
         self.lock = threading.Lock()
 
-    def empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, nbytes: int) -> Tensor:
+    def empty(self, layout: Layout) -> Tensor:
         """``torch.empty_strided`` on the CPU, in memory touched before if there is any."""
-        with self.lock:  # up to where the tensor holds the storage
-            last_first = reversed(range(len(self.kept)))  # the last used may still be in a cache
-            i = next((i for i in last_first if self.kept[i].nbytes() == nbytes and self.free(i)), None)
-            storage = _huge_pages(torch.UntypedStorage(nbytes)) if i is None else self.kept.pop(i)
-            self.kept.append(storage)
-            while len(self.kept) > MOST_KEPT or sum(s.nbytes() for s in self.kept) > KEPT_BYTES:
-                del self.kept[0]  # whoever holds it as well is not concerned
-            return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, stride)
-
-    def free(self, i: int) -> bool:
-        """Whether nobody else refers to a storage: neither a tensor nor, through its Python object, anybody."""
-        storage = self.kept[i]
-        return torch._C._storage_Use_Count(storage._cdata) == 1 and sys.getrefcount(storage) == ALONE
-
-
-def _references() -> int:
-    """What ``sys.getrefcount`` says in `_Buffers.free` of a storage that nobody else holds."""
-    kept = [torch.UntypedStorage(0)]
-    storage = kept[0]
-    return sys.getrefcount(storage)
+        kept = self.kept
+        with self.lock:  # up to where the alias holds the storage
+            for i in range(len(kept) - 1, -1, -1):  # the last used may still be in a cache
+                t, storage, given = kept[i]
+                if storage.nbytes() == layout.nbytes and holders(storage) == ALONE:
+                    if given is not layout:
+                        t = layout.on(storage)
+                    elif i == len(kept) - 1:
+                        return t.data
+                    del kept[i]
+                    break
+            else:
+                storage = _huge_pages(torch.UntypedStorage(layout.nbytes))
+                t = layout.on(storage)
+            kept.append((t, storage, layout))
+            while len(kept) > MOST_KEPT or sum(storage.nbytes() for _, storage, _ in kept) > KEPT_BYTES:
+                del kept[0]  # whoever holds it as well is not concerned
+            return t.data
 
 
-ALONE = _references()
+def holders(storage: Any) -> tuple[int, int]:
+    """How many tensors and storages refer to that memory, and how many names and objects to this storage."""
+    return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)
+
+
+def _alone() -> tuple[int, int]:
+    """What `holders` says in `_Buffers.empty` where nobody else holds any."""
+    storage = torch.UntypedStorage(1)
+    layout = Layout((1,), (1,), torch.uint8, 1)
+    kept = [(layout.on(storage), storage, layout)]
+    t, storage, given = kept[0]
+    return holders(storage) if given is layout and t.numel() else (0, 0)
+
+
+CAN_TELL = hasattr(torch._C, "_storage_Use_Count")
+ALONE = _alone() if CAN_TELL else None
 _buffers = _Buffers()
 
 
@@ -98,8 +126,9 @@ def allocator(
     """
     shape = in_order(like, order).shape if draws is None else (draws, *like.shape)
     dense = in_order(torch.empty(shape, dtype=dtype, device="meta"), order, back=True)
-    if dense.nbytes >= LARGE and hasattr(torch._C, "_storage_Use_Count"):
-        return lambda t: _buffers.empty(dense.shape, dense.stride(), dtype, dense.nbytes)
+    if dense.nbytes >= LARGE and CAN_TELL:
+        layout = Layout(dense.shape, dense.stride(), dtype, dense.nbytes)
+        return lambda t: _buffers.empty(layout)
     if like.dtype == dtype and like.stride() == dense.stride() and draws is None:
         return torch.empty_like  # by far the fastest
     return lambda t: torch.empty_strided(dense.shape, dense.stride(), dtype=dtype, device="cpu")
