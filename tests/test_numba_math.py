@@ -15,7 +15,7 @@ from numba.core.ccallback import CFunc
 from fastvae.reference.elbo import PHI_COEFFICIENTS
 from fastvae.reference.noise import philox as reference_philox
 from fastvae.reference.noise import standard_normal
-from fastvae_kernels.coefficients import EXP_LEAST
+from fastvae_kernels.coefficients import EXP_LEAST, PHI
 from fastvae_kernels.numba import _math as m
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import BF16, F32, F64, U32, array_at, number, read, vector, write
@@ -30,15 +30,18 @@ each_form = pytest.mark.parametrize("vectors", [False, True], ids=["number", "ve
 @m.math_jit
 def write_all(y, n, i, a):
     sin, cos = m.sincos_2pi(a)
+    half_root, half_excess, half_phi = m.half_exponentials(a)
     write(y, i, m.exp(a))
     write(y, n + i, m.expm1(a))
-    write(y, 2 * n + i, m.phi(a))
+    write(y, 2 * n + i, half_phi + half_phi)
     write(y, 3 * n + i, m.log(a))
     write(y, 4 * n + i, m.log1p(a))
     write(y, 5 * n + i, m.tanh(a))
     write(y, 6 * n + i, m.sigmoid(a))
     write(y, 7 * n + i, sin)
     write(y, 8 * n + i, cos)
+    write(y, 9 * n + i, half_root + half_root)
+    write(y, 10 * n + i, half_excess + half_excess)
 
 
 @functools.cache
@@ -48,7 +51,7 @@ def make_functions(T, vectors):
     @kernel("3q")
     def functions(block):
         x_address, y_address, n = unpack(block, "3q")
-        x, y = array_at(x_address, n, T), array_at(y_address, 9 * n, T)
+        x, y = array_at(x_address, n, T), array_at(y_address, 11 * n, T)
         v = vector(T) if vectors else number(T)
         for i in range(0, n, lanes(v) if vectors else 1):
             write_all(y, n, i, read(x, i, v))
@@ -137,13 +140,15 @@ ANY = (3.4e38, 1.79e308)
 FUNCTIONS = {  # in the order of `write_all`
     "exp": (mpmath.exp, 1.1, (-105.0, -750.0), (88.7, 709.7)),
     "expm1": (mpmath.expm1, 1.3, (-1e30, -1e300), (88.7, 709.7)),
-    "phi": (exact_phi, 2.5, (-1e30, -1e300), (88.7, 709.7)),
+    "phi": (exact_phi, 2.8, (-1e30, -1e300), (88.7, 709.7)),
     "log": (mpmath.log, 1.0, (1e-45, 5e-324), ANY),
     "log1p": (mpmath.log1p, 1.1, (0.0, 0.0), (1.0, 1.0)),
     "tanh": (mpmath.tanh, 4.0, (-1e30, -1e300), ANY),
     "sigmoid": (lambda x: 1 / (1 + mpmath.exp(-x)), 2.5, (-105.0, -750.0), (1e30, 1e300)),
     "sin": (lambda t: mpmath.sinpi(2 * t), 2.5, (-0.5, -0.5), (0.5, 0.5)),
     "cos": (lambda t: mpmath.cospi(2 * t), 2.5, (-0.5, -0.5), (0.5, 0.5)),
+    "root": (lambda s: mpmath.exp(s / 2), 1.1, (-173.0, -1414.0), (177.4, 1419.5)),
+    "excess": (mpmath.expm1, 1.5, (-1e30, -1e300), (88.7, 709.7)),
 }
 
 
@@ -208,6 +213,8 @@ INF, NAN = math.inf, math.nan
         ("tanh", [0, -0.0, INF, -INF, NAN, 1e30, -1e30], [0, 0, 1, -1, NAN, 1, -1]),
         ("sigmoid", [0, -0.0, INF, -INF, NAN, 1e30, -1e30], [0.5, 0.5, 1, 0, NAN, 1, 0]),
         ("sin", [0, 0.25, -0.25, 0.5, -0.5, NAN], [0, 1, -1, 0, 0, NAN]),
+        ("root", [0, -0.0, INF, -INF, NAN, 1e30, -1e30, -180 * 16], [1, 1, INF, 0, NAN, INF, 0, 0]),
+        ("excess", [0, -0.0, INF, -INF, NAN, 1e30, -1e30, 1500], [0, 0, INF, -1, NAN, INF, -1, INF]),
         ("cos", [0, 0.25, -0.25, 0.5, -0.5, NAN], [1, 0, 0, -1, -1, NAN]),
     ],
 )
@@ -390,4 +397,4 @@ def test_exp_of_a_weight_is_exp_down_to_where_it_counts_as_nothing(dtype, vector
 
 def test_the_polynomial_of_phi_is_the_references():
     assert (torch.float32, torch.float64) == tuple(PHI_COEFFICIENTS)
-    assert tuple(PHI_COEFFICIENTS.values()) == m.PHI
+    assert tuple(PHI_COEFFICIENTS.values()) == PHI

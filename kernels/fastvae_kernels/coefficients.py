@@ -12,6 +12,14 @@ Q = (
         *(0.166666666666667, 0.5000000000000012),
     ),
 )
+Q_FINE = (  # relative to q, where Q is good relative to e^x only
+    (0.00019857887, 0.0013933837, 0.0083333608, 0.041666463, 0.16666667, 0.5),
+    (
+        *(2.0889442750779698e-09, 2.5105457783296457e-08, 2.755734994143008e-07, 2.7557254830387326e-06),
+        *(2.4801587244846025e-05, 0.0001984126987526067, 0.0013888888888918584, 0.008333333333326013),
+        *(0.041666666666666616, 0.1666666666666667, 0.5),
+    ),
+)
 P = (
     (0.3033952, 0.39959148, 0.6666693),
     (
@@ -33,7 +41,7 @@ C = (
         *(64.93939402266814, -19.739208802178716, 1.0),
     ),
 )
-PHI_LIMIT = 0.9
+PHI_LIMIT = 0.9  # of the reference, and of Triton
 PHI = (  # those of fastvae.reference.elbo
     (
         *(2.7966073e-06, 2.5251802e-05, 1.9839196e-04, 1.3886604e-03),
@@ -50,6 +58,7 @@ PHI = (  # those of fastvae.reference.elbo
 ROUND = (1.5 * 2**23 + 2 * 127, 1.5 * 2**52 + 2 * 1023)
 QUARTERS = (1.5 * 2**23, 1.5 * 2**52)  # x + QUARTERS has round(x) in its low bits
 EXP_MIN, EXP_MAX = (-104.0, -746.0), (89.0, 710.0)  # e^x is 0, infinite
+EXP_NORMAL = (-86.5, -707.0)  # e^x is a normal number, and so is half of it
 EXPM1_MIN = (-18.0, -38.0)  # e^x - 1 is -1
 EXP_LEAST = (-70.0, -650.0)  # e^x counts as 0, before its products with small numbers are subnormal, and slow
 TINY = (2.0**-126, 2.0**-1022)  # the smallest normal number

@@ -10,7 +10,7 @@ Specification: fastvae/reference/elbo.py (kl_elements, kl_penalty)
 from functools import cache
 
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
-from ._math import exp, like, phi
+from ._math import exp, fma, half_exponentials, like
 from ._memory import F64, array_at, gather, number, on_stack, read, vector, weight_at, write
 from ._threads import take
 from ._vector import lanes
@@ -21,16 +21,15 @@ COLUMN_SUMS = f"{LATENT} 1q"
 
 
 @math_jit
-def kl_element(mu, logvar, mu_p, logvar_p):
-    """KL of one latent element to the prior's."""
-    r = (mu - mu_p) * exp(like(mu, -0.5) * logvar_p)
-    return like(mu, 0.5) * (r * r + phi(logvar - logvar_p))
+def kl_element(d, half_phi):
+    """kl_nl, with d the difference of the means in the prior's deviations."""
+    return fma(like(d, 0.5) * d, d, half_phi)
 
 
 @math_jit
-def kl_element_to_unit(mu, logvar):
-    """KL of one latent element to N(0, 1)."""
-    return like(mu, 0.5) * (mu * mu + phi(logvar))
+def kl_element_to(mu, logvar, mu_p, logvar_p):
+    """kl_nl to a prior."""
+    return kl_element((mu - mu_p) * exp(like(mu, -0.5) * logvar_p), half_exponentials(logvar - logvar_p)[2])
 
 
 @loop_jit
@@ -77,9 +76,9 @@ def make_columns(M: int, T: int) -> Kernel:
                     for i in range(0, length, lanes(v)):
                         m, s = read(mu_s, i, v), read(logvar_s, i, v)
                         if mu_p:
-                            write(mu_s, i, kl_element(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
+                            write(mu_s, i, kl_element_to(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
                         else:
-                            write(mu_s, i, kl_element_to_unit(m, s))
+                            write(mu_s, i, kl_element(m, half_exponentials(s)[2]))
                     for j in range(length):
                         total[j] += mu_s[j]
             start, stop = take(block)

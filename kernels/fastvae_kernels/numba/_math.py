@@ -7,16 +7,18 @@ gives NaN out.
 
     e^x        x = n ln 2 + r, |r| <= ln 2 / 2        2^n (1 + r + r^2 q(r))
     e^x - 1                                           (2^n - 1 + 2^n r) + 2^n r^2 q(r)
+    e^s - 1    s = 2 x, w = e^r - 1, m = 2^2n         (m - 1 + m 2 r) + m (w^2 + 2 r^2 q(r))
+    phi(s) = e^s - 1 - s                              (m - 1) (1 + 2 r) - 2 n ln 2 + m (w^2 + 2 r^2 q(r))
     log x      x = 2^e (1 + f), |log(1 + f)| <= 0.41  e ln 2 + f - h + s (h + z p(z)); s = f/(2 + f), z = s^2, h = f^2/2
     sin, cos   t = k / 4 + r, |r| <= 1 / 8            r S(r^2), C(r^2), exchanged and negated according to k mod 4
 
-q, p, S, C are minimax polynomials. Worst errors found, in ulp, and ns per element (one Zen 3 core, vectors):
+q, p, S, C are minimax polynomials. Worst errors found, in ulp, and ns per element (one Zen 4 core, vectors):
 
-               exp   expm1  phi   log   log1p  tanh  sigmoid  sin   cos
-    float32    1.01  1.12   2.13  0.83  0.88   3.43  2.14     1.6   1.7
-               0.35  0.35   0.67  0.64  0.34   0.62  0.51     0.40, both
-    float64    1.02  1.18   2.29  0.88  0.96   3.46  2.10     1.5   1.5
-               1.26  1.21   2.26  1.88  1.01   1.71  1.56     1.14, both
+               exp   expm1  log   log1p  tanh  sigmoid  sin   cos     e^(s/2)  e^s - 1  phi(s)
+    float32    1.01  1.16   0.83  0.88   3.43  2.14     1.6   1.7     0.85     1.30     2.57
+               0.23  0.25   0.49  0.25   0.45  0.41     0.25, both    0.62, the three together
+    float64    1.02  1.18   0.88  0.96   3.46  2.10     1.5   1.5     0.83     1.40     3.01
+               0.63  0.61   0.96  0.68   0.92  0.84     0.71, both    1.26, the three together
 
 The ends: e^x has gradual underflow and overflows to infinity; log is right for subnormal numbers.
 Specification: fastvae/reference/elbo.py (phi)
@@ -33,12 +35,12 @@ from ..coefficients import (
     EXP_LEAST,
     EXP_MAX,
     EXP_MIN,
+    EXP_NORMAL,
     EXPM1_MIN,
     LN2_HI,
     LN2_LO,
     LOG2_E,
-    PHI,
-    PHI_LIMIT,
+    Q_FINE,
     QUARTERS,
     RESCALE,
     RESCALE_LOG2,
@@ -221,10 +223,27 @@ def expm1(x):
 
 
 @math_jit
-def phi(t):
-    """e^t - 1 - t, never negative; its derivative is expm1(t)."""
-    large = expm1(t) - select(t > like(t, 1000.0), like(t, 1000.0), t)  # inf, not inf - inf
-    return select(abs(t) <= like(t, PHI_LIMIT), t * t * polynomial(t, PHI), large)
+def half_exponentials(s):
+    """Half of e^(s/2), of e^s - 1 and of phi(s) = e^s - 1 - s, all of one reduction, for a log variance s.
+
+    The first is 0 where e^(s/2) is no normal number. phi is never negative; its derivative is e^s - 1.
+    """
+    x, least, infinite = like(s, 0.5) * s, like(s, EXP_NORMAL), s > like(s, EXP_MAX)
+    tiny = x < least
+    below = select(tiny, least - x, like(s, 0.0))  # where e^s is nothing beside s
+    x = select(x > like(s, EXP_MAX), like(s, EXP_MAX), x)  # this way round NaN stays
+    t, n, r_hi = _reduce(select(tiny, least, x))
+    r_lo = n * -like(s, LN2_LO)
+    r = r_hi + r_lo
+    small = fma(r * r, polynomial(r, Q_FINE), r_lo)
+    half, w, line = _half_power(t), r_hi + small, r_hi + r_hi  # 2^n / 2, e^r - 1, what is exact of 2 r
+    root = select(tiny, like(s, 0.0), fma(half, w, half))
+    m = (half + half) * half  # of m and m - 1, as of the results, the halves
+    above = m - like(s, 0.5)
+    twice = small + small
+    excess = fma(m, fma(w, w, twice), fma(m, line, above))
+    phi = fma(m * w, w, fma(m, twice, fma(above, line, fma(n, -like(s, LN2_HI), above))))  # the last is 0 at n = 0
+    return root, select(infinite, like(s, np.inf), excess), select(infinite, like(s, np.inf), phi + below)
 
 
 @math_jit

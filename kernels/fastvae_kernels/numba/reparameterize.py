@@ -23,8 +23,8 @@ from ..plans import LatentPlan, fit
 from ..rows import Rows
 from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
-from ._kl import COLUMNS, LATENT, fill_upstream, kl_element, kl_element_to_unit, make_columns
-from ._math import exp, expm1, fma, like, select
+from ._kl import COLUMNS, LATENT, fill_upstream, kl_element, kl_element_to, make_columns
+from ._math import exp, expm1, fma, half_exponentials, like, select
 from ._memory import (
     CODES,
     F64,
@@ -99,7 +99,7 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
         width, pieces, per_row = -(-piece // 4) * 4, max(1, -(-L // piece)), mean == 0
         sums, kept_sums = array_at(partial, N * pieces, F64), array_at(partial + 8 * N * pieces, N * pieces, F64)
         v = vector(T)
-        half, none, g = like(v, 0.5), like(v, 0), like(v, beta * (1.0 if per_row else mean))
+        none, g = like(v, 0), like(v, beta * (1.0 if per_row else mean))
         mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
         z_s, scale, kl_s, mask_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
         eps = on_stack(BLOCK, T)
@@ -130,15 +130,16 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                             m = read(m_, i, v)
                             if k == 0:
                                 s = read(s_, i, v)
+                                half_root, half_excess, half_phi = half_exponentials(s)
                                 if sample:
-                                    write(scale, i, exp(half * s))
+                                    write(scale, i, half_root + half_root)
                                 if mu_p:
-                                    write(kl_s, i, kl_element(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
+                                    write(kl_s, i, kl_element_to(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
                                 elif neg_kl:
-                                    write(kl_s, i, kl_element_to_unit(m, s))
+                                    write(kl_s, i, kl_element(m, half_phi))
                                 if not sample and dmu:
                                     write(dmu_, i, g * m)
-                                    write(dlogvar_, i, half * g * expm1(s))
+                                    write(dlogvar_, i, g * half_excess)
                             if sample:
                                 write(z_, i, fma(read(scale, i, v), read(eps, i - b, v), m))
                     if sample:
@@ -224,20 +225,21 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                                     write(dlogvar_s, i, ds)
                                     continue
                             d, s = read(m_, i, v), read(s_, i, v)
+                            half_root, half_excess, _ = half_exponentials(s)
                             if sample:
-                                ds = half * exp(half * s) * ds
+                                ds = half_root * ds
                             if through_kl:
                                 g, slope = read(g_s, i, v), d
                                 if mu_p:
                                     s_p = read(logvar_p_s, i, v)
-                                    d, s = d - read(mu_p_s, i, v), s - s_p
+                                    d, half_excess = d - read(mu_p_s, i, v), half * expm1(s - s_p)
                                     slope = d * exp(-s_p)
                                 through_mu = select(g != none, g * slope, none)  # not 0 * inf
-                                through_logvar = select(g != none, half * g * expm1(s), none)
+                                through_logvar = select(g != none, g * half_excess, none)
                                 dm, ds = dm + through_mu, ds + through_logvar
                                 if mu_p:
                                     write(mu_p_s, i, -through_mu)
-                                    write(logvar_p_s, i, -(half * d * through_mu + through_logvar))
+                                    write(logvar_p_s, i, -fma(half * d, through_mu, through_logvar))
                             elif dmu_p:
                                 write(mu_p_s, i, none)
                                 write(logvar_p_s, i, none)
