@@ -245,6 +245,50 @@ def test_rows_that_lie_dense_and_apart_have_the_same_bits(latent, dtype):
             assert same_bits(a, b)
 
 
+PLAIN: dict[str, Any] = {  # options; shapes of x and of the latent; dtype
+    "rows of several chunks and pieces": ({}, (N, D), (N, L), torch.float32),
+    "short rows": ({"reduction": "sum", "beta": 0.7}, (50, 3), (50, 5), torch.float32),
+    "images": ({"likelihood": Gaussian(0.3, link="sigmoid")}, (4, 3, 5, 7), (4, 2, 3), torch.float64),
+    "Laplace": ({"likelihood": Laplace(log_scale=0.2)}, (N, 33), (N, 17), torch.float32),
+    "Bernoulli, with draws": ({"likelihood": Bernoulli(), "num_samples": 3}, (N, 20), (N, 4), torch.float32),
+    "bfloat16": ({}, (N, 64), (N, 16), torch.bfloat16),
+    "uint8": ({"x_scale": 1 / 255}, (N, 100), (N, 9), torch.uint8),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_the_plain_way_has_the_same_bits_as_that_of_all_terms(case, monkeypatch):
+    options, shape, latent, dtype = PLAIN[case]
+    plan, taken = _backend.launcher("log_likelihood", "numba").Density, list[Any]()
+    launch = plan.evaluate_plain
+
+    def record(*args):
+        taken.append(args)
+        return launch(*args)
+
+    monkeypatch.setattr(plan, "evaluate_plain", record)
+    floating = torch.float32 if dtype is torch.uint8 else dtype
+    x = torch.randint(0, 256, shape, dtype=dtype) if dtype is torch.uint8 else torch.rand(shape, dtype=dtype)
+    draws = (options["num_samples"],) if "num_samples" in options else ()
+    leaves = [
+        t.to(floating).requires_grad_() for t in (torch.randn(*draws, *shape), torch.randn(latent), torch.randn(latent))
+    ]
+
+    def evaluate(function, times):
+        value = function(x, *leaves, **options)
+        value = value if isinstance(value, torch.Tensor) else value.elbo
+        found = [torch.autograd.grad(-2 * value, leaves, retain_graph=True) for _ in range(times)]
+        return value.detach(), found
+
+    value, (handed_over, recomputed) = evaluate(elbo, 2)
+    expected, (gradients,) = evaluate(elbo_terms, 1)
+    assert len(taken) == 1
+    assert same_bits(value, expected)
+    assert all(map(same_bits, handed_over, gradients))
+    for a, b in zip(recomputed, gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("latent", WIDTHS)
 def test_nothing_is_written_but_the_results(latent):
     n, draws, guard = 53, 2, 64

@@ -29,7 +29,15 @@ def launches(monkeypatch):
         seen.append(None if result[2] is None else StorageWeakRef(result[2].untyped_storage()))
         return result
 
+    launch_plain = plan.evaluate_plain
+
+    def record_plain(*args):
+        result = launch_plain(*args)
+        seen.append(StorageWeakRef(result.untyped_storage()))
+        return result
+
     monkeypatch.setattr(plan, "evaluate", record)
+    monkeypatch.setattr(plan, "evaluate_plain", record_plain)
     return seen
 
 
@@ -43,7 +51,15 @@ def kl_buffers(monkeypatch):
         seen.extend(StorageWeakRef(t.untyped_storage()) for t in result[4] or ())
         return result
 
+    launch_plain = plan.forward_plain
+
+    def record_plain(*args):
+        result = launch_plain(*args)
+        seen.extend(StorageWeakRef(t.untyped_storage()) for t in result)
+        return result
+
     monkeypatch.setattr(plan, "forward", record)
+    monkeypatch.setattr(plan, "forward_plain", record_plain)
     return seen
 
 
@@ -114,6 +130,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "draws": {"num_samples": K, "reduction": "sum"},
     "no scale": {"likelihood": Gaussian()},
     "tensor": {"x_hat": "tensor"},
+    "tensor, plain": {"x_hat": "tensor", "likelihood": Gaussian()},
     "tensor, sum, no scale": {"x_hat": "tensor", "reduction": "sum", "likelihood": Gaussian(0.5), "beta": 0.7},
     "one scale": {"likelihood": Gaussian(log_scale=torch.tensor(0.3, requires_grad=True))},
 }
@@ -165,24 +182,25 @@ SITUATIONS: dict[str, tuple[Any, str, list[bool]]] = {
 }
 
 
-@pytest.mark.parametrize("x_hat", [None, "tensor"])
+@pytest.mark.parametrize("form", ["mean", "tensor", "tensor, plain"])
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_when_the_gradient_is_formed_and_that_it_goes_with_the_graph(launches, kl_buffers, situation, x_hat):
+def test_when_the_gradient_is_formed_and_that_it_goes_with_the_graph(launches, kl_buffers, situation, form):
     around, reduction, expected = SITUATIONS[situation]
+    options = {**FORMS[form], "reduction": reduction}
     ours, theirs = Model(), Model()
     scale = torch.ones((), requires_grad=True)  # a reentrant checkpoint wants an argument that requires grad
 
     def call():
-        return around(lambda scale: -scale * bound(ours, reduction=reduction, x_hat=x_hat).sum(), scale)
+        return around(lambda scale: -scale * bound(ours, **options).sum(), scale)
 
     value = call()
     assert formed(launches) == expected[:1]
-    assert alive(kl_buffers) == (2 if expected[0] and x_hat else 0)
+    assert alive(kl_buffers) == (2 if expected[0] and form != "mean" else 0)
     assert alive(launches) == expected[0]  # it waits for backward, or is not there
     value.backward()
     assert formed(launches) == expected
     assert alive(launches) == 0  # though value, and so its graph, is still there
-    (-bound(theirs, "reference", reduction=reduction, x_hat=x_hat).sum()).backward()
+    (-bound(theirs, "reference", **options).sum()).backward()
     agree(ours.gradients(), theirs.gradients())
     ours.clear()  # leaves may have the gradient of the KL itself
     assert alive(kl_buffers) == 0

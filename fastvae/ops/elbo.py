@@ -151,38 +151,77 @@ class Bound(Function):
     def backward(ctx: Any, delbo: Any, dlog_lik: Any = None, dkl: Any = None) -> Any:
         """Hand the buffers over; recompute if there are none, by the formula if that must be differentiable."""
         run, buffers, ctx.buffers = ctx.run, ctx.buffers, ()
-        call, formula = run.call, needs_formula(delbo, dlog_lik, dkl)
+        formula = needs_formula(delbo, dlog_lik, dkl)
         if len(buffers) == 4 and delbo is not None and dlog_lik is None and dkl is None and not formula:
-            dx_hat, dlog_scale, dmu, dlogvar = call.density_module.scale_(buffers, delbo, -1.0)
-            dneg_kl = delbo.to(call.latent.compute) if dmu is None else None
+            dx_hat, dlog_scale, dmu, dlogvar = run.call.density_module.scale_(buffers, delbo, -1.0)
+            dneg_kl = delbo.to(run.call.latent.compute) if dmu is None else None
             return None, dx_hat, dlog_scale, dneg_kl, dmu, dlogvar, None, None, None
-        x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept = ctx.saved_tensors
-        dneg_kl = None if delbo is None else delbo.to(call.latent.compute)
-        upstream = dlog_lik if delbo is None else delbo if dlog_lik is None else delbo + dlog_lik
-        gradients: Any = (None, None)
-        if upstream is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            if formula:
-                scale = run.log_scale if log_scale is None else log_scale
-                with torch.enable_grad():
-                    x_hat, scale = aliases(x_hat, scale)
-                    log_lik = density_formula(x, x_hat, scale, *call.density_options)
-                gradients = differentiate([log_lik], (upstream,), (x_hat, scale))
-            elif buffers:
-                gradients = call.density_module.scale_(buffers[:2], upstream, -1.0)
-            else:
-                scale = run.log_scale if log_scale is None else log_scale
-                need = ctx.needs_input_grad[2]
-                gradients = run.density.evaluate(x, x_hat, scale, None, upstream, need_dlog_scale=need)[2:]
-        if mu is None:
-            return None, *gradients, dneg_kl, None, None, None, None, None
-        latent = latent_gradients(run, mu, logvar, mu_p, logvar_p, None, kept, None, dneg_kl, dkl)
-        return None, *gradients, None, *latent, None
+        needed = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        return *bound_gradients(run, buffers, needed, ctx.saved_tensors, delbo, dlog_lik, dkl), None
+
+
+class PlainBound(Function):
+    """`Bound` as most training loops have it, in half as much Python: one pass, where `Call.plain`, beta a number."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor, call: Call, log_scale: float, beta: float
+    ) -> Any:
+        """Two launches."""
+        elbo = torch.empty_like(call.density.elbo)
+        place = elbo.data_ptr()
+        kl_gradients = call.latent.forward_plain(mu, logvar, beta, place)
+        ctx.buffers = call.density.evaluate_plain(x, x_hat, log_scale, place), *kl_gradients
+        ctx.save_for_backward(x, x_hat, mu, logvar)
+        ctx.rest = call, log_scale, beta
+        return elbo
+
+    @staticmethod
+    def backward(ctx: Any, delbo: Any) -> Any:
+        """Hand the buffers over, or do as `Bound` does without."""
+        buffers, ctx.buffers = ctx.buffers, ()
+        call, log_scale, beta = ctx.rest
+        if buffers and not needs_formula(delbo):
+            return None, *call.density_module.scale_(buffers, delbo, -1.0), None, None, None
+        x, x_hat, mu, logvar = ctx.saved_tensors
+        run, saved = Run(call, beta, 0.0, True, call.density, log_scale), (x, x_hat, None, mu, logvar, None, None, None)
+        gradients = bound_gradients(run, (), (True, False), saved, delbo, None, None)
+        return None, gradients[1], gradients[4], gradients[5], None, None, None
+
+
+def bound_gradients(
+    run: Run, buffers: Any, needed: tuple[bool, bool], saved: Any, delbo: Any, dlog_lik: Any, dkl: Any
+) -> tuple[Any, ...]:
+    """Gradients of x, x_hat, log_scale, neg_kl, mu, logvar, mu_p, logvar_p, by launches or by the formula; ``needed``
+    are those of x_hat and log_scale, ``buffers`` theirs, for an upstream of -1, if they were formed in passing.
+    """
+    call, formula = run.call, needs_formula(delbo, dlog_lik, dkl)
+    x, x_hat, log_scale, mu, logvar, mu_p, logvar_p, kept = saved
+    dneg_kl = None if delbo is None else delbo.to(call.latent.compute)
+    upstream = dlog_lik if delbo is None else delbo if dlog_lik is None else delbo + dlog_lik
+    scale = run.log_scale if log_scale is None else log_scale
+    gradients: Any = (None, None)
+    if upstream is not None and any(needed):
+        if formula:
+            with torch.enable_grad():
+                x_hat, scale = aliases(x_hat, scale)
+                log_lik = density_formula(x, x_hat, scale, *call.density_options)
+            gradients = differentiate([log_lik], (upstream,), (x_hat, scale))
+        elif buffers:
+            gradients = call.density_module.scale_(buffers[:2], upstream, -1.0)
+        else:
+            gradients = run.density.evaluate(x, x_hat, scale, None, upstream, need_dlog_scale=needed[1])[2:]
+    if mu is None:
+        return None, *gradients, dneg_kl, None, None, None, None
+    latent = latent_gradients(run, mu, logvar, mu_p, logvar_p, None, kept, None, dneg_kl, dkl)
+    return None, *gradients, None, *latent
 
 
 # What `Function.apply` ends in. The rest of it looks for functorch's wrappers among the arguments, of which there are
 # none here (see `unserved_state`), and is a tenth of a small call.
 apply_sample: Any = super(Function, Sample).apply
 apply_bound: Any = super(Function, Bound).apply
+apply_plain: Any = super(Function, PlainBound).apply
 
 
 def latent_gradients(
@@ -253,8 +292,11 @@ def elbo_terms(
     if isinstance(x_hat, Tensor):
         number, log_scale = split_scale(call, likelihood)
         if call.density is None:
-            call.density = call.plan_density(x, x_hat, log_scale)
-        run = Run(call, beta, free_bits, True, call.density, number, in_one_pass(call, x_hat))
+            call.plan(x, x_hat, log_scale)
+        one_pass = in_one_pass(call, x_hat)
+        if one_pass and call.plain and type(beta) is float and beta != 0 and free_bits == 0:
+            return apply_plain(x, x_hat, mu, logvar, call, number, beta)
+        run = Run(call, beta, free_bits, True, call.density, number, one_pass)
         out = apply_bound(x, x_hat, log_scale, None, mu, logvar, mu_p, logvar_p, run)
         return ElboTerms(*out) if call.terms else out
     z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), Run(call, beta, free_bits))

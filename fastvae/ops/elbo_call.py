@@ -96,7 +96,7 @@ class Call:
 
     __slots__ = (
         *("backend", "strict", "num_samples", "x_scale", "reduction", "terms"),
-        *("latent", "density_module", "densities", "density", "likelihood", "scaled", "link"),
+        *("latent", "density_module", "densities", "density", "likelihood", "scaled", "link", "plain"),
     )
 
     def __init__(
@@ -123,6 +123,7 @@ class Call:
         self.density_module: Any = None if likelihood is None else _backend.launcher("log_likelihood", backend)
         self.densities: dict[tuple[Any, ...], Any] = {}  # for the decoder's outputs
         self.density: Any = None  # for a tensor x_hat
+        self.plain = False  # whether `PlainBound` serves one, in one pass
 
     @staticmethod
     def find(
@@ -134,13 +135,18 @@ class Call:
         """
         if unserved_state():
             return None, None
+        tensors: tuple[Any, ...] = (mu, logvar)
+        if x is not None:
+            tensors = (mu, logvar, x, x_hat) if isinstance(x_hat, Tensor) else (mu, logvar, x)
+        parts: list[Any] = [options]
         try:
-            key: tuple[Any, ...] = (options, layout(mu), layout(logvar))
-            if x is not None:
-                key += layout(x), x.requires_grad, layout(x_hat) if isinstance(x_hat, Tensor) else callable(x_hat)
-                key += (likelihood_layout(likelihood),)
             if prior is not None:
-                key += tuple(map(layout, prior))
+                tensors += tuple(prior)
+            for t in tensors:  # the `layout` of each, without a call of it
+                parts += type(t), t.shape, t.is_contiguous() or t.stride(), t.dtype, t.is_cpu or t.device
+            if x is not None:
+                parts += x.requires_grad, callable(x_hat), likelihood_layout(likelihood)
+            key = tuple(parts)
             return key, KNOWN.get(key)
         except (AttributeError, TypeError):
             return None, None
@@ -149,6 +155,12 @@ class Call:
     def density_options(self) -> tuple[Any, ...]:
         """Those of `density_formula`."""
         return self.x_scale, self.likelihood, self.link, self.num_samples, self.reduction
+
+    def plan(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | None) -> None:
+        """Plan for a tensor x_hat."""
+        self.density = density = self.plan_density(x, x_hat, log_scale)
+        one_dtype = density.elbo_dtype is self.latent.compute
+        self.plain = density.plain and self.latent.plain and one_dtype and log_scale is None and not self.terms
 
     def plan_density(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | None) -> Any:
         """The plan of the log-likelihood."""

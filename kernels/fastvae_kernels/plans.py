@@ -42,6 +42,8 @@ def unit_of(reduction: str, N: int) -> float:
 class DensityPlan:
     """The log-likelihood's. ``log_scale`` is None where it is a number."""
 
+    plain = False  # whether a backend has a shorter way to launch it
+
     def __init__(
         self,
         x: Tensor,
@@ -93,6 +95,8 @@ class DensityPlan:
 
 class LatentPlan:
     """That of sampling and the KL."""
+
+    plain = False
 
     def __init__(
         self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None, num_samples: int | None, reduction: str

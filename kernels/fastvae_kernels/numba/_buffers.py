@@ -5,10 +5,10 @@
     address = scratch(100)                   # of 100 float64 numbers, good for one launch
 
 The system maps fresh memory at its first touch, page by page, filled with zeros: at 10 MB that takes as long as a
-kernel that streams through it, at 50 MB longer, and malloc hands back what is freed at its end from a megabyte or two
-on. A training loop drops its gradients after each step and asks for as many again, so the last `MOST_KEPT` large
-buffers, of at most `KEPT_BYTES` together, are remembered. One is given out again when no tensor, no view and no Python
-object but this memory of it refers to its storage; to find it takes as long as malloc does.
+kernel that streams through it, at 50 MB longer. A training loop drops its gradients after each step and asks for as
+many again, so the last `MOST_KEPT` large buffers, of at most `KEPT_BYTES` together, are remembered. One is given out
+again when no tensor, no view and no Python object but this memory of it refers to its storage; to find it takes as long
+as malloc does. From 1 MB on it would spare a page fault now and then, but malloc's memory is more often in a cache.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..rows import in_order
 
-LARGE = 1 << 20  # bytes; smaller ones come from memory that malloc has at hand
+LARGE = 4 << 20  # bytes; smaller ones come from memory that malloc has at hand
 MOST_KEPT = 16
 KEPT_BYTES = 256 << 20
 PAGE = mmap.PAGESIZE
