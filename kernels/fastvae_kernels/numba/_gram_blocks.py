@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ._double import Pair, _joined, accumulate, accumulate_above, fma, two_sum
 from ._emit import VECTOR, WIDE, Registers, everywhere, halves, in_lanes, load, loop, pointer, totals, vector_at
+from ._memory import prefetch_line
 from ._vector import LANES_REGISTER, llvm_type, splat
 
 SIDE = 4 if WIDE else 3  # of a block of sums, of one register each
@@ -70,26 +70,6 @@ def _fetch(builder: Any, ahead: _Ahead, t: Any) -> None:
     first = builder.add(ahead.address, builder.mul(builder.lshr(t, t.type(3)), ahead.pace))
     for line in ahead.lines:
         prefetch_line(builder, builder.add(first, t.type(64 * line)))
-
-
-def prefetch_line(builder: Any, address: Any) -> None:
-    """Have a line brought to the second cache, or nothing if there is none."""
-    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), [pointer, number, number, number]), "llvm.prefetch.p0"
-    )
-    builder.call(function, [builder.inttoptr(address, pointer), number(0), number(2), number(1)])
-
-
-@intrinsic
-def prefetch(typingctx, address):
-    """Have the line at an address brought to the second cache; an address where there is nothing does no harm."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        prefetch_line(builder, args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.intp), codegen
 
 
 def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None, ahead: _Ahead | None = None) -> None:

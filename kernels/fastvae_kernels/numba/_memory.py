@@ -125,6 +125,26 @@ def write(typingctx, array, i, value):
     return types.void(array, types.intp, value), codegen
 
 
+def prefetch_line(builder: Any, address: Any) -> None:
+    """Have a line brought to the second cache, or nothing if there is none."""
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer, number, number, number]), "llvm.prefetch.p0"
+    )
+    builder.call(function, [builder.inttoptr(address, pointer), number(0), number(2), number(1)])
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Have the line at an address brought to the second cache; an address where there is nothing does no harm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        prefetch_line(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
 def to_bfloat16(builder: Any, given: Any, word: Any, result: Any) -> Any:
     """The upper half of a float32, or of a vector of it, rounded to nearest even."""
 

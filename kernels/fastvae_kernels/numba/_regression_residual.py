@@ -13,10 +13,10 @@ import math
 from functools import cache
 
 from ._double import add_part, add_product, choose, exact_product, exact_sum, high, low, pair
-from ._gram_blocks import SIDE_ALONE, add_above, partial_sums, prefetch, totals_above
+from ._gram_blocks import SIDE_ALONE, add_above, partial_sums, totals_above
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import fma, like, select, sqrt
-from ._memory import F64, array_at, on_stack, read, vector, write
+from ._memory import F64, array_at, on_stack, prefetch, read, vector, write
 from ._regression_fields import (
     COEF,
     END,

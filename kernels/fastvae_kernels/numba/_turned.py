@@ -13,10 +13,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ._gram_blocks import prefetch
 from ._jit import loop_jit, math_jit, outlined
 from ._math import like
-from ._memory import F32, F64, I64, array_at, number, read, vector, write
+from ._memory import F32, F64, I64, array_at, number, prefetch, read, vector, write
 from ._vector import Vector, deinterleave, llvm_type, shuffle
 
 

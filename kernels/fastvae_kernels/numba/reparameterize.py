@@ -34,6 +34,7 @@ from ._memory import (
     gather,
     item_size,
     on_stack,
+    prefetch,
     put,
     read,
     settle,
@@ -47,6 +48,7 @@ from ._noise import BLOCK, count, fill_noise
 from ._threads import finished, run, take
 from ._vector import LANES_F32, lanes
 
+LINE = 64  # bytes of a cache
 PIECE = 1024  # latent elements in a unit; a multiple of BLOCK
 ROOM = PIECE + LANES_F32  # the last vector may stand out
 COUNTERS = PIECE // 4
@@ -191,8 +193,9 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                 first, n = unit % pieces * piece, unit // pieces * group
                 length, rows = min(piece, L - first), min(group, N - n)
                 size = rows * width
-                m_ = array_at(source(mu_s, width, mu, n, rows, mu_row, first, length, M, T, v), size, T)
-                s_ = array_at(source(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, T, v), size, T)
+                m_at = source(mu_s, width, mu, n, rows, mu_row, first, length, M, T, v)
+                s_at = source(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, T, v)
+                m_, s_ = array_at(m_at, size, T), array_at(s_at, size, T)
                 dmu_ = array_at(target(dmu_s, width, dmu, n, rows, L, first, length, M, T, v), size, T)
                 dlogvar_ = array_at(target(dlogvar_s, width, dlogvar, n, rows, L, first, length, M, T, v), size, T)
                 if through_kl:
@@ -209,9 +212,14 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                     count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
                 for k in range(draws):
                     if sample:
-                        dz_ = array_at(source(dz_s, width, dz, k * N + n, rows, L, first, length, M, T, v), size, T)
+                        dz_at = source(dz_s, width, dz, k * N + n, rows, L, first, length, M, T, v)
+                        dz_ = array_at(dz_at, size, T)
                     for b in range(0, size, BLOCK):
                         if sample:
+                            for at in range(b * item_size(T), (b + BLOCK) * item_size(T), LINE):
+                                prefetch(dz_at + at)
+                                prefetch(m_at + at)
+                                prefetch(s_at + at)
                             fill_noise(eps, c0, c2, c3, b // 4, k, seed, v)
                         for i in range(b, min(b + BLOCK, size), lanes(v)):
                             dm, ds = none, none
