@@ -77,6 +77,14 @@ def test_a_buffer_that_was_dropped_is_given_out_again():
     del u
 
 
+def test_a_buffer_begins_half_a_page_from_where_large_tensors_begin():
+    made = [fresh(100, size) for size in (8, 9, 100, 1111)]
+    assert all((address - 64) % mmap.PAGESIZE == mmap.PAGESIZE // 2 for _, address in made)
+    for i, (t, _) in enumerate(made):
+        t.fill_(i)
+    assert all((t == i).all() for i, (t, _) in enumerate(made))
+
+
 def test_of_several_the_last_used_is_given_out():
     held = [fresh(300, 64) for _ in range(3)]
     last = held[-1][1]  # what may still be in a cache
@@ -134,9 +142,10 @@ def test_how_many_are_kept_and_how_large(pool, monkeypatch):
     made = [fresh(100 + i, 8)[0] for i in range(_buffers.MOST_KEPT + 3)]
     assert len(pool.kept) == _buffers.MOST_KEPT
     assert all(t.fill_(i).eq(i).all() for i, t in enumerate(made))  # those forgotten live on
-    monkeypatch.setattr(_buffers, "KEPT_BYTES", 10_000)
+    most = 10_000 + 2 * mmap.PAGESIZE  # two of 3200 and 6400 bytes, each with a page more
+    monkeypatch.setattr(_buffers, "KEPT_BYTES", most)
     fresh(100, 8)
-    assert sum(storage.nbytes() for _, storage, _ in pool.kept) <= 10_000
+    assert sum(storage.nbytes() for _, storage, _ in pool.kept) <= most
     _, address = fresh(1000, 8)  # larger than all that may be kept
     assert pool.kept == []
     t, address = fresh(100, 8)
@@ -223,11 +232,12 @@ def test_advice_on_huge_pages_is_given_for_new_buffers_from_a_page_on(monkeypatc
     fresh(4, 100)
     assert advised == []
     made, address = fresh(300, 4096)
+    storage = made.untyped_storage()
     ((start, size),) = advised
     assert start % mmap.PAGESIZE == 0
-    assert 0 <= start - address < mmap.PAGESIZE
-    assert start + size == address + made.nbytes
-    del made
+    assert 0 <= start - storage.data_ptr() < mmap.PAGESIZE
+    assert start + size == storage.data_ptr() + storage.nbytes()
+    del made, storage
     assert fresh(300, 4096)[1] == address
     assert len(advised) == 1
     monkeypatch.setattr(_buffers, "_madvise", None)
