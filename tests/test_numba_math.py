@@ -15,7 +15,7 @@ from numba.core.ccallback import CFunc
 from fastvae.reference.elbo import PHI_COEFFICIENTS
 from fastvae.reference.noise import philox as reference_philox
 from fastvae.reference.noise import standard_normal
-from fastvae_kernels.coefficients import EXP_LEAST, PHI
+from fastvae_kernels.coefficients import EXP_LEAST, EXP_MAX, PHI
 from fastvae_kernels.numba import _math as m
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import BF16, F32, F64, U32, array_at, number, read, vector, write
@@ -231,6 +231,16 @@ def test_exp_up_to_its_ends(dtype, largest, smallest, vectors):
     assert y[1] == INF
     assert y[2] == np.finfo(dtype).smallest_subnormal  # gradual underflow
     assert y[3] == 0
+
+
+@each_form
+@each_float
+def test_where_e_to_the_s_overflows_its_root_does_not(dtype, vectors):
+    most = EXP_MAX[dtype is np.float64]
+    s = np.linspace(most + 0.1, 2 * most - 1, 1000, dtype=dtype)
+    assert (evaluate("excess", s, vectors) == INF).all()
+    assert (evaluate("phi", s, vectors) == INF).all()
+    assert np.isfinite(evaluate("root", s, vectors)).all()
 
 
 @each_float

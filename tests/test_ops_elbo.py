@@ -19,47 +19,31 @@ from fastvae import Bernoulli, Gaussian, _backend
 N, D, L, K = 3, 8, 4, 2
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    plan = _backend.launcher("log_likelihood", "numba").Density
-    launch, seen = plan.evaluate, list[Any]()
+def spy(monkeypatch, plan, name, formed, seen):
+    """Have a launcher note the memory of what it ``formed``, of its result."""
+    launch = getattr(plan, name)
 
     def record(*args, **options):
         result = launch(*args, **options)
-        seen.append(None if result[2] is None else StorageWeakRef(result[2].untyped_storage()))
+        seen.extend(t if t is None else StorageWeakRef(t.untyped_storage()) for t in formed(result))
         return result
 
-    launch_plain = plan.evaluate_plain
+    monkeypatch.setattr(plan, name, record)
 
-    def record_plain(*args):
-        result = launch_plain(*args)
-        seen.append(StorageWeakRef(result.untyped_storage()))
-        return result
 
-    monkeypatch.setattr(plan, "evaluate", record)
-    monkeypatch.setattr(plan, "evaluate_plain", record_plain)
+@pytest.fixture
+def launches(monkeypatch):
+    plan, seen = _backend.launcher("log_likelihood", "numba").Density, list[Any]()
+    spy(monkeypatch, plan, "evaluate", lambda result: result[2:3], seen)
+    spy(monkeypatch, plan, "evaluate_plain", lambda dx_hat: [dx_hat], seen)
     return seen
 
 
 @pytest.fixture
 def kl_buffers(monkeypatch):
-    plan = _backend.launcher("reparameterize", "numba").Latent
-    launch, seen = plan.forward, list[Any]()
-
-    def record(*args, **options):
-        result = launch(*args, **options)
-        seen.extend(StorageWeakRef(t.untyped_storage()) for t in result[4] or ())
-        return result
-
-    launch_plain = plan.forward_plain
-
-    def record_plain(*args):
-        result = launch_plain(*args)
-        seen.extend(StorageWeakRef(t.untyped_storage()) for t in result)
-        return result
-
-    monkeypatch.setattr(plan, "forward", record)
-    monkeypatch.setattr(plan, "forward_plain", record_plain)
+    plan, seen = _backend.launcher("reparameterize", "numba").Latent, list[Any]()
+    spy(monkeypatch, plan, "forward", lambda result: result[4] or (), seen)
+    spy(monkeypatch, plan, "forward_plain", lambda gradients: gradients, seen)
     return seen
 
 
@@ -381,12 +365,10 @@ def test_a_gradient_penalty_goes_through_the_formulas(launches, reduction, decod
     assert len(launches) == 1  # forward: no opaque launch, whose graph would be lost, stands in for a formula
 
 
-def test_batched_gradients_leave_the_graph_in_order(launches):
-    model, theirs = Model(), Model()
+def test_batched_gradients_leave_the_graph_in_order():
+    model, theirs, upstreams = Model(), Model(), torch.tensor([1.0, -2.0])
     loss = model.terms().elbo
-    (jacobian,) = torch.autograd.grad(
-        loss, model.last, torch.tensor([1.0, -2.0]), is_grads_batched=True, retain_graph=True
-    )
+    (jacobian,) = torch.autograd.grad(loss, model.last, upstreams, is_grads_batched=True, retain_graph=True)
     loss.backward()
     theirs.terms("reference").elbo.backward()
     agree(model.gradients(), theirs.gradients())
@@ -413,6 +395,5 @@ def test_one_tensor_in_two_places(name, create_graph):
         args = TWICE[name](model, x_hat)
         value = fastvae.elbo(model.x, *args[:3], **args[3], backend=backend)
         leaves = [x_hat, model.mu, model.logvar]
-        gradients = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
-        results.append([value, *gradients])
+        results.append([value, *torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)])
     agree(*results)

@@ -151,8 +151,8 @@ class Bound(Function):
     def backward(ctx: Any, delbo: Any, dlog_lik: Any = None, dkl: Any = None) -> Any:
         """Hand the buffers over; recompute if there are none, by the formula if that must be differentiable."""
         run, buffers, ctx.buffers = ctx.run, ctx.buffers, ()
-        formula = needs_formula(delbo, dlog_lik, dkl)
-        if len(buffers) == 4 and delbo is not None and dlog_lik is None and dkl is None and not formula:
+        simple = len(buffers) == 4 and delbo is not None and dlog_lik is None and dkl is None
+        if simple and not needs_formula(delbo):
             dx_hat, dlog_scale, dmu, dlogvar = run.call.density_module.scale_(buffers, delbo, -1.0)
             dneg_kl = delbo.to(run.call.latent.compute) if dmu is None else None
             return None, dx_hat, dlog_scale, dneg_kl, dmu, dlogvar, None, None, None

@@ -88,7 +88,7 @@ def _alone() -> tuple[int, int]:
     storage = torch.UntypedStorage(1 + PAGE)
     layout = Layout((1,), (1,), torch.uint8, 1 + PAGE)
     kept = [(layout.on(storage), storage, layout)]
-    t, storage, given = kept[0]
+    t, storage, given = kept[0]  # as many names as there, and all of them in use
     return holders(storage) if given is layout and t.numel() else (0, 0)
 
 

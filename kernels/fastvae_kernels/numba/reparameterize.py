@@ -9,7 +9,8 @@ two gradients, (4 + K) N L. The noise eps is never stored: both passes make it f
 Layout: rows dense in memory, any stride between them. Work unit: a group of short rows, or a fixed piece of a long one,
 in one loop over whole vectors of dense arrays in the compute dtype: where a tensor is not like that, `source` and
 `target` put a scratch in its place. The loop makes noise block by block, so that every stream of memory has arithmetic
-beside it: apart from each other, streams took as long as the arithmetic.
+beside it: apart from each other, streams took as long as the arithmetic. More than 400 lines: the two kernels share
+units, scratch and noise, and are read beside each other.
 Specification: fastvae/reference/elbo.py (reparameterize, kl_elements), fastvae/reference/noise.py
 """
 
@@ -401,18 +402,12 @@ class Latent(LatentPlan):
         run(
             make_backward(*self.codes, dz is not None),
             (
-                *latent,
-                0 if dz is None or seed is None else int(seed),
-                first_row,
-                0 if kept is None else kept.data_ptr(),
-                0 if dz is None else dz.data_ptr(),
-                *[g.data_ptr() for g in gradients],
-                *([0, 0] if prior is None else []),
-                int(through_kl),
-                *weights,
-                *factors,
+                *latent, 0 if dz is None or seed is None else int(seed), first_row,
+                0 if kept is None else kept.data_ptr(), 0 if dz is None else dz.data_ptr(),
+                *[g.data_ptr() for g in gradients], *([0, 0] if prior is None else []),
+                int(through_kl), *weights, *factors,
             ),
             self.units,
             (self.ns_kl if through_kl else 0.0) + (0.0 if dz is None else self.ns_sample),
-        )
+        )  # fmt: skip
         return fit(gradients, (mu, logvar, *(prior or ())))
