@@ -21,7 +21,7 @@ from numba.np.arrayobj import populate_array
 
 from ._jit import loop_jit, math_jit, outlined
 from ._math import like
-from ._vector import LANES_F32, LANES_F64, Vector, element, lanes, llvm_type, pointer_to, splat, total, with_element
+from ._vector import LANES_F32, LANES_F64, LANES_REGISTER, Vector, element, lanes, llvm_type, pointer_to, splat, total, with_element
 
 F32, F64, BF16, U8, U32, I64 = range(6)
 CODES = {torch.float32: F32, torch.float64: F64, torch.bfloat16: BF16, torch.uint8: U8, torch.bool: U8}
@@ -43,6 +43,14 @@ def vector(typingctx, code):
     """A vector of zeros in the dtype of a code."""
     t = ELEMENTS[code.literal_value]
     t = Vector(t, LANES_F64 if t == types.float64 else LANES_F32)
+    return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
+
+
+@intrinsic(prefer_literal=True)
+def wide_vector(typingctx, code):
+    """The same of two registers: for loops in which each operation waits for the one before, so that two go at a time."""
+    t = ELEMENTS[code.literal_value]
+    t = Vector(t, 128 * LANES_REGISTER // t.bitwidth)
     return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
 
 
@@ -216,7 +224,7 @@ def needs_scratch(width, rows, stride, length, code, T, v):
 def source(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
     """The address to read rows from, as `gather` would have them: their own if they are, else a scratch with a copy."""
     if needs_scratch(width, rows, stride, length, code, T, v):
-        gather(scratch, width, address, first_row, rows, stride, first, length, code, v)
+        gather(scratch, width, address, first_row, rows, stride, first, length, code, vector(T))
         return address_of(scratch)
     return address + (first_row * stride + first) * item_size(code)
 
@@ -233,7 +241,7 @@ def target(scratch, width, address, first_row, rows, stride, first, length, code
 def settle(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
     """Copy rows to where they belong, if `target` gave a scratch."""
     if needs_scratch(width, rows, stride, length, code, T, v):
-        put(scratch, width, address, first_row, rows, stride, first, length, code, v)
+        put(scratch, width, address, first_row, rows, stride, first, length, code, vector(T))
 
 
 @math_jit

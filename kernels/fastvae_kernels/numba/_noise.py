@@ -61,32 +61,53 @@ def widen(typingctx, x, like):
 
 
 @intrinsic
-def multiply_wide(typingctx, x, factor):
-    """The high and the low word of a uint32 times a uint32 constant."""
-    wide = Vector(types.uint64, x.lanes // 2) if isinstance(x, Vector) else types.uint64
+def _spread(typingctx, x):
+    """Words apart, each the low half of a uint64 with anything above it: the even lanes of x, then the odd ones."""
+    result = with_element(x, types.uint64)
 
     def codegen(context, builder, signature, args):
-        def constant(value):
-            return splat(builder, ir.IntType(64)(value), wide)
-
-        factor_ = splat(builder, context.cast(builder, args[1], factor, types.uint64), wide)
-        low, word = constant(0xFFFFFFFF), constant(32)
         if not isinstance(x, Vector):
-            product = builder.mul(builder.zext(args[0], llvm_type(wide)), factor_)
-            words = [builder.trunc(p, llvm_type(x)) for p in (builder.lshr(product, word), product)]
-            return context.make_tuple(builder, signature.return_type, words)
-        # Lanes 0, 2, ... and 1, 3, ... apart, in place: a widened vector would have to be shuffled there and back.
-        # The words as a shuffle: shifted and merged, the shift would become another product.
-        pairs = builder.bitcast(args[0], llvm_type(wide))
-        products = builder.mul(builder.and_(pairs, low), factor_), builder.mul(builder.lshr(pairs, word), factor_)
-        even, odd = (builder.bitcast(p, llvm_type(x)) for p in products)
-        words = []
-        for half in (1, 0):
-            lanes_ = [j + side for j in range(half, x.lanes, 2) for side in (0, x.lanes)]
-            words.append(shuffle(builder, even, odd, lanes_))
-        return context.make_tuple(builder, signature.return_type, words)
+            return builder.zext(args[0], llvm_type(result))
+        half = Vector(types.uint64, x.lanes // 2)
+        even = builder.bitcast(args[0], llvm_type(half))
+        odd = builder.lshr(even, splat(builder, ir.IntType(64)(32), half))
+        return shuffle(builder, even, odd, list(range(x.lanes)))
 
-    return types.UniTuple(x, 2)(x, factor), codegen
+    return result(x), codegen
+
+
+@intrinsic
+def _gathered(typingctx, x):
+    """The reverse of `_spread`."""
+    result = with_element(x, types.uint32)
+
+    def codegen(context, builder, signature, args):
+        if not isinstance(x, Vector):
+            return builder.trunc(args[0], llvm_type(result))
+        half = Vector(types.uint64, x.lanes // 2)
+        even, odd = (shuffle(builder, args[0], args[0], list(range(k, k + half.lanes))) for k in (0, half.lanes))
+        low, word = (splat(builder, ir.IntType(64)(c), half) for c in (0xFFFFFFFF, 32))
+        return builder.bitcast(builder.or_(builder.and_(even, low), builder.shl(odd, word)), llvm_type(result))
+
+    return result(x), codegen
+
+
+@intrinsic
+def _multiply_low(typingctx, x, factor):
+    """The low halves of uint64 times a uint32 constant."""
+
+    def codegen(context, builder, signature, args):
+        low = splat(builder, ir.IntType(64)(0xFFFFFFFF), x)
+        factor_ = splat(builder, context.cast(builder, args[1], factor, types.uint64), x)
+        return builder.mul(builder.and_(args[0], low), factor_)
+
+    return x(x, factor), codegen
+
+
+@intrinsic
+def _high(typingctx, x):
+    """The high halves of uint64."""
+    return x(x), lambda _, builder, signature, args: builder.lshr(args[0], splat(builder, ir.IntType(64)(32), x))
 
 
 @intrinsic
@@ -102,12 +123,12 @@ W0, W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 @math_jit
 def philox(c0, c1, c2, c3, k0, k1):
     """Philox-4x32-10: four words of a counter, uint32 or vectors of it, and a key of two uint32."""
+    c0, c1, c2, c3 = _spread(c0), _spread(c1), _spread(c2), _spread(c3)
     for _ in range(10):
-        high_0, low_0 = multiply_wide(c0, M0)
-        high_1, low_1 = multiply_wide(c2, M1)
-        c0, c1, c2, c3 = xor3(high_1, c1, like(c0, k0)), low_1, xor3(high_0, c3, like(c0, k1)), low_0
+        p0, p1 = _multiply_low(c0, M0), _multiply_low(c2, M1)
+        c0, c1, c2, c3 = xor3(_high(p1), c1, like(c0, k0)), p1, xor3(_high(p0), c3, like(c0, k1)), p0
         k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
-    return c0, c1, c2, c3
+    return _gathered(c0), _gathered(c1), _gathered(c2), _gathered(c3)
 
 
 @math_jit

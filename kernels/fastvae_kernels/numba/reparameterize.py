@@ -43,6 +43,7 @@ from ._memory import (
     sum_of,
     target,
     vector,
+    wide_vector,
     write,
 )
 from ._noise import BLOCK, count, fill_noise
@@ -51,7 +52,7 @@ from ._vector import LANES_F32, lanes
 
 LINE = 64  # bytes of a cache
 PIECE = 1024  # latent elements in a unit; a multiple of BLOCK
-ROOM = PIECE + LANES_F32  # the last vector may stand out
+ROOM = PIECE + 2 * LANES_F32  # the last vector may stand out
 COUNTERS = PIECE // 4
 NS_SAMPLE, NS_KL = 1.5, 0.6  # of one element on one thread
 
@@ -101,7 +102,7 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
         ) = unpack(block, FORWARD)  # fmt: skip
         width, pieces, per_row = -(-piece // 4) * 4, max(1, -(-L // piece)), mean == 0
         sums, kept_sums = array_at(partial, N * pieces, F64), array_at(partial + 8 * N * pieces, N * pieces, F64)
-        v = vector(T)
+        v, u = wide_vector(T), vector(T)
         none, g = like(v, 0), like(v, beta * (1.0 if per_row else mean))
         mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
         z_s, scale, kl_s, mask_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
@@ -116,8 +117,8 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                 m_ = array_at(source(mu_s, width, mu, n, rows, mu_row, first, length, M, T, v), size, T)
                 s_ = array_at(source(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, T, v), size, T)
                 if mu_p:
-                    gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, v)
-                    gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, v)
+                    gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, u)
+                    gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, u)
                 if sample:
                     count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
                 else:
@@ -128,7 +129,7 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                         z_ = array_at(target(z_s, width, z, k * N + n, rows, L, first, length, M, T, v), size, T)
                     for b in range(0, size, BLOCK):
                         if sample:
-                            fill_noise(eps, c0, c2, c3, b // 4, k, seed, v)
+                            fill_noise(eps, c0, c2, c3, b // 4, k, seed, u)
                         for i in range(b, min(b + BLOCK, size), lanes(v)):
                             m = read(m_, i, v)
                             if k == 0:
@@ -153,13 +154,13 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                 if neg_kl == 0:
                     continue
                 for i in range(rows):
-                    sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, v)
+                    sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, u)
                 if floor >= 0:
-                    gather(mask_s, width, mask, 0, rows, 0, first, length, U8, v)
+                    gather(mask_s, width, mask, 0, rows, 0, first, length, U8, u)
                     for i in range(0, size, lanes(v)):
                         write(kl_s, i, select(read(mask_s, i, v) != none, read(kl_s, i, v), none))
                     for i in range(rows):
-                        kept_sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, v)
+                        kept_sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, u)
             if finished(block, stop - start) and neg_kl:
                 finish(partial, partial + 8 * N * pieces, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T)
             start, stop = take(block)
@@ -179,7 +180,7 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
             kept_factor, raw_factor,
         ) = unpack(block, BACKWARD)  # fmt: skip
         width, pieces = -(-piece // 4) * 4, max(1, -(-L // piece))
-        v = vector(T)
+        v, u = wide_vector(T), vector(T)
         half, none = like(v, 0.5), like(v, 0)
         mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
         dz_s, dmu_s, dlogvar_s, g_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
@@ -201,14 +202,14 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                 dlogvar_ = array_at(target(dlogvar_s, width, dlogvar, n, rows, L, first, length, M, T, v), size, T)
                 if through_kl:
                     if mask:
-                        gather(mask_s, width, mask, 0, rows, 0, first, length, U8, v)
+                        gather(mask_s, width, mask, 0, rows, 0, first, length, U8, u)
                     if mask or kept_row or raw_row:
                         fill_upstream(
                             g_s, mask_s, width, n, rows, mask, kept, kept_row, kept_factor, raw, raw_row, raw_factor, T
                         )
                     if mu_p:
-                        gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, v)
-                        gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, v)
+                        gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, u)
+                        gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, u)
                 if sample:
                     count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
                 for k in range(draws):
@@ -221,7 +222,7 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                                 prefetch(dz_at + at)
                                 prefetch(m_at + at)
                                 prefetch(s_at + at)
-                            fill_noise(eps, c0, c2, c3, b // 4, k, seed, v)
+                            fill_noise(eps, c0, c2, c3, b // 4, k, seed, u)
                         for i in range(b, min(b + BLOCK, size), lanes(v)):
                             dm, ds = none, none
                             if sample:
@@ -257,8 +258,8 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                 settle(dmu_s, width, dmu, n, rows, L, first, length, M, T, v)
                 settle(dlogvar_s, width, dlogvar, n, rows, L, first, length, M, T, v)
                 if dmu_p:
-                    put(mu_p_s, width, dmu_p, n, rows, L, first, length, T, v)
-                    put(logvar_p_s, width, dlogvar_p, n, rows, L, first, length, T, v)
+                    put(mu_p_s, width, dmu_p, n, rows, L, first, length, T, u)
+                    put(logvar_p_s, width, dlogvar_p, n, rows, L, first, length, T, u)
             start, stop = take(block)
 
     return sample_and_kl_backward
