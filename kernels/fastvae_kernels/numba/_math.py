@@ -247,19 +247,30 @@ def half_exponentials(s):
 
 
 @math_jit
-def _log_of_parts(e, f):
-    """e ln 2 + log(1 + f)."""
+def _twice_log_of_parts(e, f):
+    """2 (e ln 2 + log(1 + f)): without the halves that an addition can spare."""
     s = f / (f + like(f, 2.0))
-    z, h = s * s, f * f * like(f, 0.5)
-    tail = fma(s, fma(z, polynomial(z, P), h), -h)
-    return fma(e, like(f, LN2_HI), f + fma(e, like(f, LN2_LO), tail))
+    z, square, e = s * s, f * f, e + e
+    tail = fma(s, fma(z + z, polynomial(z, P), square), -square)
+    return fma(e, like(f, LN2_HI), f + f + fma(e, like(f, LN2_LO), tail))
+
+
+@math_jit
+def _log_of_parts(e, f):
+    return like(f, 0.5) * _twice_log_of_parts(e, f)
+
+
+@math_jit
+def twice_log_normal(x):
+    """Log of the square of a positive normal number."""
+    e, m = _split(x)
+    return _twice_log_of_parts(e, m - like(x, 1.0))
 
 
 @math_jit
 def log_normal(x):
     """Log of a positive normal number."""
-    e, m = _split(x)
-    return _log_of_parts(e, m - like(x, 1.0))
+    return like(x, 0.5) * twice_log_normal(x)
 
 
 @math_jit
@@ -319,7 +330,7 @@ def _turn(typingctx, sin, cos, q):
 @math_jit
 def sincos_2pi(t):
     """(sin 2 pi t, cos 2 pi t) for t in [-0.5, 0.5]."""
-    shifted = fma(t, like(t, 4.0), like(t, QUARTERS))
-    r = fma(shifted - like(t, QUARTERS), like(t, -0.25), t)  # exact
+    shifted = t + like(t, QUARTERS)
+    r = t - (shifted - like(t, QUARTERS))  # exact
     z = r * r
     return _turn(r * polynomial(z, S), polynomial(z, C), shifted)

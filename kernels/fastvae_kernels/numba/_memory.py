@@ -21,7 +21,19 @@ from numba.np.arrayobj import populate_array
 
 from ._jit import loop_jit, math_jit, outlined
 from ._math import like
-from ._vector import LANES_F32, LANES_F64, LANES_REGISTER, Vector, element, lanes, llvm_type, pointer_to, splat, total, with_element
+from ._vector import (
+    LANES_F32,
+    LANES_F64,
+    LANES_REGISTER,
+    Vector,
+    element,
+    lanes,
+    llvm_type,
+    pointer_to,
+    splat,
+    total,
+    with_element,
+)
 
 F32, F64, BF16, U8, U32, I64 = range(6)
 CODES = {torch.float32: F32, torch.float64: F64, torch.bfloat16: BF16, torch.uint8: U8, torch.bool: U8}
@@ -48,7 +60,7 @@ def vector(typingctx, code):
 
 @intrinsic(prefer_literal=True)
 def wide_vector(typingctx, code):
-    """The same of two registers: for loops in which each operation waits for the one before, so that two go at a time."""
+    """The same of two registers, where operations wait for one another: of two chains, one goes on meanwhile."""
     t = ELEMENTS[code.literal_value]
     t = Vector(t, 128 * LANES_REGISTER // t.bitwidth)
     return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
@@ -247,11 +259,14 @@ def settle(scratch, width, address, first_row, rows, stride, first, length, code
 @math_jit
 def sum_of(scratch, first, length, v):
     """The sum of ``length`` elements from ``first`` on, in a fixed order; ``v`` is a vector of their dtype."""
-    acc, whole = like(v, 0), length - length % lanes(v)
-    for j in range(first, first + whole, lanes(v)):
-        acc = acc + read(scratch, j, v)
-    result = total(acc)
-    for j in range(first + whole, first + length):
+    acc, other, step = like(v, 0), like(v, 0), 2 * lanes(v)  # two, for an addition waits for the one before
+    stop, whole = first + length - length % step, first + length - length % lanes(v)
+    for j in range(first, stop, step):
+        acc, other = acc + read(scratch, j, v), other + read(scratch, j + lanes(v), v)
+    if stop < whole:
+        acc = acc + read(scratch, stop, v)
+    result = total(acc + other)
+    for j in range(whole, first + length):
         result += scratch[j]
     return result
 

@@ -160,20 +160,45 @@ def shuffle(builder: Any, x: Any, y: Any, mask: list[int]) -> Any:
     return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(mask)), mask))
 
 
-def _interleave(builder: Any, x: Any, y: Any, unit: int) -> list[Any]:
-    # units of x and y in turn, in two vectors: one instruction each with AVX-512
-    n = x.type.count
-    order = [k + side + i for k in range(0, n, unit) for side in (0, n) for i in range(unit)]
+def _interleave(builder: Any, x: Any, y: Any, unit: int, group: int) -> list[Any]:
+    # units of x and y in turn: from the first half of each group of lanes, and from the second
+    n, half = x.type.count, group // 2
+    order = [
+        first + side + i
+        for part in (0, half)
+        for start in range(part, n, group)
+        for first in range(start, start + half, unit)
+        for side in (0, n)
+        for i in range(unit)
+    ]
     return [shuffle(builder, x, y, order[:n]), shuffle(builder, x, y, order[n:])]
 
 
 @intrinsic
-def store_interleaved(typingctx, array, i, a, b, c, d):
-    """Write a[0], b[0], c[0], d[0], a[1], ... to the elements i, i + 1, ..."""
+def turned(typingctx, x, like):
+    """The lanes of x in the order in which `store_interleaved` takes those of vectors of the type of ``like``.
+
+    Of float32 each four are a quarter of them apart: then no number leaves its 128 bits, which is half the work.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        ab, cd = _interleave(builder, args[2], args[3], 1), _interleave(builder, args[4], args[5], 1)
-        vectors = _interleave(builder, ab[0], cd[0], 2) + _interleave(builder, ab[1], cd[1], 2)
+        if like.bitwidth != 32:
+            return args[0]
+        n = min(like.lanes, x.lanes)
+        order = [first + n // 4 * j + q for first in range(0, x.lanes, n) for q in range(n // 4) for j in range(4)]
+        return shuffle(builder, args[0], args[0], order)
+
+    return x(x, like), codegen
+
+
+@intrinsic
+def store_interleaved(typingctx, array, i, a, b, c, d):
+    """Write a[0], b[0], c[0], d[0], a[1], ... of vectors with their lanes `turned` to the elements i, i + 1, ..."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        group = 4 if a.bitwidth == 32 else a.lanes
+        ab, cd = (_interleave(builder, args[k], args[k + 1], 1, group) for k in (2, 4))
+        vectors = [v for x, y in zip(ab, cd, strict=True) for v in _interleave(builder, x, y, 2, group)]
         for j, vector in enumerate(vectors):
             at = builder.add(args[1], args[1].type(j * a.lanes))
             pointer = pointer_to(context, builder, signature.args[0], args[0], at, a)
@@ -185,8 +210,8 @@ def store_interleaved(typingctx, array, i, a, b, c, d):
 
 @intrinsic
 def parts(typingctx, x, like):
-    """A vector as several, each of as many lanes as ``like``."""
-    n = like.lanes
+    """A vector as several, each of as many lanes as ``like``, or as one if it has no more."""
+    n = min(like.lanes, x.lanes)
     result = types.UniTuple(Vector(x.dtype, n), x.lanes // n)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

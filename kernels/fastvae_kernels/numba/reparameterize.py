@@ -29,6 +29,7 @@ from ._math import exp, expm1, fma, half_exponentials, like, select
 from ._memory import (
     CODES,
     F64,
+    I64,
     U8,
     U32,
     array_at,
@@ -46,7 +47,7 @@ from ._memory import (
     wide_vector,
     write,
 )
-from ._noise import BLOCK, count, fill_noise
+from ._noise import BLOCK, KEYS, count, fill_keys, fill_noise
 from ._threads import finished, run, take
 from ._vector import LANES_F32, lanes
 
@@ -107,7 +108,11 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
         mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
         z_s, scale, kl_s, mask_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
         eps = on_stack(BLOCK, T)
-        c0, c2, c3 = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(COUNTERS, U32)
+        blocks_, rows_, keys = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(KEYS, I64)
+        if sample:
+            fill_keys(keys, seed)
+            count(blocks_, rows_, width // 4, group)
+        draws = K if sample else 1
         start, stop = take(block)
         while start < stop:
             for unit in range(start, stop):
@@ -119,24 +124,23 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                 if mu_p:
                     gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, u)
                     gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, u)
-                if sample:
-                    count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
-                else:
+                if not sample:
                     dmu_ = array_at(target(mu_s, width, dmu, n, rows, L, first, length, M, T, v), size, T)
                     dlogvar_ = array_at(target(logvar_s, width, dlogvar, n, rows, L, first, length, M, T, v), size, T)
-                for k in range(K if sample else 1):
+                for k in range(draws):
                     if sample:
                         z_ = array_at(target(z_s, width, z, k * N + n, rows, L, first, length, M, T, v), size, T)
                     for b in range(0, size, BLOCK):
                         if sample:
-                            fill_noise(eps, c0, c2, c3, b // 4, k, seed, u)
+                            fill_noise(eps, blocks_, rows_, b // 4, first // 4, first_row + n, k, keys, u)
                         for i in range(b, min(b + BLOCK, size), lanes(v)):
                             m = read(m_, i, v)
                             if k == 0:
                                 s = read(s_, i, v)
                                 half_root, half_excess, half_phi = half_exponentials(s)
-                                if sample:
-                                    write(scale, i, half_root + half_root)
+                                root = half_root + half_root
+                                if draws > 1:
+                                    write(scale, i, root)
                                 if mu_p:
                                     write(kl_s, i, kl_element_to(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
                                 elif neg_kl:
@@ -144,8 +148,10 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                                 if not sample and dmu:
                                     write(dmu_, i, g * m)
                                     write(dlogvar_, i, g * half_excess)
+                            else:
+                                root = read(scale, i, v)
                             if sample:
-                                write(z_, i, fma(read(scale, i, v), read(eps, i - b, v), m))
+                                write(z_, i, fma(root, read(eps, i - b, v), m))
                     if sample:
                         settle(z_s, width, z, k * N + n, rows, L, first, length, M, T, v)
                 if not sample and dmu:
@@ -185,7 +191,10 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
         mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
         dz_s, dmu_s, dlogvar_s, g_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
         mask_s, eps = on_stack(ROOM, T), on_stack(BLOCK, T)
-        c0, c2, c3 = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(COUNTERS, U32)
+        blocks_, rows_, keys = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(KEYS, I64)
+        if sample:
+            fill_keys(keys, seed)
+            count(blocks_, rows_, width // 4, group)
         if through_kl and not (mask or kept_row or raw_row):  # one number
             fill_upstream(g_s, mask_s, PIECE, 0, 1, 0, kept, 0, kept_factor, raw, 0, raw_factor, T)
         draws = K if sample else 1
@@ -210,8 +219,6 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                     if mu_p:
                         gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, u)
                         gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, u)
-                if sample:
-                    count(c0, c2, c3, first_row + n, rows, first // 4, width // 4)
                 for k in range(draws):
                     if sample:
                         dz_at = source(dz_s, width, dz, k * N + n, rows, L, first, length, M, T, v)
@@ -222,7 +229,7 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                                 prefetch(dz_at + at)
                                 prefetch(m_at + at)
                                 prefetch(s_at + at)
-                            fill_noise(eps, c0, c2, c3, b // 4, k, seed, u)
+                            fill_noise(eps, blocks_, rows_, b // 4, first // 4, first_row + n, k, keys, u)
                         for i in range(b, min(b + BLOCK, size), lanes(v)):
                             dm, ds = none, none
                             if sample:

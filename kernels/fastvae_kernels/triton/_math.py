@@ -195,8 +195,8 @@ def sqrt(x):
 @triton.jit
 def sincos_2pi(t):
     """(sin 2 pi t, cos 2 pi t) for t in [-0.5, 0.5]: t = k / 4 + r, and the low bits of k say what to do."""
-    shifted = tl.fma(t, number(t, 4.0), of(t, QUARTERS))
-    r = tl.fma(shifted - of(t, QUARTERS), number(t, -0.25), t)  # exact
+    shifted = t + of(t, QUARTERS)
+    r = t - (shifted - of(t, QUARTERS))  # exact
     z = r * r
     s, c = r * polynomial(z, S), polynomial(z, C)
     k = bits(shifted)
