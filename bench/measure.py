@@ -40,7 +40,7 @@ def warm_up(function: Callable[[], object]) -> float:
 def number_of_rounds(seconds: float, settle: float, budget: float, ours: bool) -> int:
     """How often a contender's turn comes within its budget; at least 7 times, 5 or 3 if it is slow."""
     fewest = 7 if seconds < SLOW / 6 else 5 if seconds < SLOW or ours else 3
-    cost = max(seconds, MIN_ROUND) + (settle + seconds * (seconds < SHORT) if settle else 0.0)
+    cost = max(seconds, MIN_ROUND) + settle + seconds * (seconds < SHORT)
     return min(MOST_ROUNDS, max(fewest, round(budget / cost)))
 
 
@@ -49,10 +49,10 @@ def take_turns(
 ) -> tuple[dict[str, list[float | None]], dict[str, float]]:
     """Seconds of each round, and of a call as first tried. The first contender has a turn in every round.
 
-    Whoever has fewer rounds sits some out, evenly spread: None. `settle` are seconds of rest, and of short contenders a
-    call that is not timed, before each turn: threads of BLAS go on spinning for as long after their last product, and
-    whoever comes next has one core less. An attribute `parts` of a contender says how many times it does what the
-    others do.
+    Whoever has fewer rounds sits some out, evenly spread: None. A short contender's turn begins with a call that is not
+    timed, as in a loop of its own: else the first would find the rival's data in the caches. `settle` are seconds of
+    rest before: threads of BLAS go on spinning for as long after their last product, and whoever comes next has one
+    core less. An attribute `parts` of a contender says how many times it does what the others do.
     """
     ours = next(iter(contenders))
     seconds = {name: warm_up(function) for name, function in contenders.items()}
@@ -63,7 +63,7 @@ def take_turns(
     for i in range(most):
         for name, function in contenders.items():
             turn = (i + 1) * rounds[name] // most > i * rounds[name] // most
-            if turn and settle:
+            if turn:
                 time.sleep(settle)
                 if seconds[name] < SHORT:
                     function()

@@ -1,9 +1,9 @@
-"""The KL of one latent element to the prior, its sums over the rows, which free bits want first, and its upstream.
+"""The KL of one latent element to the prior, its sums over rows and over the batch, and its upstream.
 
     kl_nl = 1/2 ((mu - mu_p)^2 e^-logvar_p + phi(logvar - logvar_p))            columns[l] = sum_n kl_nl
 
-Traffic of the sums, elements: mu and logvar are read once, 2 N L. Layout: as in `reparameterize.py`. Work unit: COLUMNS
-latent elements of all rows, added in order in float64.
+Free bits want the sums over the rows first. Traffic of these, elements: mu and logvar are read once, 2 N L. Layout: as
+in `reparameterize.py`. Work unit: COLUMNS latent elements of all rows, added in order in float64.
 Specification: fastvae/reference/elbo.py (kl_elements, kl_penalty)
 """
 
@@ -11,7 +11,7 @@ from functools import cache
 
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
 from ._math import exp, fma, half_exponentials, like
-from ._memory import F64, array_at, gather, number, on_stack, read, vector, weight_at, write
+from ._memory import F64, array_at, gather, item_size, number, on_stack, read, vector, weight_at, write
 from ._threads import take
 from ._vector import lanes
 
@@ -41,6 +41,32 @@ def fill_upstream(g, mask_s, width, n, rows, mask, kept, kept_row, kept_factor, 
         weight_raw = weight_at(raw, (n + i) * raw_row, raw_factor, T)
         for j in range(i * width, (i + 1) * width):
             g[j] = weight_raw + (weight_kept if not mask or mask_s[j] != 0 else number(T))
+
+
+@loop_jit
+def finish(sums, kept_sums, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T):
+    """Add up the pieces of each row in index order, and the rows; ``floor`` is what free bits hold constant, or -1."""
+    outlined()
+    raw, kept, size = array_at(sums, N * pieces, F64), array_at(kept_sums, N * pieces, F64), item_size(T)
+    total, weighed = 0.0, 0.0
+    for n in range(N):
+        row, row_kept = 0.0, floor
+        for piece in range(pieces):
+            row += raw[n * pieces + piece]
+            if floor >= 0:
+                row_kept += kept[n * pieces + piece]
+        if floor < 0:
+            row_kept = row
+        total += row
+        weighed += row_kept
+        if per_row:
+            if kl:
+                array_at(kl + n * size, 1, T)[0] = row
+            array_at(neg_kl + n * size, 1, T)[0] = -beta * row_kept if beta != 0 else 0.0  # not 0 * inf
+    if not per_row:
+        if kl:
+            array_at(kl, 1, T)[0] = total * mean
+        array_at(neg_kl, 1, T)[0] = -beta * weighed * mean if beta != 0 else 0.0
 
 
 @cache

@@ -9,8 +9,7 @@ two gradients, (4 + K) N L. The noise eps is never stored: both passes make it f
 Layout: rows dense in memory, any stride between them. Work unit: a group of short rows, or a fixed piece of a long one,
 in one loop over whole vectors of dense arrays in the compute dtype: where a tensor is not like that, `source` and
 `target` put a scratch in its place. The loop makes noise block by block, so that every stream of memory has arithmetic
-beside it: apart from each other, streams took as long as the arithmetic. More than 400 lines: the two kernels share
-units, scratch and noise, and are read beside each other.
+beside it: apart from each other, streams took as long as the arithmetic.
 Specification: fastvae/reference/elbo.py (reparameterize, kl_elements), fastvae/reference/noise.py
 """
 
@@ -23,8 +22,8 @@ from torch import Tensor
 from ..plans import LatentPlan, fit
 from ..rows import Rows
 from ._buffers import allocator, scratch
-from ._jit import Kernel, kernel, loop_jit, outlined, unpack
-from ._kl import COLUMNS, LATENT, fill_upstream, kl_element, kl_element_to, make_columns
+from ._jit import Kernel, kernel, unpack
+from ._kl import COLUMNS, LATENT, fill_upstream, finish, kl_element, kl_element_to, make_columns
 from ._math import exp, expm1, fma, half_exponentials, like, select
 from ._memory import (
     CODES,
@@ -49,42 +48,15 @@ from ._memory import (
 )
 from ._noise import BLOCK, KEYS, count, fill_keys, fill_noise
 from ._threads import finished, run, take
-from ._vector import LANES_F32, lanes
+from ._vector import lanes
 
 LINE = 64  # bytes of a cache
-PIECE = 1024  # latent elements in a unit; a multiple of BLOCK
-ROOM = PIECE + 2 * LANES_F32  # the last vector may stand out
+PIECE = 1024  # the most elements of a unit, those between short rows included; whole blocks of noise and wide vectors
 COUNTERS = PIECE // 4
 NS_SAMPLE, NS_KL = 1.5, 0.6  # of one element on one thread
 
 FORWARD = f"{LATENT} 9q 3d"
 BACKWARD = f"{LATENT} 13q 2d"
-
-
-@loop_jit
-def finish(sums, kept_sums, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T):
-    """Add up the pieces of each row in index order, and the rows; ``floor`` is what free bits hold constant, or -1."""
-    outlined()
-    raw, kept, size = array_at(sums, N * pieces, F64), array_at(kept_sums, N * pieces, F64), item_size(T)
-    total, weighed = 0.0, 0.0
-    for n in range(N):
-        row, row_kept = 0.0, floor
-        for piece in range(pieces):
-            row += raw[n * pieces + piece]
-            if floor >= 0:
-                row_kept += kept[n * pieces + piece]
-        if floor < 0:
-            row_kept = row
-        total += row
-        weighed += row_kept
-        if per_row:
-            if kl:
-                array_at(kl + n * size, 1, T)[0] = row
-            array_at(neg_kl + n * size, 1, T)[0] = -beta * row_kept if beta != 0 else 0.0  # not 0 * inf
-    if not per_row:
-        if kl:
-            array_at(kl, 1, T)[0] = total * mean
-        array_at(neg_kl, 1, T)[0] = -beta * weighed * mean if beta != 0 else 0.0
 
 
 @cache
@@ -105,8 +77,13 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
         sums, kept_sums = array_at(partial, N * pieces, F64), array_at(partial + 8 * N * pieces, N * pieces, F64)
         v, u = wide_vector(T), vector(T)
         none, g = like(v, 0), like(v, beta * (1.0 if per_row else mean))
-        mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
-        z_s, scale, kl_s, mask_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
+        mu_s, logvar_s, mu_p_s, logvar_p_s = (
+            on_stack(PIECE, T),
+            on_stack(PIECE, T),
+            on_stack(PIECE, T),
+            on_stack(PIECE, T),
+        )
+        z_s, scale, kl_s, mask_s = on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T)
         eps = on_stack(BLOCK, T)
         blocks_, rows_, keys = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(KEYS, I64)
         if sample:
@@ -188,9 +165,14 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
         width, pieces = -(-piece // 4) * 4, max(1, -(-L // piece))
         v, u = wide_vector(T), vector(T)
         half, none = like(v, 0.5), like(v, 0)
-        mu_s, logvar_s, mu_p_s, logvar_p_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
-        dz_s, dmu_s, dlogvar_s, g_s = on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T), on_stack(ROOM, T)
-        mask_s, eps = on_stack(ROOM, T), on_stack(BLOCK, T)
+        mu_s, logvar_s, mu_p_s, logvar_p_s = (
+            on_stack(PIECE, T),
+            on_stack(PIECE, T),
+            on_stack(PIECE, T),
+            on_stack(PIECE, T),
+        )
+        dz_s, dmu_s, dlogvar_s, g_s = on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T)
+        mask_s, eps = on_stack(PIECE, T), on_stack(BLOCK, T)
         blocks_, rows_, keys = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(KEYS, I64)
         if sample:
             fill_keys(keys, seed)
@@ -227,8 +209,9 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                         if sample:
                             for at in range(b * item_size(T), (b + BLOCK) * item_size(T), LINE):
                                 prefetch(dz_at + at)
-                                prefetch(m_at + at)
-                                prefetch(s_at + at)
+                                if k == draws - 1:
+                                    prefetch(m_at + at)
+                                    prefetch(s_at + at)
                             fill_noise(eps, blocks_, rows_, b // 4, first // 4, first_row + n, k, keys, u)
                         for i in range(b, min(b + BLOCK, size), lanes(v)):
                             dm, ds = none, none
