@@ -45,7 +45,10 @@ def fill_upstream(g, mask_s, width, n, rows, mask, kept, kept_row, kept_factor, 
 
 @loop_jit
 def finish(sums, kept_sums, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T):
-    """Add up the pieces of each row in index order, and the rows; ``floor`` is what free bits hold constant, or -1."""
+    """Add up the pieces of each row in index order, and the rows; ``floor`` is what free bits hold constant, or -1.
+
+    Where only the sum over the batch is asked for, whole units take the place of rows.
+    """
     outlined()
     raw, kept, size = array_at(sums, N * pieces, F64), array_at(kept_sums, N * pieces, F64), item_size(T)
     total, weighed = 0.0, 0.0

@@ -89,7 +89,7 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
         if sample:
             fill_keys(keys, seed)
             count(blocks_, rows_, width // 4, group)
-        draws = K if sample else 1
+        draws, whole = K if sample else 1, not per_row and floor < 0  # the sum over a unit is all that is asked for
         start, stop = take(block)
         while start < stop:
             for unit in range(start, stop):
@@ -136,6 +136,9 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                     settle(logvar_s, width, dlogvar, n, rows, L, first, length, M, T, v)
                 if neg_kl == 0:
                     continue
+                if whole:
+                    sums[unit] = sum_of(kl_s, 0, size, u)  # between short rows stand zeros
+                    continue
                 for i in range(rows):
                     sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, u)
                 if floor >= 0:
@@ -145,7 +148,10 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                     for i in range(rows):
                         kept_sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, u)
             if finished(block, stop - start) and neg_kl:
-                finish(partial, partial + 8 * N * pieces, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T)
+                if whole:
+                    finish(partial, 0, neg_kl, kl, max(1, -(-N // group)) * pieces, 1, beta, floor, mean, per_row, T)
+                else:
+                    finish(partial, partial + 8 * N * pieces, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T)
             start, stop = take(block)
 
     return sample_and_kl
