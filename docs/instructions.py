@@ -6,6 +6,7 @@ A cycle is what an addition of whole numbers takes that waits for the one before
 
 import ctypes
 import itertools
+import sys
 import time
 
 from llvmlite import binding
@@ -64,6 +65,8 @@ def seconds(*lines: str) -> float:
 
 
 if __name__ == "__main__":
+    if not binding.get_host_cpu_features().get("avx512f"):
+        sys.exit("this processor has no AVX-512")
     cycle = seconds("addq $$1, $0")
     rows = [("cycles", "alone", *(f"beside {name}" for name in BESIDE)), ("---",) * (2 + len(BESIDE))]
     for name, line in INSTRUCTIONS.items():

@@ -1,4 +1,7 @@
-"""The mathematics of the Numba kernels, on numbers and on vectors, against mpmath, the reference noise and torch."""
+"""The mathematics of the Numba kernels, on numbers and on vectors, against mpmath, the reference noise and torch.
+
+More than 400 lines: one kernel evaluates them all, and the table of functions and their limits is what all tests share.
+"""
 
 import functools
 import itertools

@@ -56,10 +56,8 @@ PHI = (  # those of fastvae.reference.elbo
 )
 # x + ROUND has round(x) + 2 bias in its low bits; (x + ROUND) - ROUND is round(x), in strict arithmetic
 ROUND = (1.5 * 2**23 + 2 * 127, 1.5 * 2**52 + 2 * 1023)
-QUARTERS = (
-    1.5 * 2**21,
-    1.5 * 2**50,
-)  # x + QUARTERS has round(4 x) in its low bits; (x + QUARTERS) - QUARTERS is a quarter of it
+# x + QUARTERS has round(4 x) in its low bits; (x + QUARTERS) - QUARTERS is a quarter of that
+QUARTERS = (1.5 * 2**21, 1.5 * 2**50)
 EXP_MIN, EXP_MAX = (-104.0, -746.0), (89.0, 710.0)  # e^x is 0, infinite
 EXP_NORMAL = (-86.5, -707.0)  # e^x is a normal number, and so is half of it
 EXPM1_MIN = (-18.0, -38.0)  # e^x - 1 is -1

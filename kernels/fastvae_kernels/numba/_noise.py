@@ -225,4 +225,4 @@ def fill_noise(eps, blocks, rows, at, first, n, k, keys, v):
     z0, z1, z2, z3 = normal4(_together(c0), _together(c1), _together(c2), _together(c3), v)
     z0, z1, z2, z3 = parts(z0, v), parts(z1, v), parts(z2, v), parts(z3, v)
     for j in range(len(z0)):
-        store_interleaved(eps, 4 * j * lanes(z0[j]), z0[j], z1[j], z2[j], z3[j])
+        store_interleaved(eps, 4 * j * lanes(v), z0[j], z1[j], z2[j], z3[j])

@@ -184,7 +184,7 @@ def turned(typingctx, x, like):
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if like.bitwidth != 32:
             return args[0]
-        n = min(like.lanes, x.lanes)
+        n = like.lanes
         order = [first + n // 4 * j + q for first in range(0, x.lanes, n) for q in range(n // 4) for j in range(4)]
         return shuffle(builder, args[0], args[0], order)
 
@@ -210,8 +210,8 @@ def store_interleaved(typingctx, array, i, a, b, c, d):
 
 @intrinsic
 def parts(typingctx, x, like):
-    """A vector as several, each of as many lanes as ``like``, or as one if it has no more."""
-    n = min(like.lanes, x.lanes)
+    """A vector as several, each of as many lanes as ``like``."""
+    n = like.lanes
     result = types.UniTuple(Vector(x.dtype, n), x.lanes // n)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

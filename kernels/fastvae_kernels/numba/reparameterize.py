@@ -45,7 +45,7 @@ from ._memory import (
     vector,
     wide_vector,
     write,
-)
+)  # fmt: skip
 from ._noise import BLOCK, KEYS, count, fill_keys, fill_noise
 from ._threads import finished, run, take
 from ._vector import lanes
@@ -78,11 +78,8 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
         v, u = wide_vector(T), vector(T)
         none, g = like(v, 0), like(v, beta * (1.0 if per_row else mean))
         mu_s, logvar_s, mu_p_s, logvar_p_s = (
-            on_stack(PIECE, T),
-            on_stack(PIECE, T),
-            on_stack(PIECE, T),
-            on_stack(PIECE, T),
-        )
+            on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T),
+        )  # fmt: skip
         z_s, scale, kl_s, mask_s = on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T)
         eps = on_stack(BLOCK, T)
         blocks_, rows_, keys = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(KEYS, I64)
@@ -172,11 +169,8 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
         v, u = wide_vector(T), vector(T)
         half, none = like(v, 0.5), like(v, 0)
         mu_s, logvar_s, mu_p_s, logvar_p_s = (
-            on_stack(PIECE, T),
-            on_stack(PIECE, T),
-            on_stack(PIECE, T),
-            on_stack(PIECE, T),
-        )
+            on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T),
+        )  # fmt: skip
         dz_s, dmu_s, dlogvar_s, g_s = on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T)
         mask_s, eps = on_stack(PIECE, T), on_stack(BLOCK, T)
         blocks_, rows_, keys = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(KEYS, I64)
@@ -296,19 +290,10 @@ class Latent(LatentPlan):
         return tensors, (*[t.data_ptr() for t in tensors], *self.sizes)
 
     def forward(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        prior: tuple[Tensor, Tensor] | None,
-        seed: Tensor | None,
-        beta: Tensor | float = 1.0,
-        free_bits: Tensor | float = 0.0,
-        neg_kl: Tensor | None = None,
-        want_kl: bool = True,
-        want_raw: bool = True,
-        want_gradients: bool = False,
-        first_row: int = 0,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None, seed: Tensor | None,
+        beta: Tensor | float = 1.0, free_bits: Tensor | float = 0.0, neg_kl: Tensor | None = None,
+        want_kl: bool = True, want_raw: bool = True, want_gradients: bool = False, first_row: int = 0,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:  # fmt: skip
         """Launch: draws if there is a seed, and the KL if it is wanted, as it is besides in final units if wanted raw.
 
         ``neg_kl`` is where to write it in final units. Gives z; the KL term of the ELBO, -beta KL with its floor, and
