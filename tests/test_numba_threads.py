@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numba import types
 
 from fastvae_kernels.numba import _threads
 from fastvae_kernels.numba._jit import HEADER, kernel, unpack
 from fastvae_kernels.numba._memory import F64, array_at
-from fastvae_kernels.numba._threads import _count, finished, run, take
+from fastvae_kernels.numba._threads import _count, finished, run, take, worker
 
 MUCH = 10 * _threads.SERIAL_BELOW
 LITTLE = _threads.SERIAL_BELOW - 1
@@ -39,7 +41,8 @@ def make_squares():
     def squares(block):
         x_address, out_address, sum_address, n = unpack(block, "4q")
         x, out = array_at(x_address, n, F64), array_at(out_address, n, F64)
-        start, stop = take(block)
+        me = worker(block)
+        start, stop = take(block, me)
         while start < stop:
             for i in range(start, stop):
                 out[i] = x[i] * x[i]
@@ -48,23 +51,25 @@ def make_squares():
                 for i in range(n):
                     sum_ += out[i]
                 array_at(sum_address, 1, F64)[0] = sum_
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return squares
 
 
 @functools.cache
 def make_record():
-    """How often each unit is done and by whom, and how often the end is seen; so many units wait for each other."""
+    """How often each unit is done, by whom and its number, how often the end is seen; so many wait for each other."""
 
-    @kernel("5q")
+    @kernel("6q")
     def record(block):
-        times, who, ends, here, meet = unpack(block, "5q")
-        start, stop = take(block)
+        times, who, numbers, ends, here, meet = unpack(block, "6q")
+        me = worker(block)
+        start, stop = take(block, me)
         while start < stop:
             for i in range(start, stop):
                 _count(times, i, 1)
                 _count(who, i, pthread_self())
+                _count(numbers, i, me)
                 _count(here, 0, 1)
                 patience = 10_000
                 while _count(here, 0, 0) < meet and patience > 0:
@@ -72,7 +77,7 @@ def make_record():
                     patience -= 1
             if finished(block, stop - start):
                 _count(ends, 0, 1)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return record
 
@@ -107,8 +112,9 @@ def shared(monkeypatch):
     calls = []
 
     def team(address, block, threads, flags):
-        counted, done, units, chunk = struct.unpack_from(HEADER, block)
-        assert counted == done == 0
+        arrived, done, units, chunk, shares, _ = struct.unpack_from(HEADER, block)
+        assert arrived == done == 0
+        assert shares == threads
         calls.append((threads, units, chunk))
 
     monkeypatch.setattr(_threads, "_team", team)
@@ -127,10 +133,16 @@ def check(units=5000, seed=0):
 
 def record(units, work=MUCH, meet=0):
     """How often each unit is done, how often the end is seen, and the threads that did any."""
-    times, who = np.zeros((2, units), np.int64)
+    times, ends, who, _ = recorded(units, meet, lambda args: run(make_record(), args, units, work))
+    return times, ends, set(who.tolist())
+
+
+def recorded(units, meet, launch):
+    """How often each unit is done, how often the end is seen, and each unit's thread and its number."""
+    times, who, numbers = np.zeros((3, units), np.int64)
     ends, here = np.zeros((2, 1), np.int64)
-    run(make_record(), (*[a.ctypes.data for a in (times, who, ends, here)], meet), units, work)
-    return times, int(ends[0]), set(who.tolist())
+    launch((*[a.ctypes.data for a in (times, who, numbers, ends, here)], meet))
+    return times, int(ends[0]), who, numbers
 
 
 def in_python(code, way="openmp", timeout=60):
@@ -164,7 +176,7 @@ def test_same_bits_however_the_work_is_cut(each_way, threads, chunks, least, mon
         check(units)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, _threads.MOST_SHARES + 3])
 @pytest.mark.parametrize("work", [0, MUCH, 1e12])
 def test_each_unit_is_done_once_and_the_end_is_seen_once(each_way, threads, work):
     torch.set_num_threads(threads)
@@ -180,7 +192,7 @@ def test_each_unit_is_done_once_and_the_end_is_seen_once(each_way, threads, work
 @pytest.mark.parametrize("work", [_threads.SERIAL_BELOW, MUCH, 1e12, float("inf")])
 def test_chunks_are_some_for_each_thread_and_worth_a_hand_over(units, threads, work, shared):
     torch.set_num_threads(threads)
-    run(make_record(), (0, 0, 0, 0, 0), units, work)
+    run(make_record(), (0,) * 6, units, work)
     ((used, handed_out, chunk),) = shared
     assert used == min(threads, units)
     assert handed_out == units
@@ -200,6 +212,33 @@ def test_what_is_not_worth_sharing_is_done_by_the_calling_thread(units, work, th
     assert shared == []
     assert (times == 1).all()
     assert (ends, who) == (1, {threading.get_ident()})
+
+
+@given(units=st.integers(1, 300), chunk=st.integers(1, 310), threads=st.integers(1, 80))
+def test_whoever_comes_alone_does_all_shares(units, chunk, threads):
+    kernel = make_record()
+    times, ends, _, numbers = recorded(
+        units, 0, lambda args: kernel.call(kernel.pack(0, 0, units, chunk, threads, 0, *args))
+    )
+    assert (times == 1).all()
+    assert ends == 1
+    assert (numbers == 0).all()
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_each_thread_begins_at_a_share_of_its_own_and_has_it_in_each_call(each_way, threads):
+    torch.set_num_threads(threads)
+    chunks, of_number = threads * _threads.CHUNKS_A_THREAD, {}
+    units = 2 * chunks  # two a chunk; all wait at the first of theirs
+    for _ in range(5):
+        _, _, who, numbers = recorded(units, threads, lambda args: run(make_record(), args, units, 1e12))
+        for number in range(threads):
+            first = number * chunks // threads * 2
+            assert numbers[first] == number
+            assert numbers[first + 1] == number
+            if each_way == "openmp":
+                assert of_number.setdefault(number, who[first]) == who[first]
+    assert each_way == "helpers" or of_number[0] == threading.get_ident()
 
 
 def test_as_many_threads_as_torch_is_told_also_when_that_changes(each_way):
@@ -266,10 +305,10 @@ def hammer(callers=8, calls=100):
             raise
 
     workers = [threading.Thread(target=call, args=(number,), daemon=True) for number in range(callers)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join(30)
     assert not errors
     return sum(right)
 

@@ -29,7 +29,7 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 FASTMATH = frozenset({"contract", "nsz"})
-HEADER = "4q"  # of each block: `_threads` counts in it
+HEADER = "6q512x"  # of each block: `_threads` counts in it
 
 # Numba asks of a cached kernel only whether its own file changed, and would go on using the old `_math.py` inlined
 # in it. Here a kernel is fresh while no file of this folder, nor of the one above, has changed.
@@ -94,7 +94,7 @@ def unpack(typingctx, block, fields):
     """The numbers behind the header of the block at an address, as a tuple."""
     letters = "".join(letter * int(count or 1) for count, letter in re.findall(r"(\d*)([qd])", fields.literal_value))
     members = types.Tuple([types.float64 if letter == "d" else types.intp for letter in letters])
-    first = int(HEADER[:-1])
+    first = struct.calcsize(HEADER) // 8
 
     def codegen(context, builder, signature, args):
         values = []

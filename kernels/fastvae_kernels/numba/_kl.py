@@ -12,7 +12,7 @@ from functools import cache
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
 from ._math import exp, fma, half_exponentials, like
 from ._memory import F64, array_at, gather, item_size, number, on_stack, read, vector, weight_at, write
-from ._threads import take
+from ._threads import take, worker
 from ._vector import lanes
 
 COLUMNS = 64  # whole vectors
@@ -88,7 +88,8 @@ def make_columns(M: int, T: int) -> Kernel:
             on_stack(COLUMNS, T),
             on_stack(COLUMNS, T),
         )
-        start, stop = take(block)
+        me = worker(block)
+        start, stop = take(block, me)
         while start < stop:
             for unit in range(start, stop):
                 first = unit * COLUMNS
@@ -110,6 +111,6 @@ def make_columns(M: int, T: int) -> Kernel:
                             write(mu_s, i, kl_element(m, half_exponentials(s)[2]))
                     for j in range(length):
                         total[j] += mu_s[j]
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return kl_columns

@@ -126,7 +126,7 @@ class Mixtures:
             tile += tiles
         if apart:
             args = (
-                0, address(active), address(new), address(centers), self.size, self.at[2], self.F, self.slots,
+                address(active), address(new), address(centers), self.size, self.at[2], self.F, self.slots,
                 *self.at[3:], self.D, self.K, scratch(self.room * threads), self.room, int(rescue), self.reg_covar,
             )  # fmt: skip
             run(
@@ -162,7 +162,7 @@ class Mixtures:
     def rows(self, X: Tensor, w: Tensor | None) -> tuple[int, ...]:
         """Where they lie, as a launch begins."""
         of_weights = (0, 0, 0) if w is None else (w.data_ptr(), w.stride(1), w.stride(0))
-        return 0, X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts, *of_weights
+        return X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts, *of_weights
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
         """The rows and their weights: all at once, or a stream's chunk after chunk; whether it is the last."""

@@ -57,8 +57,8 @@ from ._noise import HIGH_SHIFT, LOW_WORD, philox
 from ._threads import finished, last_of, take, worker
 from ._turned import ahead_of, load, load_weights
 
-FIELDS = "43q 2d"
-UPDATE_FIELDS = "16q 1d"
+FIELDS = "42q 2d"
+UPDATE_FIELDS = "15q 1d"
 
 
 @loop_jit
@@ -112,13 +112,14 @@ def make_pass(family: int) -> Kernel:
     def mixture_pass(block):
         # *_problem, *_row are strides in elements; `old` holds the parameters to evaluate, `new` those to write
         (
-            _arrived, x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, resp, resp_code, seed,
+            x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, resp, resp_code, seed,
             N, D, K, T, first_tile, last_tile, slots, active, ids, shift, old, new, centers, size,
             statistics, F, done, flags, result, room, room_size, matrices, source, wanted, after, fresh, rescue,
             records, bounds, final, max_iter, tol, reg_covar,
         ) = unpack(block, FIELDS)  # fmt: skip
         S = T + 8
-        mine = room + 8 * room_size * worker(block)
+        me = worker(block)
+        mine = room + 8 * room_size * me
         W = width(D)
         xt, logit = array_at(mine, W * S, F64), array_at(mine + 8 * W * S, K * S, F64)
         rest = mine + 8 * (W + K) * S
@@ -134,7 +135,7 @@ def make_pass(family: int) -> Kernel:
         for t in range(D * S, W * S):
             xt[t] = 0.0
         tied = matrices < K
-        start, stop = take(block)
+        start, stop = take(block, me)
         while start < stop:
             for unit in range(start, stop):
                 own, i, behind = unit % slots, unit // slots, unit % slots + 1
@@ -248,7 +249,7 @@ def make_pass(family: int) -> Kernel:
                         old_at, new_at = new_at, old_at
                         about = old_at
             finished(block, stop - start)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return mixture_pass
 
@@ -260,11 +261,12 @@ def make_update() -> Kernel:
     @kernel(UPDATE_FIELDS)
     def mixture_update(block):
         (
-            _arrived, active, new, centers, size, statistics, F, slots, done, flags, result, D, K, room, room_size,
+            active, new, centers, size, statistics, F, slots, done, flags, result, D, K, room, room_size,
             rescue, reg_covar,
         ) = unpack(block, UPDATE_FIELDS)  # fmt: skip
-        u, W = array_at(room + 8 * room_size * worker(block), D * D, F64), width(D)
-        start, stop = take(block)
+        me = worker(block)
+        u, W = array_at(room + 8 * room_size * me, D * D, F64), width(D)
+        start, stop = take(block, me)
         while start < stop:
             for unit in range(start, stop):
                 k, p = unit % K, array_at(active + 8 * (unit // K), 1, I64)[0]
@@ -281,6 +283,6 @@ def make_update() -> Kernel:
                     result_p[0] = sums[F - 1]
                     result_p[1], result_p[2] = finish_parameters(new_p, flags_p, D, K, K, FULL, rescue)
             finished(block, stop - start)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return mixture_update

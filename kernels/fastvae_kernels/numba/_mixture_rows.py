@@ -20,7 +20,7 @@ from ._mixture_tiles import (
 from ._threads import finished, take, worker
 from ._turned import ahead_of, load
 
-FIELDS = "22q"
+FIELDS = "21q"
 
 
 @loop_jit
@@ -70,16 +70,17 @@ def make_rows(family: int) -> Kernel:
     @kernel(FIELDS)
     def mixture_rows(block):
         (
-            _arrived, x, x_code, x_row, x_problem, N, D, K, T, tiles, shift, parameters, size, parameters_problem,
+            x, x_code, x_row, x_problem, N, D, K, T, tiles, shift, parameters, size, parameters_problem,
             log_resp, resp_code, log_prob, labels, room, room_size, shift_problem, matrices,
         ) = unpack(block, FIELDS)  # fmt: skip
         S = T + 8
-        mine = room + 8 * room_size * worker(block)
+        me = worker(block)
+        mine = room + 8 * room_size * me
         xt, logit = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, K * S, F64)
         rest = mine + 8 * (D + K) * S
         value, label = array_at(rest, S, F64), array_at(rest + 8 * S, S, F64)
         top, norm = array_at(rest + 16 * S, S, F64), array_at(rest + 24 * S, S, F64)
-        start, stop = take(block)
+        start, stop = take(block, me)
         while start < stop:
             for unit in range(start, stop):
                 p, row = unit // tiles, unit % tiles * T
@@ -110,6 +111,6 @@ def make_rows(family: int) -> Kernel:
                     for t in range(rows):
                         out_[t] = int(label[t])
             finished(block, stop - start)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return mixture_rows

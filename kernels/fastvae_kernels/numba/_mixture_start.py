@@ -21,7 +21,7 @@ from ._threads import finished, take, worker
 from ._turned import load, load_weights
 from ._vector import total
 
-FIELDS = "21q"
+FIELDS = "20q"
 BLOCK = 16  # rows whose weights are added up before one of them is drawn
 
 
@@ -88,18 +88,19 @@ def make_seeds() -> Kernel:
     @kernel(FIELDS)
     def mixture_seeds(block):
         (
-            _arrived, x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, seed, N, D, K, active, ids, shift,
+            x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, seed, N, D, K, active, ids, shift,
             centers, size, room, room_size, spread,
         ) = unpack(block, FIELDS)  # fmt: skip
         M = (N + BLOCK - 1) // BLOCK * BLOCK
         S = M + 8
-        mine = room + 8 * room_size * worker(block)
+        me = worker(block)
+        mine = room + 8 * room_size * me
         xt, w_t = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, S, F64)
         rest = mine + 8 * (D + 1) * S
         closest, trial = array_at(rest, S, F64), array_at(rest + 8 * S, S, F64)
         sums, trial_sums = array_at(rest + 16 * S, S, F64), array_at(rest + 24 * S, S, F64)
         center = array_at(rest + 32 * S, D, F64)
-        start, stop = take(block)
+        start, stop = take(block, me)
         while start < stop:
             for unit in range(start, stop):
                 p = array_at(active + 8 * unit, 1, I64)[0]
@@ -152,6 +153,6 @@ def make_seeds() -> Kernel:
                         for b in range(M // BLOCK):
                             potential += sums[b]
             finished(block, stop - start)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return mixture_seeds

@@ -32,7 +32,7 @@ from ._vector import lanes, total
 
 ORIGIN, FIND, GIVEN = range(3)  # where the columns are taken from: 0, the mean of a few rows, centers that are there
 FEW = 8
-FIELDS = "25q 1d"
+FIELDS = "24q 1d"
 
 
 @math_jit
@@ -215,12 +215,13 @@ def make_gram(count: int, pairs: int) -> Kernel:
     def regression_gram(block):
         # *_problem, *_row are strides in elements; ``one`` is 1, see `_double.two_sum_mixed`
         (
-            _arrived, x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
+            x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
             N, P, R, T, W, slots, active, centers, from_, sums, F, room, room_size, one,
         ) = unpack(block, FIELDS)  # fmt: skip
         S, columns, words = T + 8, P + 1 + R, 2 if pairs else 1
         gap = W * S
-        mine = room + 8 * room_size * worker(block)
+        me = worker(block)
+        mine = room + 8 * room_size * me
         z = array_at(mine, words * W * S, F64)
         rest = mine + 8 * words * W * S
         a = z
@@ -238,7 +239,7 @@ def make_gram(count: int, pairs: int) -> Kernel:
             z[t] = 0.0
             if pairs:
                 z[gap + t] = a[t] = a[gap + t] = 0.0
-        start, stop = take(block)
+        start, stop = take(block, me)
         while start < stop:
             for unit in range(start, stop):
                 s, b, x_b, y_b, w_b, x_next, x_size = open_unit(
@@ -289,6 +290,6 @@ def make_gram(count: int, pairs: int) -> Kernel:
                 else:
                     finish_sums(mine_s, acc, where, F)
             finished(block, stop - start)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return regression_gram

@@ -87,7 +87,7 @@ class Problems:
         )
         groups = -(-len(active) // 8)
         args = (
-            0, address(active), len(active), address(sums), slots, self.F, address(centers), small, *self.weights_at,
+            address(active), len(active), address(sums), slots, self.F, address(centers), small, *self.weights_at,
             self.N, P, R, self.B, address(self.out), int(self.fit_intercept),
             scratch(room * torch.get_num_threads()), room, self.alpha, *limits,
         )  # fmt: skip
@@ -145,7 +145,7 @@ class Rows(Problems):
         room = (room + 7) // 8 * 8
         sums = np.empty(len(active) * slots * self.F * words)
         args = (
-            0, *self.data, T, W, slots, address(active), address(self.centers), from_, address(sums), self.F,
+            *self.data, T, W, slots, address(active), address(self.centers), from_, address(sums), self.F,
             scratch(room * torch.get_num_threads()), room, 1.0,
         )  # fmt: skip
         work = len(active) * self.N * self.columns * (self.columns + 4) * (0.3 if pairs else 0.04)
@@ -175,12 +175,12 @@ class Rows(Problems):
         if small is not None and where is not None:
             deep = address(small), address(where)
         args = (
-            0, *self.data, T, W, slots, address(active), self.B, address(self.out), int(deep != (0, 0)),
+            *self.data, T, W, slots, address(active), self.B, address(self.out), int(deep != (0, 0)),
             address(sums), F, place, room,
         )  # fmt: skip
         run(make_residual(), args, len(active) * slots, len(active) * self.N * (P + 2) * R * 0.6)
         args = (
-            0, address(active), len(active), address(sums), slots, F, *deep, *self.weights_at,
+            address(active), len(active), address(sums), slots, F, *deep, *self.weights_at,
             self.N, P, R, self.B, address(self.out), int(self.fit_intercept), int(keep), place, room,
             self.alpha, tolerance,
         )  # fmt: skip

@@ -54,7 +54,7 @@ from ._threads import finished, take, worker
 
 NOTHING = 2.0**-90  # of y: so small an error says nothing of a coefficient that is 0
 NOISE = 2.0**-104
-FIELDS = "19q 2d"
+FIELDS = "18q 2d"
 
 
 @loop_jit
@@ -151,14 +151,15 @@ def make_correct(deep: int) -> Kernel:
     @kernel(FIELDS)
     def regression_correct(block):
         (
-            _arrived, active, count, sums, slots, F, small, where, rows_, log_weights, N, P, R, B, out, fit_intercept,
+            active, count, sums, slots, F, small, where, rows_, log_weights, N, P, R, B, out, fit_intercept,
             keep, room, room_size, alpha, tolerance,
         ) = unpack(block, FIELDS)  # fmt: skip
         v, x = vector(F64), number_zero(1)
         zero, at, s = like(v, 0), places(P, R), number_zero(deep)
         noise = 0.0 if deep else NOISE * math.sqrt(N + 64.0)  # for errors add up as a walk does
         T = P * (P + 1) // 2
-        mine = room + 8 * room_size * worker(block)
+        me = worker(block)
+        mine = room + 8 * room_size * me
         G_at, G, record_at = mine, array_at(mine, 16 * F, F64), mine + 256 * F
         mine = record_at
         record, delta = array_at(mine, 8 * at[END], F64), array_at(mine + 64 * at[END], 16 * P, F64)
@@ -168,7 +169,7 @@ def make_correct(deep: int) -> Kernel:
         mine += 64 * T
         few = array_at(mine, 16, F64)
         units, problems, rows_at = array_at(mine + 128, 8, I64), array_at(mine + 192, 8, I64), mine + 256
-        start, stop = take(block)
+        start, stop = take(block, me)
         while start < stop:
             for group in range(start, stop):
                 choose_problems(units, problems, few, few[8:], active, group, count, rows_, log_weights, N)
@@ -193,6 +194,6 @@ def make_correct(deep: int) -> Kernel:
                 write(record, 8 * at[DOUBTS], doubts)
                 hand_out(out, record_at, at, B, problems, rows_at, at[SMALL_COEF], at[LENGTHS])
             finished(block, stop - start)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return regression_correct

@@ -38,7 +38,7 @@ from ._vector import lanes, total
 
 SLACK, SLACK_PAIRS = 2.0**-30, 2.0**-80  # of y'y about the mean: more than RSS can be wrong by
 ROUNDING = 2.0**-50  # of a sum that an intercept is left of
-FIELDS = "26q"
+FIELDS = "25q"
 
 
 @loop_jit
@@ -131,13 +131,14 @@ def make_residual() -> Kernel:
     @kernel(FIELDS)
     def regression_residual(block):
         (
-            _arrived, x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
+            x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
             N, P, R, T, W, slots, active, B, out, small, sums, F, room, room_size,
         ) = unpack(block, FIELDS)  # fmt: skip
         S, u = T + 8, partial_sums()
         size = 2 * lanes(u)  # of a partial sum
         at = places(P, R)
-        mine = room + 8 * room_size * worker(block)
+        me = worker(block)
+        mine = room + 8 * room_size * me
         z, y_t = mine, mine + 8 * W * S
         mine += 8 * (W + R) * S
         wr, w_t = mine, mine + 16 * S
@@ -155,7 +156,7 @@ def make_residual() -> Kernel:
         columns = array_at(z, W * S, F64)
         for t in range((P + 1) * S, W * S):
             columns[t] = 0.0
-        start, stop = take(block)
+        start, stop = take(block, me)
         while start < stop:
             for unit in range(start, stop):
                 s, b, x_b, y_b, w_b, x_next, x_size = open_unit(
@@ -204,6 +205,6 @@ def make_residual() -> Kernel:
                     last = array_at(own + 16 * (P + 1), 2, F64)
                     last[0], last[1] = squares[k], 0.0
             finished(block, stop - start)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return regression_residual

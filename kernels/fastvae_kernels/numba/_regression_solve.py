@@ -65,7 +65,7 @@ from ._turned import into_lanes
 UNIT_PAIRS = 2.0**-103
 ALONE, ALONE_PAIRS = 1e-5, 2.0**-67  # of y'y: a smaller RSS is summed up from residuals, not what y'y - z'z leaves
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-FIELDS = "18q 5d"
+FIELDS = "17q 5d"
 
 
 @loop_jit
@@ -113,7 +113,7 @@ def make_solve(pairs: int) -> Kernel:
     @kernel(FIELDS)
     def regression_solve(block):
         (
-            _arrived, active, count, sums, slots, F, centers, small, rows_, log_weights, N, P, R, B, out, fit_intercept,
+            active, count, sums, slots, F, centers, small, rows_, log_weights, N, P, R, B, out, fit_intercept,
             room, room_size, alpha, least, closest, most_error, tolerance,
         ) = unpack(block, FIELDS)  # fmt: skip
         v = vector(F64)
@@ -121,7 +121,8 @@ def make_solve(pairs: int) -> Kernel:
         n = words(x)
         T = P * (P + 1) // 2
         at = places(P, R)
-        mine = room + 8 * room_size * worker(block)
+        me = worker(block)
+        mine = room + 8 * room_size * me
         G_at, G = mine, array_at(mine, F * n, F64)
         mine += 16 * F * n
         M, V = array_at(mine, T * n, F64), array_at(mine + 8 * T * n, T * n, F64)
@@ -138,7 +139,7 @@ def make_solve(pairs: int) -> Kernel:
         rows_at, lost = mine + 320, array_at(mine + 384, 8 * (P + R), F64)
         nulls = array_at(mine + 384 + 64 * (P + R), 3 * P * P * n if pairs else 0, F64)
         zero, unity = like(v, 0), like(v, 1)
-        start, stop = take(block)
+        start, stop = take(block, me)
         while start < stop:
             for group in range(start, stop):
                 choose_problems(units, problems, few, few[8:], active, group, count, rows_, log_weights, N)
@@ -251,6 +252,6 @@ def make_solve(pairs: int) -> Kernel:
                     write(record, 8 * (at[MEANS] + j), high(get(mean, j, x)))
                 hand_out(out, record_at, at, B, problems, rows_at, at[STATE], at[END])
             finished(block, stop - start)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return regression_solve

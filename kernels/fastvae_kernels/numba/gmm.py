@@ -110,7 +110,7 @@ def e_step(
     log_prob = X.new_empty((m.B, m.N), dtype=torch.float64)
     labels = X.new_empty((m.B, m.N), dtype=torch.int64) if want_labels else None
     args = (
-        0, m.X.data_ptr(), CODES[X.dtype], m.X.stride(1), m.X.stride(0), m.N, m.D, m.K, m.T, m.tiles,
+        m.X.data_ptr(), CODES[X.dtype], m.X.stride(1), m.X.stride(0), m.N, m.D, m.K, m.T, m.tiles,
         address(m.shift), address(theta), m.size, m.size, 0 if log_resp is None else log_resp.data_ptr(), CODES[dtype],
         log_prob.data_ptr(), 0 if labels is None else labels.data_ptr(),
         scratch(m.room * torch.get_num_threads()), m.room, m.D, m.matrices,

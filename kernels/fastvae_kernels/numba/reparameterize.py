@@ -47,7 +47,7 @@ from ._memory import (
     write,
 )  # fmt: skip
 from ._noise import BLOCK, KEYS, count, fill_keys, fill_noise
-from ._threads import finished, run, take
+from ._threads import finished, run, take, worker
 from ._vector import lanes
 
 LINE = 64  # bytes of a cache
@@ -87,7 +87,8 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
             fill_keys(keys, seed)
             count(blocks_, rows_, width // 4, group)
         draws, whole = K if sample else 1, not per_row and floor < 0  # the sum over a unit is all that is asked for
-        start, stop = take(block)
+        me = worker(block)
+        start, stop = take(block, me)
         while start < stop:
             for unit in range(start, stop):
                 first, n = unit % pieces * piece, unit // pieces * group
@@ -149,7 +150,7 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                     finish(partial, 0, neg_kl, kl, max(1, -(-N // group)) * pieces, 1, beta, floor, mean, per_row, T)
                 else:
                     finish(partial, partial + 8 * N * pieces, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return sample_and_kl
 
@@ -180,7 +181,8 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
         if through_kl and not (mask or kept_row or raw_row):  # one number
             fill_upstream(g_s, mask_s, PIECE, 0, 1, 0, kept, 0, kept_factor, raw, 0, raw_factor, T)
         draws = K if sample else 1
-        start, stop = take(block)
+        me = worker(block)
+        start, stop = take(block, me)
         while start < stop:
             for unit in range(start, stop):
                 first, n = unit % pieces * piece, unit // pieces * group
@@ -250,7 +252,7 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                 if dmu_p:
                     put(mu_p_s, width, dmu_p, n, rows, L, first, length, T, u)
                     put(logvar_p_s, width, dlogvar_p, n, rows, L, first, length, T, u)
-            start, stop = take(block)
+            start, stop = take(block, me)
 
     return sample_and_kl_backward
 
