@@ -228,7 +228,8 @@ def test_whoever_comes_alone_does_all_shares(units, chunk, threads):
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_each_thread_begins_at_a_share_of_its_own_and_has_it_in_each_call(each_way, threads):
     torch.set_num_threads(threads)
-    chunks, of_number = threads * _threads.CHUNKS_A_THREAD, {}
+    chunks = threads * _threads.CHUNKS_A_THREAD
+    of_number: dict[int, int] = {}
     units = 2 * chunks  # two a chunk; all wait at the first of theirs
     for _ in range(5):
         _, _, who, numbers = recorded(units, threads, lambda args: run(make_record(), args, units, 1e12))
