@@ -17,12 +17,10 @@ from ._checks import (
     check_x_hat,
     checked_decoder,
 )
-from .likelihoods import Gaussian
+from .likelihoods import UNIT_GAUSSIAN
 from .ops import elbo as ops
 from .ops import elbo_call
 from .reference.elbo import Decoder, ElboTerms, Prior
-
-UNIT_GAUSSIAN = Gaussian()
 
 
 def elbo(

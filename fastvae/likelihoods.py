@@ -195,6 +195,8 @@ class Bernoulli:
         return torch.bernoulli(self.mean(x_hat), generator=generator)
 
 
+UNIT_GAUSSIAN = Gaussian()  # what `fastvae.elbo` takes by default
+
 # Those that have kernels, by the name that kernels know them by. A subclass may be another likelihood: it has none.
 LIKELIHOODS: dict[str, Any] = {"gaussian": Gaussian, "laplace": Laplace, "bernoulli": Bernoulli}
 NAMES = {cls: name for name, cls in LIKELIHOODS.items()}

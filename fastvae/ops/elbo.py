@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import _backend
-from ..likelihoods import named
+from ..likelihoods import UNIT_GAUSSIAN, named
 from ..reference.elbo import ElboTerms, Prior, as_seed, decode_with, kl_penalty, reduce_batch
 from ..reference.elbo import log_likelihood as log_likelihood_formula
 from ..reference.elbo import reparameterize as reparameterize_formula
 from .elbo_call import Call, layout, unserved_likelihood
 
+float16, is_grad_enabled = torch.float16, torch.is_grad_enabled  # to look these up takes as long as to call them
+saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 is_batched, is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
 
 
@@ -85,10 +87,10 @@ def in_one_pass(call: Call, x_hat: Tensor) -> bool:
     """Whether the gradient of x_hat may be formed in passing."""
     return (
         x_hat.requires_grad
-        and x_hat.dtype is not torch.float16  # stored, it would underflow before a GradScaler's upstream
+        and x_hat.dtype is not float16  # stored, it would underflow before a GradScaler's upstream
         and call.reduction != "none"
-        and torch.is_grad_enabled()
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        and is_grad_enabled()
+        and saved_tensors_hooks(True) is None
     )
 
 
@@ -182,7 +184,9 @@ class PlainBound(Function):
         buffers, ctx.buffers = ctx.buffers, ()
         call, log_scale, beta = ctx.rest
         if buffers and not needs_formula(delbo):
-            return None, *call.density_module.scale_(buffers, delbo, -1.0), None, None, None
+            if delbo.item() != -1.0:
+                call.density_module.scale_(buffers, delbo, -1.0)
+            return None, *buffers, None, None, None
         x, x_hat, mu, logvar = ctx.saved_tensors
         run, saved = Run(call, beta, 0.0, True, call.density, log_scale), (x, x_hat, None, mu, logvar, None, None, None)
         gradients = bound_gradients(run, (), (True, False), saved, delbo, None, None)
@@ -245,7 +249,7 @@ def latent_gradients(
 
 def needs_formula(*upstreams: Tensor | None) -> bool:
     """Whether the gradient must itself be differentiable, or an upstream is a batch of gradients."""
-    if torch.is_grad_enabled():
+    if is_grad_enabled():
         return True
     for u in upstreams:  # noqa: SIM110 (a generator takes longer than all of this)
         if u is not None and (is_batched(u) or is_legacy_batched(u)):
@@ -290,7 +294,7 @@ def elbo_terms(
     """`fastvae.elbo_terms` on kernels, or `fastvae.elbo`, for a call without terms. Its arguments are checked."""
     mu_p, logvar_p = (None, None) if prior is None else prior
     if isinstance(x_hat, Tensor):
-        number, log_scale = split_scale(call, likelihood)
+        number, log_scale = (0.0, None) if likelihood is UNIT_GAUSSIAN else split_scale(call, likelihood)
         if call.density is None:
             call.plan(x, x_hat, log_scale)
         one_pass = in_one_pass(call, x_hat)
