@@ -53,6 +53,7 @@ OTHERS: dict[str, Any] = {
     "mode": lambda t: {"reduction": "mode"},
     "bernoulli": lambda t: {"likelihood": fastvae.Bernoulli()},
     "laplace": lambda t: {"likelihood": fastvae.Laplace()},
+    "laplace with that link": lambda t: {"likelihood": fastvae.Laplace(link="sigmoid")},
     "scale": lambda t: {"likelihood": fastvae.Gaussian(scale=2.0)},
     "link": lambda t: {"likelihood": fastvae.Gaussian(link="tanh")},
     "scales": lambda t: {"likelihood": fastvae.Gaussian(scale=torch.arange(1.0, D + 1))},
