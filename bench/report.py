@@ -267,14 +267,14 @@ own copy of memory or product of matrices."""
 METHOD = """\
 Each result is compared with a reference before it is timed. Contenders take turns within one run; a ratio is that of
 two times of the same round, so that a machine whose speed drifts favours nobody. A turn of calls below 0.1 s begins
-with one that is not timed: what fits into a cache is there, as in a loop. Fast calls are repeated to 2 ms a round; what
-takes longer than 0.3 s has at least three rounds, ours at least five. scikit-learn and `lstsq` run on one thread or on
-all, whichever is faster. The share of peak is the least time that the case's bytes at the bandwidth of a copy, or its
-operations at the speed of a matrix product (both measured at the start of the run), would take, over our time; beyond
-100 % the data lay in a cache. `floor`, `read` and `dgemm` took part in the race: they move the same data (read both
-arrays and write one; read the rows) or compute as many products, and do nothing else. Memory is what torch and NumPy
-held at most beyond what was there; other allocators, oneDAL's among them, are not seen, and calls of more than a second
-are not traced."""
+with 20 ms that are not timed: what stays in a cache from call to call is there, as in a loop of its own, and not what a
+rival left. Fast calls are repeated to 2 ms a round; what takes longer than 0.3 s has at least three rounds, ours at
+least five. scikit-learn and `lstsq` run on one thread or on all, whichever is faster. The share of peak is the least
+time that the case's bytes at the bandwidth of a copy, or its operations at the speed of a matrix product (both measured
+at the start of the run), would take, over our time; beyond 100 % the data lay in a cache. `floor`, `read` and `dgemm`
+took part in the race: they move the same data (read both arrays and write one; read the rows) or compute as many
+products, and do nothing else. Memory is what torch and NumPy held at most beyond what was there; other allocators,
+oneDAL's among them, are not seen, and calls of more than a second are not traced."""
 
 
 def replace(text: str, new: str) -> str:

@@ -141,20 +141,22 @@ def test_the_stamp_is_of_code_alone(tmp_path):
 
 
 def test_turns_are_taken_and_ratios_are_of_the_same_round(monkeypatch):
-    now, last = 0.0, 0.0
+    now, last, began = 0.0, 0.0, 0.0
 
     def sleeping(seconds):
         def run():
-            nonlocal now, last
-            now += seconds if seconds in (last, 2.0) else 2 * seconds  # the first of a turn finds its caches cold
-            last = seconds
+            nonlocal now, last, began
+            if seconds != last:
+                last, began = seconds, now
+            warm = seconds == 2.0 or now - began > 0.9 * measure.WARM
+            now += seconds if warm else 2 * seconds  # the first of a turn find their caches cold
 
         return run
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
     contenders = {"fastvae": sleeping(0.01), "slow": sleeping(2.0), "fast": sleeping(0.001)}
-    times, _ = measure.take_turns(contenders, settle=0.0, budget=0.2)
-    assert [sum(t is not None for t in taken) for taken in times.values()] == [10, 3, 10]
+    times, _ = measure.take_turns(contenders, settle=0.0, budget=0.6)
+    assert [sum(t is not None for t in taken) for taken in times.values()] == [20, 3, 20]
     assert times["slow"][-1] is not None
     microseconds, ratios = measure.summary(times)
     assert microseconds["fastvae"] == pytest.approx([1e4] * 3)

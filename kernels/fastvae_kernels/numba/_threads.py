@@ -33,7 +33,7 @@ from ._jit import HEADER, Kernel, loop_jit, math_jit, outlined
 
 # Nanoseconds on one thread, as the launcher estimates them.
 SERIAL_BELOW = 20_000
-LEAST_CHUNK = 5_000
+LEAST_CHUNK = 2_000
 # Words of a block's header.
 ARRIVED, DONE, UNITS, CHUNK, THREADS, NUMBER_OF, TAKEN = range(7)
 MOST_SHARES = struct.calcsize(HEADER) // 8 - TAKEN  # counts of chunks; more threads than that have some in common
