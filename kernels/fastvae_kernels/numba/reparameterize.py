@@ -48,7 +48,7 @@ from ._memory import (
 )  # fmt: skip
 from ._noise import BLOCK, KEYS, count, fill_keys, fill_noise
 from ._threads import finished, run, take, worker
-from ._vector import lanes
+from ._vector import lanes, total
 
 LINE = 64  # bytes of a cache
 PIECE = 1024  # the most elements of a unit, those between short rows included; whole blocks of noise and wide vectors
@@ -99,9 +99,12 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                 if mu_p:
                     gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, u)
                     gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, u)
+                for j in range(size, -(-size // lanes(v)) * lanes(v)):  # if any, the rows are in scratch
+                    mu_s[j] = logvar_s[j] = mu_p_s[j] = logvar_p_s[j] = 0
                 if not sample:
                     dmu_ = array_at(target(mu_s, width, dmu, n, rows, L, first, length, M, T, v), size, T)
                     dlogvar_ = array_at(target(logvar_s, width, dlogvar, n, rows, L, first, length, M, T, v), size, T)
+                sum_ = like(v, 0)
                 for k in range(draws):
                     if sample:
                         z_ = array_at(target(z_s, width, z, k * N + n, rows, L, first, length, M, T, v), size, T)
@@ -116,10 +119,12 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                                 root = half_root + half_root
                                 if draws > 1:
                                     write(scale, i, root)
+                                kl_i = kl_element(m, half_phi)
                                 if mu_p:
-                                    write(kl_s, i, kl_element_to(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v)))
-                                elif neg_kl:
-                                    write(kl_s, i, kl_element(m, half_phi))
+                                    kl_i = kl_element_to(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v))
+                                sum_ = sum_ + kl_i
+                                if neg_kl and not whole:
+                                    write(kl_s, i, kl_i)
                                 if not sample and dmu:
                                     write(dmu_, i, g * m)
                                     write(dlogvar_, i, g * half_excess)
@@ -135,7 +140,7 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                 if neg_kl == 0:
                     continue
                 if whole:
-                    sums[unit] = sum_of(kl_s, 0, size, u)  # between short rows stand zeros
+                    sums[unit] = total(sum_)  # between short rows stand zeros, and behind the last one
                     continue
                 for i in range(rows):
                     sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, u)
@@ -146,10 +151,8 @@ def make_forward(M: int, T: int, sample: bool) -> Kernel:
                     for i in range(rows):
                         kept_sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, u)
             if finished(block, stop - start) and neg_kl:
-                if whole:
-                    finish(partial, 0, neg_kl, kl, max(1, -(-N // group)) * pieces, 1, beta, floor, mean, per_row, T)
-                else:
-                    finish(partial, partial + 8 * N * pieces, neg_kl, kl, N, pieces, beta, floor, mean, per_row, T)
+                rows, each = (max(1, -(-N // group)) * pieces, 1) if whole else (N, pieces)
+                finish(partial, partial + 8 * N * pieces, neg_kl, kl, rows, each, beta, floor, mean, per_row, T)
             start, stop = take(block, me)
 
     return sample_and_kl
