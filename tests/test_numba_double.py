@@ -25,6 +25,7 @@ from fastvae_kernels.numba._gram_blocks import SIDE_ALONE, SIDE_EXACT
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import F64, I64, array_at, read, write
 from fastvae_kernels.numba._regression_sums import Sums, add, joined, multiply, two_product
+from fastvae_kernels.numba._threads import run
 from fastvae_kernels.numba._vector import lanes, total
 
 OPERATIONS = {
@@ -36,7 +37,7 @@ OPERATIONS = {
 
 
 def call(function, *fields):
-    function.call(function.pack(0, 0, 1, 1, *[f.ctypes.data if isinstance(f, np.ndarray) else f for f in fields]))
+    run(function, tuple(f.ctypes.data if isinstance(f, np.ndarray) else f for f in fields), 1, 0)
 
 
 def exact(pairs):

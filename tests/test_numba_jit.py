@@ -19,6 +19,7 @@ from numba.core.ccallback import CFunc
 from fastvae_kernels.numba import _jit
 from fastvae_kernels.numba._jit import kernel, loop_jit, math_jit, outlined, unpack
 from fastvae_kernels.numba._memory import F64, array_at
+from fastvae_kernels.numba._threads import run
 
 
 def test_functions_keep_their_own_flags():
@@ -59,7 +60,7 @@ def make_sums():
 
 def test_a_loop_is_compiled_once_and_called():
     out = np.zeros(2)
-    make_sums().call(make_sums().pack(0, 0, 1, 1, out.ctypes.data))
+    run(make_sums(), (out.ctypes.data,), 1, 0)
     assert out.tolist() == [285, 2470]
     with mock.patch.object(CFunc, "enable_caching", side_effect=RuntimeError):  # code from the cache cannot be read
         code = make_sums.__wrapped__().compiled.inspect_llvm()
@@ -79,7 +80,7 @@ def make_echo():
 
 def test_a_kernel_unpacks_what_was_packed():
     out, numbers = np.zeros(7), (-1, 2.5, 3, 4, 2**40, -6.25, math.inf)
-    make_echo().call(make_echo().pack(0, 0, 1, 1, out.ctypes.data, *numbers))
+    run(make_echo(), (out.ctypes.data, *numbers), 1, 0)
     assert out.tolist() == [*numbers]
 
 
@@ -88,7 +89,7 @@ def test_a_kernel_without_a_source_file_is_not_cached_and_works():
     exec("def three(block):\n    address, = unpack(block, 'q')\n    array_at(address, 1, F64)[0] = 3", names)
     made, out = kernel("q")(names["three"]), np.zeros(1)
     assert not made.cached
-    made.call(made.pack(0, 0, 1, 1, out.ctypes.data))
+    run(made, (out.ctypes.data,), 1, 0)
     assert out[0] == 3
 
 
@@ -119,7 +120,7 @@ def make():
     return exponential
 
 made, out = make(), ctypes.create_string_buffer(1)
-made.call(made.pack(0, 0, 1, 1, ctypes.addressof(out), 2.0))
+made.call(made.pack(0, 0, 1, 1, 1, 0, ctypes.addressof(out), 2.0))
 print(made.cached, made.compiled.cache_hits, out.raw[0])
 """
 

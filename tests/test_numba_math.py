@@ -23,6 +23,7 @@ from fastvae_kernels.numba import _math as m
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import BF16, F32, F64, U32, array_at, number, read, vector, write
 from fastvae_kernels.numba._noise import box_muller, normal4, philox
+from fastvae_kernels.numba._threads import run
 from fastvae_kernels.numba._vector import LANES_F32, LANES_F64, lanes, words
 
 FLOATS = {np.float32: F32, np.float64: F64}
@@ -125,7 +126,7 @@ def make_copy(A, B, T, vectors):
 
 def call(kernel, *fields):
     """Call with the addresses of the arrays among the fields."""
-    kernel.call(kernel.pack(0, 0, 1, 1, *[f.ctypes.data if isinstance(f, np.ndarray) else f for f in fields]))
+    run(kernel, tuple(f.ctypes.data if isinstance(f, np.ndarray) else f for f in fields), 1, 0)
 
 
 def padded(x, n=16):

@@ -7,6 +7,7 @@ import pytest
 
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import F32, F64, array_at
+from fastvae_kernels.numba._threads import run
 from fastvae_kernels.numba._turned import into_lanes, load, out_of_lanes
 
 WIDTHS = [*range(1, 10), 13]  # up to three apart; four at a time, the last four overlap
@@ -15,7 +16,7 @@ S = 40
 
 
 def call(function, *fields):
-    function.call(function.pack(0, 0, 1, 1, *[f.ctypes.data if isinstance(f, np.ndarray) else f for f in fields]))
+    run(function, tuple(f.ctypes.data if isinstance(f, np.ndarray) else f for f in fields), 1, 0)
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from fastvae_kernels.numba._memory import (
     weight_at,
     write,
 )
+from fastvae_kernels.numba._threads import run
 from fastvae_kernels.numba._vector import (
     LANES_F32,
     LANES_F64,
@@ -52,7 +53,7 @@ WRITTEN = [(A, T) for A, T in READ if A != U8]
 def call(kernel, *fields):
     """Call with the addresses of the arrays and tensors among the fields."""
     address = {np.ndarray: lambda a: a.ctypes.data, torch.Tensor: torch.Tensor.data_ptr}
-    kernel.call(kernel.pack(0, 0, 1, 1, *[address[type(f)](f) if type(f) in address else f for f in fields]))
+    run(kernel, tuple(address[type(f)](f) if type(f) in address else f for f in fields), 1, 0)
 
 
 @functools.cache

@@ -184,9 +184,7 @@ class PlainBound(Function):
         buffers, ctx.buffers = ctx.buffers, ()
         call, log_scale, beta = ctx.rest
         if buffers and not needs_formula(delbo):
-            if delbo.item() != -1.0:
-                call.density_module.scale_(buffers, delbo, -1.0)
-            return None, *buffers, None, None, None
+            return None, *call.density_module.scale_(buffers, delbo, -1.0), None, None, None
         x, x_hat, mu, logvar = ctx.saved_tensors
         run, saved = Run(call, beta, 0.0, True, call.density, log_scale), (x, x_hat, None, mu, logvar, None, None, None)
         gradients = bound_gradients(run, (), (True, False), saved, delbo, None, None)

@@ -324,7 +324,7 @@ class Density(DensityPlan):
 
 def scale_(gradients: tuple[Tensor | None, ...], upstream: Tensor, unit: float) -> tuple[Tensor | None, ...]:
     """Gradients for a 0-d upstream from those for the upstream ``unit``, in place; untouched where the two agree."""
-    if (number := float(upstream) / unit) != 1:
+    if (number := upstream.item() / unit) != 1:
         for gradient in gradients:
             if gradient is not None:
                 gradient.mul_(number)
