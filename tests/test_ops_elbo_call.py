@@ -72,8 +72,9 @@ def evaluate(function, arguments):
     """Values and gradients, or the error."""
     try:
         leaves = [t for t in arguments.values() if isinstance(t, torch.Tensor) and t.is_floating_point()]
-        for t in leaves[1:]:  # x is data
-            t.requires_grad_()
+        for name in ("x_hat", "mu", "logvar"):
+            if isinstance(arguments[name], torch.Tensor):
+                arguments[name].requires_grad_()
         value = function(**arguments)
         value = value if isinstance(value, torch.Tensor) else torch.stack(value)
         return [value, *torch.autograd.grad(value.sum(), [t for t in leaves if t.requires_grad], allow_unused=True)]

@@ -219,7 +219,7 @@ class Density(DensityPlan):
         self.plain = self.as_it_is and self.mean != 0 and not self.elements
         self.strides = self.x.stride, self.x_hat.stride
         if self.mean != 0 and not self.elements and self.strides == (self.D, self.D):
-            # one row, if only the batch's sum is wanted: to close a row takes 60 cycles, as long as 8 vectors
+            # one row, if only the batch's sum is wanted: 4096 x 16 takes 12 us so, and 30 row by row, on one thread
             self.N, self.D, self.constant = 1, self.N * self.D, self.N * self.constant
             self.strides = self.D, self.D
         self.sizes = self.N, self.K, self.D
