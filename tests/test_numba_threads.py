@@ -1,7 +1,8 @@
 """The threads of the Numba kernels: the same bits however the work is cut, from any thread, in any process.
 
 What forks or exits does so in a Python of its own: a deadlock is then a failure after a minute, and the warning that
-Python gives about forking with threads stays out of this process.
+Python gives about forking with threads stays out of this process. More than 400 lines: those import this file, for its
+kernels and its checks.
 """
 
 import functools
