@@ -292,7 +292,7 @@ def elbo_terms(
     """`fastvae.elbo_terms` on kernels, or `fastvae.elbo`, for a call without terms. Its arguments are checked."""
     mu_p, logvar_p = (None, None) if prior is None else prior
     if isinstance(x_hat, Tensor):
-        number, log_scale = (0.0, None) if likelihood is UNIT_GAUSSIAN else split_scale(call, likelihood)
+        number, log_scale = split_scale(call, likelihood)
         if call.density is None:
             call.plan(x, x_hat, log_scale)
         one_pass = in_one_pass(call, x_hat)
@@ -322,6 +322,8 @@ def split_scale(call: Call, likelihood: Any) -> tuple[Any, Tensor | None]:
     """The log_scale of a likelihood as a number, or as a tensor, which autograd must save: held by a `Run`, which its
     own graph holds, it would never be freed.
     """
+    if likelihood is UNIT_GAUSSIAN:  # no logarithm of 1 in each step
+        return 0.0, None
     log_scale = likelihood.get_log_scale() if call.scaled else 0.0
     return (None, log_scale) if isinstance(log_scale, Tensor) else (log_scale, None)
 

@@ -11,7 +11,7 @@ on a team of the parent's would hang, sleeping Python threads stand in, at 70 us
 
 Each thread begins at a share of its own, as torch's threads do, and helps the others when that is done: what it reads
 and writes again in the next call is then mostly in its own cache. Handed out in one row, chunks changed hands from call
-to call: at 512 x 784 the log-likelihood took 37 to 70 us, in each process something else, and takes 35 to 40.
+to call: at 512 x 784 the log-likelihood took 37 to 70 us, in each process something else, and takes 35 to 42.
 Still, which thread does a unit varies, so a kernel writes each unit's results to a place of the unit's own, and the
 last to finish adds them up in index order.
 """
