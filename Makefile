@@ -2,15 +2,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+DEVICE ?= cuda
+OUT ?= runs/gpu
+GPU_PYTHON = $(or $(wildcard $(RUN)),$(PYTHON))
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check fix bench bench-quick gpu docs clean
+.PHONY: train test test-long check fix bench bench-quick gpu docs clean
 
 train: $(VENV)/.demo  ## train the VAE on real handwritten digits; pictures go to runs/digits
 	$(RUN) -m fastvae train --out runs/digits --overwrite $(ARGS)
 
-test: $(VENV)/.test  ## every test, doctests included
-	$(RUN) -m pytest $(ARGS)
+# Processes that share kernels share a group, so that each kernel is compiled once; see tests/conftest.py.
+test: $(VENV)/.test  ## every test, doctests included, on all cores
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadgroup $(ARGS)
+
+test-long: ARGS += --long
+test-long: test  ## the long searches as well
 
 check: $(VENV)/.dev  ## only looks: formatting, lint, types
 	$(VENV)/bin/ruff format --check .
@@ -28,12 +35,9 @@ bench: $(VENV)/.bench  ## every timing, in ten minutes on two cores: a line in b
 bench-quick: $(VENV)/.bench  ## some of them, in two minutes
 	$(RUN) -m pytest bench -q --benchmark-enable --benchmark-quiet --show-capture=no --quick $(ARGS)
 
-gpu: $(VENV)/.test  ## on a CUDA GPU: the Triton kernels' tests and timings; says so where there is none
-	@$(RUN) -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || { echo "no CUDA GPU here: nothing was run"; exit 0; }; \
-	export PYTHONPATH=.:kernels; \
-	test="-m pytest --noconftest -c /dev/null --rootdir . tests/test_triton_elbo.py"; \
-	$(RUN) $$test && $(RUN) bench/gpu.py && \
-	if command -v compute-sanitizer; then PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 $(RUN) $$test -k "values or layouts"; fi
+# With the Python that has torch: of .venv, if it is there, else the system's. No network, no git, nothing installed.
+gpu:  ## on a CUDA GPU, in ten minutes: the Triton kernels' tests, timings and tuning; DEVICE=cpu tries all of it here
+	@$(GPU_PYTHON) -m bench.gpu --device $(DEVICE) --out $(OUT) $(ARGS)
 
 docs: train  ## renew the pictures of the README
 	cp runs/digits/samples.png runs/digits/elbo.png docs/

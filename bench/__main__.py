@@ -27,7 +27,11 @@ def main(arguments: list[str] | None = None) -> None:
     if readme.exists():
         text = report.replace(readme.read_text(encoding="utf-8"), report.section(run))
         readme.write_text(text, encoding="utf-8")
-    print("\n".join([report.heading(run), "", "Where a rival is faster:", *report.losses_text(run), ""]))
+    print(
+        "\n".join(
+            [report.heading(run), history.since(run), "", "Where a rival is faster:", *report.losses_text(run), ""]
+        )
+    )
     print("\n".join([*report.changes(run, before), "", f"{folder / 'README.md'} and {len(drawn)} charts written"]))
 
 

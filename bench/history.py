@@ -91,6 +91,14 @@ def stamp(folder: Path = ROOT / "kernels" / "fastvae_kernels") -> str:
     return digest.hexdigest()[:16]
 
 
+def since(run: dict[str, Any]) -> str:
+    """Whether the kernels have changed since a run, and by how many commits, where git can tell."""
+    if run["stamp"] == stamp():
+        return "The kernels are those of this run."
+    count = git("rev-list", "--count", f"{run['commit']}..HEAD", "--", "kernels")
+    return f"The kernels have changed since this run{f', by {count} commits' if count else ''}."
+
+
 def read(path: Path = FULL) -> list[dict[str, Any]]:
     """All runs, the last one last."""
     if not path.exists():

@@ -17,6 +17,8 @@ from types import ModuleType
 
 import torch
 
+from fastvae_kernels.private import NAMES, missing, unusable
+
 BACKENDS = ("auto", "triton", "numba", "reference")
 KERNELS = {  # the files of a backend that an op needs
     "elbo": ("reparameterize", "log_likelihood"),
@@ -72,6 +74,8 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
         return f"it runs on {DEVICES[backend]} tensors, these are on {device.type}"
     if not INSTALLED[backend]:
         return f"{backend} is not installed"
+    if not torch.compiler.is_compiling() and (reason := unusable(backend)):  # imports it, as the call would
+        return reason
     if not HAS_KERNEL[op, backend]:
         return "it has no kernel for this yet"
     return None
@@ -109,6 +113,7 @@ def show_config() -> None:
         ("FASTVAE_BACKEND", DEFAULT),
     ]
     rows += [(str(d), torch.cuda.get_device_name(d)) for d in devices if d.type == "cuda"]
+    rows += [(name, f"not there: {NAMES[name]}") for b in ("torch", *INSTALLED) if installed(b) for name in missing(b)]
     print("\n".join(f"{name:<16} {value}" for name, value in rows))
     for device in devices:
         print(f'\nbackend="auto" on {device}:')
@@ -116,6 +121,11 @@ def show_config() -> None:
             reasons = [f"{b}: {why_not(op, b, device)}" for b in DEVICES if why_not(op, b, device)]
             chosen = choose(op, "auto", device)
             print(f"  {op:<16} {chosen:<10}" + (f" ({'; '.join(reasons)})" if chosen == "reference" else ""))
+
+
+def installed(package: str) -> bool:
+    """Whether a package is there, torch or that of a backend."""
+    return INSTALLED.get(package, True)
 
 
 def package_version(package: str) -> str:

@@ -5,10 +5,10 @@ the case, the kernel, the target, registers and spills of a thread, and the wide
 In a process of its own: where the interpreter is on, nothing can be compiled.
 """
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,12 @@ CASES = {
     "scale_": lambda: log_likelihood.scale_((torch.ones(64, 784), None, torch.ones(64, 20)), torch.ones(()), -1.0),
 }
 
+# Each kernel once, and the variants that need the most registers or read in a way of their own.
+FEW = {
+    *("elbo 784", "elbo, odd rows", "elbo, each row", "elbo, bfloat16 and uint8", "bernoulli", "scale_"),
+    *("laplace, tanh, scale of features", "latent 512", "latent, bfloat16", "prior, free bits"),
+}
+
 
 def source(kernel, tensors, constants):
     """What Triton compiles for such a launch: all addresses aligned."""
@@ -156,15 +162,15 @@ def amd(compiled):
     return registers, spills, widths["load"], widths["store"]
 
 
-def main(wanted):
+def main(wanted, few):
+    """Compile all cases for the targets ``wanted``, the `FEW` for those in ``few``."""
     log_likelihood.launch = reparameterize.launch = record
     for case, run in CASES.items():
         launched.clear()
         run()
         for i, (kernel, tensors, constants) in enumerate(launched):
-            for name, target in TARGETS.items():
-                if wanted and name not in wanted:
-                    continue
+            for name in [*wanted, *(few if case in FEW else ())]:
+                target = TARGETS[name]
                 options = _launch.options(divmod(target.arch, 10) if target.backend == "cuda" else (9, 4))
                 compiled = triton.compile(source(kernel, tensors, constants), target=target, options=options)
                 registers, spills, load, store = (nvidia if target.backend == "cuda" else amd)(compiled)
@@ -173,4 +179,8 @@ def main(wanted):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="by default all")
+    parser.add_argument("--few", nargs="*", choices=TARGETS, default=[], help="of these only the dearest kernels")
+    options = parser.parse_args()
+    main(options.targets or ([] if options.few else [*TARGETS]), options.few)

@@ -1,4 +1,9 @@
-"""What every test starts from: a fixed torch seed, one thread, and the same examples of hypothesis in every run."""
+"""What every test starts from: a fixed torch seed, one thread, and the same examples of hypothesis in every run.
+
+pytest tests                     # all but the long searches
+pytest tests --long              # those as well: `make test-long`
+pytest tests -n 2 --dist loadgroup    # `make test`: what shares kernels is kept together, so each is compiled once
+"""
 
 import os
 
@@ -26,6 +31,70 @@ hypothesis.settings.load_profile("fastvae")
 # Two threads on problems this small only wait for each other, many times slower on a busy machine. Tests of what
 # threads change set their own number.
 torch.set_num_threads(1)
+
+
+# What compiles the same kernels goes to one process. A file that is not named here is a group of its own.
+GROUPS = {
+    "elbo": ("test_elbo", "test_ops_elbo", "test_numba_elbo", "test_numba_buffers", "test_laplace", "test_noise"),
+    "gmm": ("test_gmm", "test_numba_gmm", "test_sklearn_mixture", "test_reference_gmm"),
+    "regression": ("test_regression", "test_numba_regression", "test_sklearn_regression", "test_docs"),
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the long searches, too: more cases of what the others try")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: more cases of what other tests try; run with --long")
+    config.addinivalue_line("markers", "xdist_group(name): run in one process")  # where xdist is not installed
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        left = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
+    for item in items:
+        if "[triton" not in item.name:  # interpreted: nothing to share, good to fill in
+            name = item.path.stem
+            group = next((g for g, stems in GROUPS.items() if name.startswith(stems)), name)
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def patch_once():
+    """Have Triton's interpreter replace the builtins of `triton.language` once in a launch.
+
+    It looks through all of them at each call of a function within a kernel, which is half of its time.
+    """
+    try:
+        import triton.language as tl
+        from triton.runtime import interpreter
+
+        patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+        nothing = interpreter._LangPatchScope
+    except (ImportError, AttributeError):
+        return
+    patched: set[bool] = set()  # of those who see `tl`, and of those who see `tl.core`
+
+    def patch_unless_patched(function):
+        sees = any(value is tl for value in function.__globals__.values())
+        if sees in patched:
+            return nothing()
+        patched.add(sees)
+        return patch(function)
+
+    def launch_afresh(self, *args, **kwargs):
+        patched.clear()
+        try:
+            return launch(self, *args, **kwargs)
+        finally:
+            patched.clear()
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_unless_patched, launch_afresh
+
+
+patch_once()
 
 
 @pytest.fixture(autouse=True)

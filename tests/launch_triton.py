@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 import triton
-from compile_triton import density, latent  # type: ignore[import-not-found]
 from triton.backends.compiler import GPUTarget
+
+torch._C._cuda_getCurrentRawStream = lambda device: 7  # taken from torch when the launcher is imported
+from compile_triton import density, latent  # type: ignore[import-not-found]
 
 from fastvae_kernels.triton import _launch, log_likelihood, reparameterize
 
@@ -67,7 +69,6 @@ def main():
     triton.runtime.driver.set_active(Driver())
     torch.cuda.current_device = lambda: None  # type: ignore[assignment,return-value]  # where CPU tensors are
     torch.cuda.get_device_capability = lambda device: (9, 0)  # type: ignore
-    torch._C._cuda_getCurrentRawStream = lambda device: 7
     count_searches(log_likelihood.log_likelihood_fwd_kernel)
     count_searches(reparameterize.reparameterize_fwd_kernel)
     count_searches(reparameterize.reparameterize_bwd_kernel)
@@ -91,6 +92,7 @@ def main():
             assert attributes == pointers  # nothing is said of numbers, everything of addresses
     calls.clear()
     misaligned()
+    another_triton()
 
 
 def misaligned():
@@ -105,6 +107,34 @@ def misaligned():
         plan.evaluate(x, x, 0.0, torch.empty_like(plan.elbo), -1.0)
     (aligned, _), (other, _) = calls
     assert [bool(source.attrs.get((0,))) for source in (aligned, other)] == [True, False]
+
+
+def another_triton():
+    """Where a compiled kernel is not what it was, each launch goes Triton's own way, and none is lost or made twice."""
+    _launch._bound.clear()
+    names, _launch.BOUND = _launch.BOUND, ("run", "no such name")
+    before = len(calls)
+    density()
+    density()
+    assert not _launch._bound
+    once = (len(calls) - before) // 2
+    _launch.BOUND = names
+    density()
+    for key in _launch._bound:
+        _launch._bound[key] = Changed()
+    before = len(calls)
+    density()
+    assert not _launch.BIND
+    assert len(calls) - before == once
+
+
+class Changed:
+    """A compiled kernel that is run in another way."""
+
+    function = packed_metadata = None
+
+    def run(self, only_one):
+        """No such arguments."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The mathematics of the Triton kernels, in the interpreter, against float64 and mpmath: errors in ulp."""
+"""The mathematics of the Triton kernels, on a GPU or in the interpreter, against float64 and mpmath: errors in ulp."""
 
 import ast
 from pathlib import Path
@@ -7,8 +7,10 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
+from triton_device import DEVICE  # type: ignore[import-not-found]
+
+import triton  # isort: skip
+import triton.language as tl  # isort: skip
 
 from fastvae_kernels.triton import _math
 
@@ -43,10 +45,11 @@ def points(low, high, dtype):
     """Evenly spaced ones, and some near 0."""
     even = np.linspace(low, high, 448)
     near = np.geomspace(1e-9, 0.9, 32)
-    return torch.tensor(np.concatenate([even, near, -near if low < 0 else near + 0.05])).to(dtype)
+    return torch.tensor(np.concatenate([even, near, -near if low < 0 else near + 0.05])).to(DEVICE, dtype)
 
 
 def worst_ulp(got, x, truth):
+    got, x = got.cpu(), x.cpu()
     with mpmath.workprec(200):
         exact = [truth(mpmath.mpf(float(t))) for t in x]
         spacing = np.spacing(np.abs(np.array([float(e) for e in exact], got.numpy().dtype)))
@@ -66,7 +69,7 @@ def test_errors_in_ulp(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sine_and_cosine(dtype):
-    x = torch.linspace(-0.5, 0.5, 512, dtype=torch.float64).to(dtype)
+    x = torch.linspace(-0.5, 0.5, 512, dtype=torch.float64).to(DEVICE, dtype)
     sin, cos = torch.empty_like(x), torch.empty_like(x)
     apply_sincos[(1,)](x, sin, cos, len(x))
     eps = torch.finfo(dtype).eps
@@ -78,7 +81,7 @@ def test_sine_and_cosine(dtype):
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, of the interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_ends(dtype):
-    x = torch.tensor([np.nan, np.inf, -np.inf, 1e30], dtype=dtype)
+    x = torch.tensor([np.nan, np.inf, -np.inf, 1e30], dtype=dtype, device=DEVICE)
     y = torch.empty_like(x)
     for name, want in {
         "exp": [np.nan, np.inf, 0, np.inf],
@@ -88,7 +91,8 @@ def test_the_ends(dtype):
         "tanh": [np.nan, 1, -1, 1],
     }.items():
         apply[(1,)](x, y, FUNCTIONS[name][0], len(x))
-        np.testing.assert_array_equal(y.numpy(), np.array(want, y.numpy().dtype), name)
+        found = y.cpu().numpy()
+        np.testing.assert_array_equal(found, np.array(want, found.dtype), name)
 
 
 ROOT = Path(__file__).parents[1]

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fastvae_kernels.private import find
+
 from .. import _backend
 from ..likelihoods import UNIT_GAUSSIAN, named
 from ..reference.elbo import ElboTerms, Prior, as_seed, decode_with, kl_penalty, reduce_batch
@@ -25,8 +27,10 @@ from ..reference.elbo import reparameterize as reparameterize_formula
 from .elbo_call import Call, layout, unserved_likelihood
 
 float16, is_grad_enabled = torch.float16, torch.is_grad_enabled  # to look these up takes as long as to call them
-saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-is_batched, is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+# Where torch has these no more, what cannot be told is taken to be so: see `fastvae_kernels.private`.
+saved_tensors_hooks = find("torch._C._autograd._top_saved_tensors_default_hooks", lambda _: "unknown")
+is_batched = find("torch._C._functorch.is_batchedtensor", lambda _: True)
+is_legacy_batched = find("torch._C._functorch.is_legacy_batchedtensor", lambda _: True)
 
 
 def density_formula(
@@ -221,9 +225,10 @@ def bound_gradients(
 
 # What `Function.apply` ends in. The rest of it looks for functorch's wrappers among the arguments, of which there are
 # none here (see `unserved_state`), and is a tenth of a small call.
-apply_sample: Any = super(Function, Sample).apply
-apply_bound: Any = super(Function, Bound).apply
-apply_plain: Any = super(Function, PlainBound).apply
+HAS_BASE = find("torch._C._FunctionBase.apply") is not None
+apply_sample: Any = super(Function, Sample).apply if HAS_BASE else Sample.apply
+apply_bound: Any = super(Function, Bound).apply if HAS_BASE else Bound.apply
+apply_plain: Any = super(Function, PlainBound).apply if HAS_BASE else PlainBound.apply
 
 
 def latent_gradients(

@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvae_kernels.private import find
+
 from .. import _backend
 from ..likelihoods import NAMES, UNIT_GAUSSIAN, LocationScale
 from ..reference.elbo import Prior
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # of every backend; Triton has float16 as well
 PLAIN = (Tensor, torch.nn.Parameter)
-dispatch_modes, transform = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
+# Where torch has these no more, what cannot be told is taken to be so: see `fastvae_kernels.private`.
+dispatch_modes = find("torch._C._len_torch_dispatch_stack", lambda: 1)
+transform = find("torch._C._functorch.peek_interpreter_stack", lambda: "unknown")
 TRACED = "the call is being traced"
 
 
@@ -25,7 +29,7 @@ def unserved_state() -> str | None:
         return TRACED
     if transform() is not None:
         return "the call is under a torch.func transform"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0:
         return "forward-mode AD is active"
     return None
 

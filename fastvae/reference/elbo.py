@@ -179,8 +179,8 @@ def decode(decoder: Decoder, z: Tensor, num_samples: int | None = None) -> tuple
     x_hat, log_scale = out if isinstance(out, tuple) else (out, None)
     if num_samples is not None:
         if log_scale is not None and log_scale.dim() == x_hat.dim() and log_scale.shape[0] == x_hat.shape[0]:
-            log_scale = log_scale.unflatten(0, (num_samples, -1))
-        x_hat = x_hat.unflatten(0, (num_samples, -1))  # [K, N, *event]
+            log_scale = log_scale.reshape(num_samples, -1, *log_scale.shape[1:])
+        x_hat = x_hat.reshape(num_samples, -1, *x_hat.shape[1:])  # [K, N, *event]
     return x_hat, log_scale
 
 

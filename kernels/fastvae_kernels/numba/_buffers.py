@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..private import find
 from ..rows import in_order
 
 LARGE = 1 << 20  # bytes; smaller ones come from memory that malloc has at hand
@@ -81,7 +82,7 @@ class _Buffers:
 
 def holders(storage: Any) -> tuple[int, int]:
     """How many tensors and storages refer to that memory, and how many names and objects to this storage."""
-    return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)
+    return use_count(storage._cdata), sys.getrefcount(storage)
 
 
 def _alone() -> tuple[int, int]:
@@ -93,7 +94,8 @@ def _alone() -> tuple[int, int]:
     return holders(storage) if given is layout and t.numel() else (0, 0)
 
 
-CAN_TELL = hasattr(torch._C, "_storage_Use_Count")
+use_count = find("torch._C._storage_Use_Count")
+CAN_TELL = use_count is not None and find("torch.UntypedStorage._cdata") is not None
 ALONE = _alone() if CAN_TELL else None
 _buffers = _Buffers()
 

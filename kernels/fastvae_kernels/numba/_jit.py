@@ -28,13 +28,17 @@ from numba import njit, types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
+from ._target import LANES_REGISTER
+
 FASTMATH = frozenset({"contract", "nsz"})
+# Of functions that only kernels call: without ways in for Python and C, which took a sixth of the time to compile.
+HELPER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False, "error_model": "numpy"}
 HEADER = "6q512x"  # of each block: `_threads` counts in it
 
 # Numba asks of a cached kernel only whether its own file changed, and would go on using the old `_math.py` inlined
 # in it. Here a kernel is fresh while no file of this folder, nor of the one above, has changed.
 _SOURCES = sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parents[1].glob("*.py")])
-_STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
+_STAMP = hashlib.sha256(b"".join([*(path.read_bytes() for path in _SOURCES), bytes([LANES_REGISTER])])).hexdigest()
 
 
 class Kernel:
@@ -79,14 +83,14 @@ def math_jit(function: Callable) -> Any:
 
     An option left out is taken from the caller compiled first, so each is spelled out.
     """
-    return njit(forceinline=True, _nrt=False, error_model="numpy", fastmath=False)(function)
+    return njit(forceinline=True, fastmath=False, **HELPER)(function)
 
 
 def loop_jit(function: Callable) -> Any:
     """Compile a function that holds loops for all its callers: pasted into five places of a kernel, it would take
     many seconds to compile. It opens with ``outlined()``.
     """
-    return njit(forceinline=False, _nrt=False, error_model="numpy", fastmath=set(FASTMATH))(function)
+    return njit(forceinline=False, fastmath=set(FASTMATH), **HELPER)(function)
 
 
 @intrinsic(prefer_literal=True)

@@ -29,6 +29,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ..private import find
 from ._jit import HEADER, Kernel, loop_jit, math_jit, outlined
 
 # Nanoseconds on one thread, as the launcher estimates them.
@@ -144,7 +145,7 @@ def _openmp() -> tuple[Any, int]:
     ``omp_get_thread_num()``, which says a thread's number in the team.
     """
     with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(torch._C.__file__)  # looks through all that torch has loaded
+        library = ctypes.CDLL(find("torch._C.__file__", ""))  # looks through all that torch has loaded
         parallel, number = library.GOMP_parallel, library.omp_get_thread_num
         parallel.argtypes, parallel.restype = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint), None
         return parallel, ctypes.cast(number, ctypes.c_void_p).value or 0

@@ -12,15 +12,14 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from ._target import LANES_REGISTER
+
 LANES_F32, LANES_F64 = 16, 8  # one register of AVX-512, two of AVX2: the same order of summation on both
-# of float64 in one register, where a kernel needs as many sums as there are registers
-LANES_REGISTER = 8 if get_host_cpu_features().get("avx512f") else 4
 LANES_WORDS = 4 * LANES_REGISTER  # of uint32, two registers: two chains of products, for one would wait for itself
 
 

@@ -15,10 +15,20 @@ import torch
 import triton
 from torch import Tensor
 
-INTERPRET = triton.knobs.runtime.interpret
+from ..private import find
+
+
+@triton.jit
+def nothing():
+    """Do nothing: its type says what `triton.jit` makes here."""
+
+
+INTERPRET = bool(find("triton.knobs.runtime.interpret", type(nothing).__name__ == "InterpretedFunction"))
+current_stream = find("torch._C._cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream)
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 ALIGNMENT = 16  # bytes of the widest access
 BIND = torch.version.hip is None  # there a kernel is compiled for the sizes of storages as well
+BOUND = "run", "function", "packed_metadata"  # what is taken from a compiled kernel
 
 _bound: dict[Any, Any] = {}
 
@@ -31,6 +41,7 @@ def launch(
     constants: Sequence[Any],
 ) -> None:
     """Run a kernel whose parameters are pointers, then numbers, then constants."""
+    global BIND
     args = (*tensors, *numbers, *constants)
     if INTERPRET:
         kernel[(programs,)](*args)
@@ -44,10 +55,16 @@ def launch(
     key = kernel, device.index, kinds, tuple(constants)
     bound = _bound.get(key)
     if bound is None or not BIND or profiled():
-        _bound[key] = kernel[(programs,)](*args, **options(torch.cuda.get_device_capability(device)))
+        compiled = kernel[(programs,)](*args, **options(torch.cuda.get_device_capability(device)))
+        if all(hasattr(compiled, name) for name in BOUND):
+            _bound[key] = compiled
         return
-    stream = torch._C._cuda_getCurrentRawStream(device.index)
-    bound.run(programs, 1, 1, stream, bound.function, bound.packed_metadata, None, None, None, *args)
+    stream = current_stream(device.index)
+    try:
+        bound.run(programs, 1, 1, stream, bound.function, bound.packed_metadata, None, None, None, *args)
+    except TypeError:  # it takes other arguments than in Triton 3.6 to 3.9: nothing was launched
+        BIND = False
+        launch(kernel, programs, tensors, numbers, constants)
 
 
 def options(capability: tuple[int, int]) -> dict[str, Any]:
@@ -57,7 +74,7 @@ def options(capability: tuple[int, int]) -> dict[str, Any]:
 
 def profiled() -> bool:
     """Whether a profiler wants to know of launches: it is told by Triton's own way to a kernel."""
-    hook = triton.knobs.runtime.launch_enter_hook
+    hook = find("triton.knobs.runtime.launch_enter_hook")
     return bool(getattr(hook, "calls", hook))
 
 

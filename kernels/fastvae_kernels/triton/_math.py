@@ -11,6 +11,8 @@ import triton.language as tl
 
 import fastvae_kernels.coefficients as coefficients
 
+from ._launch import INTERPRET
+
 LOG2_E = tl.constexpr(coefficients.LOG2_E)
 LN2_HI = tl.constexpr(coefficients.LN2_HI)
 LN2_LO = tl.constexpr(coefficients.LN2_LO)
@@ -25,7 +27,7 @@ QUARTERS = tl.constexpr(coefficients.QUARTERS)
 EXP_MIN, EXP_MAX = tl.constexpr(coefficients.EXP_MIN), tl.constexpr(coefficients.EXP_MAX)
 EXPM1_MIN = tl.constexpr(coefficients.EXPM1_MIN)
 SQRT_HALF = tl.constexpr((0x3F3504F3, 0x3FE6A09E667F3BCD))  # the bits of sqrt 1/2
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(INTERPRET)
 ONE = tl.constexpr((127 << 23, 1023 << 52))  # and of 1
 # minus the bits of 2, for the integers wrap around
 MINUS_TWO = tl.constexpr((2**32 - (128 << 23), 2**64 - (1024 << 52)))

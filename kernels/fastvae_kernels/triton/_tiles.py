@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import current_stream
+
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 FINISH = tl.constexpr(1024)
 
@@ -45,7 +47,7 @@ def counters(like: Tensor, count: int = 1) -> Tensor:
     on_gpu = like.device.type == "cuda"
     if on_gpu and torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=like.device)
-    key = like.device, torch._C._cuda_getCurrentRawStream(like.device.index) if on_gpu else 0
+    key = like.device, current_stream(like.device.index) if on_gpu else 0
     known = _counters.get(key)
     if known is None or known.numel() < count:
         known = _counters[key] = torch.zeros(max(count, 1024), dtype=torch.int32, device=like.device)

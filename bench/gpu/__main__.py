@@ -1,0 +1,236 @@
+"""`make gpu`: run the stages one after another, each a process with a time limit and a verdict of its own.
+
+    make gpu [DEVICE=cpu] [OUT=folder] [ARGS="--stages tests bench"]
+    python -m bench.gpu publish OUT    # its tables into kernels/README.md, its results into bench/history/gpu.json
+
+What a stage prints goes to the terminal and, line by line, to OUT/log.txt. Whatever ends the run early loses nothing:
+results.json and tables.md are written after every case, tests.jsonl after every test, stages.json at every verdict.
+After a failure, run what failed alone and without overlap: ``--stages tests --only "capture or prior" --blocking``.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[2]
+README, HISTORY = ROOT / "kernels" / "README.md", ROOT / "bench" / "history" / "gpu.json"
+BEGIN, END = "<!-- bench/gpu begins -->", "<!-- bench/gpu ends -->"
+CONTEXT_LOST, SKIPPED = 75, 77  # exit codes: of `results.run`, of a stage for want of a tool
+VERDICTS = {
+    0: "passed",
+    3: "failed: torch sees no CUDA GPU",  # of `machine`
+    5: "failed: no test was found",  # pytest's
+    CONTEXT_LOST: "failed: the GPU stopped to answer",
+    SKIPPED: "skipped",
+}
+GRACE = 5  # seconds to write down what there is, after an interrupt
+FEW = "(values and (plain or (free and many))) or layouts"  # tests for the sanitizer
+
+
+class Stage(NamedTuple):
+    """A command, and how long it may take."""
+
+    limit: float
+    command: list[str]
+    environment: dict[str, str] = {}  # noqa: RUF012 (a tuple's default)
+
+
+def stages(options: argparse.Namespace) -> dict[str, Stage]:
+    """All there are, in the order in which they are run."""
+    python, cpu = [sys.executable, "-u"], options.device == "cpu"
+    only = options.only or ("(values and plain) or sine" if cpu else "")
+    many = ["-n", "1" if cpu else "8"] if importlib.util.find_spec("xdist") else []
+    blocking = {"CUDA_LAUNCH_BLOCKING": "1"} if options.blocking else {}
+    sanitizer = shutil.which("compute-sanitizer")
+    checked = [sanitizer or "compute-sanitizer", "--error-exitcode", "1", *pytest("sanitizer", FEW)]
+
+    def module(name: str) -> list[str]:
+        return [*python, "-m", f"bench.gpu.{name}"]
+
+    return {
+        "machine": Stage(15, module("machine")),
+        "tests": Stage(140, [*pytest("tests", only), *many], blocking),
+        # a failure in a capture spoils whatever runs after it in the same process
+        "capture": Stage(30, pytest("capture", options.only or "", "tests/test_triton_capture.py"), blocking),
+        "step": Stage(45, module("step")),
+        "bench": Stage(200, [*module("elbo"), *(["--cases", str(options.cases)] if options.cases else [])]),
+        "tuning": Stage(75, module("tuning")),
+        "sanitizer": Stage(
+            60,
+            checked if sanitizer and not cpu else [*python, "-c", f"print('skipped'); raise SystemExit({SKIPPED})"],
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        ),
+    }
+
+
+def pytest(stage: str, only: str, *files: str) -> list[str]:
+    """The tests as they run from a bare checkout: neither the project's settings nor its conftest."""
+    files = files or ("tests/test_triton_elbo.py", "tests/test_triton_math.py")
+    return [
+        *(sys.executable, "-u", "-m", "pytest", "--noconftest", "-c", os.devnull, "--rootdir", "."),
+        *("-p", "no:cacheprovider", "-p", "bench.gpu.record", "--tb=short", "-v"),
+        *(f"--junitxml={Path(os.environ['FASTVAE_GPU_OUT']) / (stage + '.xml')}", *(["-k", only] if only else [])),
+        *files,
+    ]
+
+
+class Log:
+    """The terminal and log.txt at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, line: str) -> None:
+        print(line, flush=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def run(name: str, stage: Stage, log: Log) -> str:
+    """Run a stage, and again where the GPU stopped to answer while there is time; the verdict."""
+    stop = time.monotonic() + stage.limit
+    while True:
+        began = time.monotonic()
+        code = watch(stage, stop, log)
+        if code != CONTEXT_LOST or stop - time.monotonic() < stage.limit / 4:
+            break
+    if code is None:
+        return f"stopped at its limit of {stage.limit:.0f} s"
+    return f"{VERDICTS.get(code, f'failed, exit code {code}')}, {time.monotonic() - began:.0f} s"
+
+
+def watch(stage: Stage, stop: float, log: Log) -> int | None:
+    """The exit code of a stage's process, None where it was ended; what it prints is logged meanwhile."""
+    log("$ " + shlex.join(stage.command))
+    with subprocess.Popen(
+        stage.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=ROOT,
+        env={**os.environ, **stage.environment}, start_new_session=True,
+    ) as process:  # fmt: skip
+        reader = threading.Thread(target=log_lines, args=(process.stdout, log))
+        reader.start()
+        try:
+            return process.wait(max(0.1, stop - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:  # whatever ends this, be it an interrupt, leaves no process of the stage behind
+            end(process)
+            reader.join(GRACE)
+
+
+def log_lines(lines: Any, log: Log) -> None:
+    """Log what a process prints, as it comes."""
+    for line in lines:
+        log(line.rstrip())
+
+
+def end(process: Any) -> None:
+    """Interrupt a process and all that it started, as Ctrl-C does; after a while, kill them."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(GRACE)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def named_tests(folder: Path) -> list[str]:
+    """The tests that failed, as `record` wrote them down."""
+    path = folder / "tests.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [test["test"] for test in map(json.loads, lines) if test["outcome"] == "failed"]
+
+
+def run_all(options: argparse.Namespace) -> int:
+    """Run the stages asked for; an exit code."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in ("log.txt", "stages.json", "tests.jsonl", "results.json", "tables.md"):
+        (options.out / name).unlink(missing_ok=True)
+    path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH")]))
+    os.environ |= {
+        "FASTVAE_GPU_DEVICE": options.device, "FASTVAE_GPU_OUT": str(options.out.resolve()),
+        "PYTHONPATH": path, "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+    if options.device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    else:
+        os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.pop("PYTEST_XDIST_WORKER", None)  # of tests that try this
+    log, verdicts = Log(options.out / "log.txt"), {}
+    known = stages(options)
+    for name in options.stages or known:
+        verdicts[name] = "ended from outside"
+
+        def keep() -> None:
+            (options.out / "stages.json").write_text(json.dumps(verdicts, indent=1), encoding="utf-8")
+
+        keep()
+        log(f"\n=== {name}, at most {known[name].limit:.0f} s")
+        verdicts[name] = run(name, known[name], log)
+        keep()
+        log(f"=== {name}: {verdicts[name]}")
+        if "no CUDA GPU" in verdicts[name]:
+            log("no CUDA GPU here, nothing else is run; DEVICE=cpu tries all of it at tiny sizes")
+            return 1
+    log("\n" + "\n".join(f"{name:<10} {verdict}" for name, verdict in verdicts.items()))
+    if failed := named_tests(options.out):
+        log("failed tests:\n  " + "\n  ".join(failed))
+    return int(any(not verdict.startswith(("passed", "skipped")) for verdict in verdicts.values()))
+
+
+def publish(folder: Path, readme: Path = README, history: Path = HISTORY) -> None:
+    """Put the tables of a run into kernels/README.md, its results into the history."""
+    from . import results
+
+    found = results.read(folder / "results.json")
+    before, begins, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, ends, after = rest.partition(END)
+    if not found or not begins or not ends:
+        raise SystemExit(f"{folder} has no results.json, or {readme} no place for a table: {BEGIN} ... {END}")
+    text = results.tables(found, ("bench", "step"))
+    results.write(readme, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    results.write(history, json.dumps(found, indent=1) + "\n")
+    print(f"{readme} and {history} written")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", nargs="?", choices=["run", "publish"], default="run")
+    parser.add_argument("folder", nargs="?", type=Path, help="of a run that is to be published")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: tiny sizes, interpreted")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help="the folder for all results")
+    parser.add_argument("--stages", nargs="+", help="by default all: machine tests capture step bench tuning sanitizer")
+    parser.add_argument("--only", help="tests by name, as pytest's -k")
+    parser.add_argument("--cases", type=int, help="only the first so many sizes of the bench")
+    parser.add_argument(
+        "--blocking", action="store_true", help="each launch waits: an error is raised where it is made"
+    )
+    options = parser.parse_args(arguments)
+    if options.command == "publish":
+        if options.folder is None:
+            parser.error("publish needs the folder of a run")
+        publish(options.folder)
+        return 0
+    os.environ["FASTVAE_GPU_OUT"] = str(options.out.resolve())
+    unknown = set(options.stages or ()) - set(stages(options))
+    if unknown:
+        parser.error(f"--stages must be among {', '.join(stages(options))}, got {', '.join(sorted(unknown))}")
+    if missing := [name for name in ("torch", "triton", "pytest") if not importlib.util.find_spec(name)]:
+        parser.error(f"{sys.executable} has no {', '.join(missing)}: make gpu PYTHON=... takes another Python")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return run_all(options)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

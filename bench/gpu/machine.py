@@ -1,0 +1,44 @@
+"""What this machine has: versions, the GPU, and which tools there are."""
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+
+import torch
+
+from .timing import ON_GPU
+
+PACKAGES = ("torch", "triton", "numpy", "numba", "pytest", "pytest-xdist", "hypothesis", "mpmath")
+NO_GPU = 3  # exit code
+TOOLS = ("git", "gcc", "nvidia-smi", "compute-sanitizer", "ncu")
+FIELDS = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,temperature.gpu,power.draw"
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> int:
+    print(f"python {platform.python_version()} on {platform.platform()}")
+    print(", ".join(f"{package} {version(package)}" for package in PACKAGES))
+    for tool in TOOLS:
+        print(f"{tool}: {shutil.which(tool) or 'not here'}")
+    if shutil.which("nvidia-smi"):
+        subprocess.run(["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv"], check=False)
+    if not ON_GPU:
+        return 0
+    if not torch.cuda.is_available():
+        print("torch sees no CUDA GPU")
+        return NO_GPU
+    of = torch.cuda.get_device_properties(0)
+    print(f"{of.name}: compute capability {of.major}.{of.minor}, {of.multi_processor_count} multiprocessors, "
+          f"L2 {of.L2_cache_size >> 20} MB, {of.total_memory >> 30} GiB")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,21 @@
+"""A plugin of pytest: each test's outcome goes to OUT/tests.jsonl as soon as it is known, its error with it.
+
+pytest writes its own reports when all is over, which never comes where the machine is taken away.
+"""
+
+import json
+import os
+from pathlib import Path
+
+PATH = Path(os.environ["FASTVAE_GPU_OUT"]) / "tests.jsonl"
+
+
+def pytest_runtest_logreport(report):
+    """Of the call, and of what failed or was skipped before it; with xdist, in the process that collects."""
+    if "PYTEST_XDIST_WORKER" in os.environ or (report.when != "call" and report.passed):
+        return
+    line = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 3)}
+    if report.failed:
+        line["error"] = report.longreprtext
+    with PATH.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,136 @@
+"""What a run on a GPU leaves behind: results.json, and tables.md made from it, written anew after every case.
+
+    {"about": {...}, "bench": [line, ...], "step": [...], "tuning": [...]}
+
+A line names its case and has either ``seconds``, a dict of medians by contender, or ``error``. A stage that is started
+again goes on after the cases that are there.
+"""
+
+import json
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from .. import history
+from .timing import ON_GPU, still_answers
+
+FOLDER = Path(os.environ.get("FASTVAE_GPU_OUT", "runs/gpu"))
+CONTEXT_LOST = 75  # exit code: start this stage again, in a new process
+HEADS = {
+    "bench": "| case | us | eager | compile | TB/s | of copy |\n|---|---|---|---|---|---|",
+    "step": "| training step | us | eager | compile | captured | eager, captured |\n|---|---|---|---|---|---|",
+    "tuning": "| row | dtype | warps | tile bytes | programs | us | of copy |\n|---|---|---|---|---|---|---|",
+}
+NOTES = {
+    "bench": "`us` is fastvae's time; `eager` and `compile` are multiples of it. TB/s counts x and x_hat read and, "
+    "with the backward pass, the gradient written; `of copy` compares with a device copy of as many bytes.",
+    "step": "`us` is fastvae's time outside a graph; the others are multiples of it.",
+    "tuning": "The log-likelihood and its gradient, 64 million elements, graph replay, the fastest first.",
+}
+
+
+def read(path: Path | None = None) -> dict[str, Any]:
+    """All results so far."""
+    path = FOLDER / "results.json" if path is None else path
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file in one step: whoever is stopped meanwhile leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def about() -> dict[str, Any]:
+    """What a time depends on."""
+    return {
+        "device": torch.cuda.get_device_name() if ON_GPU else "CPU, tiny sizes: these times mean nothing",
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "commit": history.git("rev-parse", "--short=10", "HEAD") or "unknown",
+        "stamp": history.stamp(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def add(kind: str, line: dict[str, Any]) -> None:
+    """Keep a line, and print it."""
+    results = read()
+    if "about" not in results:
+        results["about"] = about()
+    results.setdefault(kind, []).append(line)
+    write(FOLDER / "results.json", json.dumps(results, indent=1))
+    write(FOLDER / "tables.md", tables(results))
+    print(row(kind, line), flush=True)
+
+
+def run(kind: str, cases: Iterable[tuple[str, Callable[[], dict[str, Any]]]], seconds: float) -> int:
+    """Run named cases until the time is over; an exit code. What fails is named, and the others go on."""
+    stop, failed = time.perf_counter() + seconds, []
+    done = {line["case"] for line in read().get(kind, [])}
+    print(HEADS[kind])
+    for name, case in cases:
+        if name in done:
+            continue
+        if time.perf_counter() > stop:
+            add(kind, {"case": name, "error": "not reached: the time was over"})
+            continue
+        try:
+            line = {"case": name, **case()}
+        except Exception as error:  # whatever it is, the other cases are still wanted
+            traceback.print_exc()
+            line = {"case": name, "error": f"{type(error).__name__}: {error}".strip().split("\n")[0]}
+            failed.append(name)
+        add(kind, line)
+        if "error" in line and not still_answers():
+            print(f"the GPU does not answer after {name}", flush=True)
+            return CONTEXT_LOST
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def row(kind: str, line: dict[str, Any]) -> str:
+    """Of a table."""
+    return "| " + " | ".join(cells(kind, line)) + " |"
+
+
+def cells(kind: str, line: dict[str, Any]) -> list[str]:
+    """What stands in a row."""
+    columns = HEADS[kind].split("\n")[0].count("|") - 1
+    if "error" in line:
+        return [line["case"], line["error"].replace("|", "/"), *[""] * (columns - 2)]
+    times, ours = line["seconds"], line["seconds"]["fastvae"]
+    us = f"{1e6 * ours:.1f}"
+    if kind == "tuning":
+        return [*map(str, line["point"]), us, f"{100 * times['copy'] / ours:.0f} %"]
+    rivals = ("eager", "compile") if kind == "bench" else ("eager", "compile", "captured", "eager, captured")
+    found = [f"{times[name] / ours:.2f}" if name in times else "" for name in rivals]
+    if kind == "step":
+        return [line["case"], us, *found]
+    return [line["case"], us, *found, f"{line['bytes'] / ours / 1e12:.2f}", f"{100 * times['copy'] / ours:.0f} %"]
+
+
+def table(kind: str, results: dict[str, Any]) -> list[str]:
+    """Lines of Markdown; the points of a tuning by row, dtype and time."""
+    lines = results[kind]
+    if kind == "tuning":
+        lines = sorted(lines, key=lambda line: (*line.get("point", ())[:2], line.get("seconds", {}).get("fastvae", 9)))
+    return [NOTES[kind], "", HEADS[kind], *(row(kind, line) for line in lines), ""]
+
+
+def tables(results: dict[str, Any], kinds: Iterable[str] = HEADS) -> str:
+    """All tables that have a row, under the machine they were measured on."""
+    of = results["about"]
+    machine = f"{of['device']}, torch {of['torch']}, triton {of['triton']}, commit {of['commit']}, {of['date']}."
+    return "\n".join([machine, "", *(text for kind in kinds if results.get(kind) for text in table(kind, results))])

@@ -1,0 +1,88 @@
+"""The private names of torch, Triton and Numba that fastvae leans on, and what it does where one is missing.
+
+Any release may take a private name away. Each stands in the table below, and nowhere else without being in it; where
+one is missing, something slower takes its place, and no result changes. `fastvae.show_config` names what is missing.
+
+    find("torch._C._len_torch_dispatch_stack", instead)    # what is there, or what stands in for it
+    missing("numba")                                       # the names that a backend cannot do without
+"""
+
+import importlib
+from functools import cache
+from typing import Any
+
+import torch
+
+NOT_TOLD = "whether a call is traced cannot be told: every call takes the reference"
+NOT_KEPT = "memory of large results is not used again: it is mapped anew in each call"
+NO_KERNELS = "the Numba kernels cannot be compiled: CPU tensors take the reference"
+
+# name: what happens without it
+NAMES = {
+    "torch._C._len_torch_dispatch_stack": NOT_TOLD,
+    "torch._C._functorch.peek_interpreter_stack": NOT_TOLD,
+    "torch.autograd.forward_ad._current_level": NOT_TOLD,
+    "torch._C._functorch.is_batchedtensor": "gradients of the ELBO are those of the reference, in plain torch",
+    "torch._C._functorch.is_legacy_batchedtensor": "gradients of the ELBO are those of the reference, in plain torch",
+    "torch._C._autograd._top_saved_tensors_default_hooks": "gradients are not formed in the forward pass",
+    "torch._C._FunctionBase.apply": "autograd Functions are called by their own apply, 2 us slower",
+    "torch._C._storage_Use_Count": NOT_KEPT,
+    "torch.UntypedStorage._cdata": NOT_KEPT,
+    "torch._C.__file__": "torch's OpenMP team is not found: threads of our own, 70 us a call",
+    "torch._C._cuda_getCurrentRawStream": "the stream is asked for by torch.cuda.current_stream, 2 us slower",
+    "triton.knobs.runtime.interpret": "the type of a kernel says whether it is interpreted",
+    "triton.knobs.runtime.launch_enter_hook": "profilers are not told of launches after a kernel's first",
+    "triton.compiler.CompiledKernel.run": "each launch looks for its kernel anew, 10 to 20 us",
+    "numba.core.ccallback.CFunc": NO_KERNELS,
+    "numba.core.cgutils.alloca_once": NO_KERNELS,
+    "numba.core.cgutils.for_range_slice": NO_KERNELS,
+    "numba.core.cgutils.get_or_insert_function": NO_KERNELS,
+    "numba.core.cgutils.pack_array": NO_KERNELS,
+    "numba.core.typing.templates.AbstractTemplate": NO_KERNELS,
+    "numba.core.typing.templates.infer_global": NO_KERNELS,
+    "numba.core.typing.templates.signature": NO_KERNELS,
+    "numba.np.arrayobj.populate_array": NO_KERNELS,
+}
+_NOTHING = object()
+
+
+def look(name: str) -> Any:
+    """What a dotted name stands for; `_NOTHING` where it does not exist."""
+    package, *rest = name.split(".")
+    found: Any = importlib.import_module(package)
+    for i, part in enumerate(rest, 1):
+        below = getattr(found, part, _NOTHING)
+        if below is _NOTHING:
+            try:
+                below = importlib.import_module(".".join([package, *rest[:i]]))
+            except ImportError:
+                return _NOTHING
+        found = below
+    return found
+
+
+def find(name: str, instead: Any = None) -> Any:
+    """What a name of the table stands for, or ``instead`` where it does not exist."""
+    assert name in NAMES, f"{name} is not in the table of private names"
+    found = look(name)
+    return instead if found is _NOTHING else found
+
+
+@cache
+def missing(package: str) -> tuple[str, ...]:
+    """The names of the table that a package, which is imported for it, does not have.
+
+    Those of CUDA are no loss in a build of torch without it.
+    """
+    names = [name for name in NAMES if name.startswith(f"{package}.") and look(name) is _NOTHING]
+    return tuple(name for name in names if "_cuda_" not in name or torch.version.cuda)
+
+
+@cache
+def unusable(backend: str) -> str | None:
+    """Why the installed version of a backend's compiler cannot make its kernels, in a few words; None if it can."""
+    try:
+        names = [name for name in missing(backend) if NAMES[name] is NO_KERNELS]
+    except Exception as error:  # Numba refuses a NumPy that is too new for it, Triton a machine that it does not know
+        return f"{backend} cannot be imported: {error}"
+    return f"this version of {backend} has no {names[0]}" if names else None
