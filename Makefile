@@ -7,7 +7,7 @@ OUT ?= runs/gpu
 GPU_PYTHON = $(or $(wildcard $(RUN)),$(PYTHON))
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-long check fix bench bench-quick gpu docs clean
+.PHONY: train test test-long test-processors check fix bench bench-quick gpu docs clean
 
 train: $(VENV)/.demo  ## train the VAE on real handwritten digits; pictures go to runs/digits
 	$(RUN) -m fastvae train --out runs/digits --overwrite $(ARGS)
@@ -15,6 +15,9 @@ train: $(VENV)/.demo  ## train the VAE on real handwritten digits; pictures go t
 # Processes that share kernels share a group, so that each kernel is compiled once; see tests/conftest.py.
 test: $(VENV)/.test  ## every test, doctests included, on all cores
 	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadgroup $(ARGS)
+
+test-processors: $(VENV)/.test  ## the kernels' numerics as on the kind of processor that this machine is not
+	$(RUN) tests/processors.py
 
 test-long: ARGS += --long
 test-long: test  ## the long searches as well

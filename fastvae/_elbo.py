@@ -94,6 +94,11 @@ def elbo(
         (log_likelihood - torch.distributions.kl_divergence(q, p).flatten(1).sum(1)).mean()
 
     but the KL keeps its digits near posterior collapse (logvar near 0), where that form has none.
+
+    In a CUDA graph: run the very step that you will capture once before, on a side stream, as PyTorch's notes on CUDA
+    graphs say. A kernel is loaded at its first launch, and nothing can be loaded while a graph is captured; another
+    dtype, option or alignment is another kernel. With ``seed=None`` each replay draws anew.
+
     Source: Kingma & Welling, "Auto-encoding variational Bayes" (2014); Kingma et al. (2016) for free bits.
 
     Examples

@@ -13,6 +13,11 @@ import torch
 
 from fastvae import _backend
 
+if lanes := os.environ.get("FASTVAE_TEST_LANES"):  # see processors.py; before any kernel is imported
+    from fastvae_kernels.numba import _target
+
+    _target.LANES_REGISTER = int(lanes)
+
 # Before anything imports triton: here its kernels run in the interpreter, on the CPU. `make gpu` runs them on a GPU.
 os.environ["TRITON_INTERPRET"] = "1"
 

@@ -1,0 +1,55 @@
+"""The kernels' numerics as on another kind of processor: `make test-processors`.
+
+    v3    AVX2: registers of 4 float64, by Numba for x86-64-v3
+    v4    AVX-512: registers of 8, by Numba for x86-64-v4; only where this machine has them
+    8     sums in 8 lanes, as AVX-512 has them, in two registers of AVX2 each
+
+A kernel sums in as many lanes as a register holds, so an error budget that holds on one kind may fail on the other. By
+default the kind that this machine is not: v3 on a machine with AVX-512, 8 on any other. Each has a cache of its own.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from llvmlite.binding import get_host_cpu_features
+
+ROOT = Path(__file__).parents[1]
+TARGETS = {
+    "v3": {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""},
+    "v4": {"NUMBA_CPU_NAME": "x86-64-v4", "NUMBA_CPU_FEATURES": ""},
+    "8": {"FASTVAE_TEST_LANES": "8"},  # read in conftest.py
+}
+NUMERICS = (
+    *("elbo_budget", "elbo_numerics", "numba_elbo_bits", "laplace", "noise", "numba_math", "numba_vector"),
+    *("numba_double", "numba_turned", "gmm", "gmm_exact", "gmm_start", "gmm_scores", "numba_gmm"),
+    *("regression", "regression_gram", "numba_regression", "numba_regression_rank", "docs"),
+)
+NOT_OURS = "not triton and not compiled and not made_anew"  # neither other backends nor graphs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []])
+    own, _, rest = " ".join(sys.argv[1:]).partition("--")
+    wide = bool(get_host_cpu_features().get("avx512f"))
+    targets = parser.parse_args(own.split()).targets or ["v3" if wide else "8"]
+    if "v4" in targets and not wide:
+        parser.error("v4 needs a machine with AVX-512; 8 sums in as many lanes anywhere")
+    files = [f"tests/test_{name}.py" for name in NUMERICS]
+    failed = []
+    for target in targets:
+        print(f"=== the kernels' numerics for {target}: {TARGETS[target]}", flush=True)
+        settings = {**TARGETS[target], "NUMBA_CACHE_DIR": str(ROOT / ".numba_cache" / target)}
+        options = ["-n", "auto", "--maxprocesses", "8", "--dist", "loadgroup", "-q", "-k", NOT_OURS, *rest.split()]
+        command = [sys.executable, "-m", "pytest", *options, *files]
+        if subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=False).returncode:
+            failed.append(target)
+    print(f"failed for: {', '.join(failed)}" if failed else f"passed for: {', '.join(targets)}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
