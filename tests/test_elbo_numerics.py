@@ -280,6 +280,13 @@ BETAS: dict[str, Any] = {
 }
 
 
+# In a graph both take the reference's formulas; eager, `auto` takes kernels.
+in_a_graph = pytest.mark.parametrize(
+    "each_backend", ["auto", pytest.param("reference", marks=pytest.mark.long)], indirect=True
+)
+
+
+@in_a_graph
 @pytest.mark.parametrize("betas", BETAS.values(), ids=list(BETAS))
 def test_compiled_in_one_piece_it_equals_eager_for_every_beta(betas):
     torch._dynamo.reset()
@@ -299,6 +306,7 @@ def test_compiled_in_one_piece_it_equals_eager_for_every_beta(betas):
     assert counter.frame_count <= 2
 
 
+@in_a_graph
 def test_compiled_calls_without_seed_draw_anew():
     torch._dynamo.reset()
     mu = torch.zeros(3, 2)

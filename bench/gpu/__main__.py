@@ -49,7 +49,7 @@ def stages(options: argparse.Namespace) -> dict[str, Stage]:
     """All there are, in the order in which they are run."""
     python, cpu = [sys.executable, "-u"], options.device == "cpu"
     only = options.only or ("(values and plain) or sine" if cpu else "")
-    many = ["-n", "1" if cpu else "8"] if importlib.util.find_spec("xdist") else []
+    many = ["-n", "8"] if importlib.util.find_spec("xdist") and not cpu else []
     blocking = {"CUDA_LAUNCH_BLOCKING": "1"} if options.blocking else {}
     sanitizer = shutil.which("compute-sanitizer")
     checked = [sanitizer or "compute-sanitizer", "--error-exitcode", "1", *pytest("sanitizer", FEW)]
