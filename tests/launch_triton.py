@@ -112,7 +112,8 @@ def misaligned():
 def another_triton():
     """Where a compiled kernel is not what it was, each launch goes Triton's own way, and none is lost or made twice."""
     _launch._bound.clear()
-    names, _launch.BOUND = _launch.BOUND, ("run", "no such name")
+    names: Any = _launch.BOUND
+    _launch.BOUND = (*names, "no such name")
     before = len(calls)
     density()
     density()

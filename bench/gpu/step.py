@@ -55,9 +55,9 @@ class Step:
         return [p.detach().clone() for p in self.model.parameters()]
 
 
-def case(N: int, D: int, L: int, hidden: int, seconds: float) -> dict[str, Any]:
-    """A line of the table."""
-    ours, graphed, rival, graphed_rival = (Step(b, N, D, L, hidden) for b in ("triton", "triton", *["reference"] * 2))
+def case(size: tuple[int, int, int, int], seconds: float) -> dict[str, Any]:
+    """A line of the table, for N, D, L and the width of the layers."""
+    ours, graphed, rival, graphed_rival = (Step(b, *size) for b in ("triton", "triton", *["reference"] * 2))
     graph = captured(graphed)
     ours()  # so that Adam has a state to rewind
     eager, replayed = ours.train(ours), graphed.train(graph.replay)
@@ -67,7 +67,7 @@ def case(N: int, D: int, L: int, hidden: int, seconds: float) -> dict[str, Any]:
     contenders = {
         "fastvae": ours,
         "eager": rival,
-        "compile": Step("reference", N, D, L, hidden, compile=True),
+        "compile": Step("reference", *size, compile=True),
         "captured": graph.replay,
         "eager, captured": captured(graphed_rival).replay,
     }
@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=40, help="for all cases together")
     parser.add_argument("--each", type=float, default=2.0, help="seconds of timing a case")
     options = parser.parse_args()
-    named = [(f"{N}x{D},{L}", lambda s=(N, D, L, H): case(*s, options.each)) for N, D, L, H in SIZES]
+    named = [(f"{N}x{D},{L}", lambda size=(N, D, L, hidden): case(size, options.each)) for N, D, L, hidden in SIZES]
     return results.run("step", named, options.seconds)
 
 

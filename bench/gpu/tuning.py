@@ -17,6 +17,10 @@ from . import results
 from .timing import DEVICE, ON_GPU, ROUNDS, captured, copies, race
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ROWS: tuple[int, ...]
+WARPS: tuple[int, ...]
+TILE_BYTES: tuple[int, ...]
+PROGRAMS: tuple[int, ...]
 if ON_GPU:
     ELEMENTS, LAUNCHES = 1 << 26, 10  # of x; in a graph
     ROWS, WARPS, TILE_BYTES = (784, 16384, 196608), (8, 4), (8192, 16384, 4096)
