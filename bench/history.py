@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def essence(node: Any) -> Any:
     return [type(node).__name__, *([name, essence(value)] for name, value in fields.items() if value not in (None, []))]
 
 
+@cache
 def stamp(folder: Path = ROOT / "kernels" / "fastvae_kernels") -> str:
     """Of the kernels' code: another where anything but comments, docstrings and layout changed."""
     digest = hashlib.sha256()

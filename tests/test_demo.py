@@ -75,7 +75,7 @@ def test_the_test_elbo_of_the_digits_rises(tmp_path):
 
 
 # in the midst of an epoch, at its very end, in the last epoch
-@pytest.mark.parametrize("stop_at", [2, pytest.param(3, marks=pytest.mark.long), 7])
+@pytest.mark.parametrize("stop_at", [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 3)), 7])
 def test_an_interrupted_run_resumed_is_the_run_never_stopped(run, tmp_path, monkeypatch, capsys, stop_at):
     take_step, before = training.Run.take_step, signal.getsignal(signal.SIGINT)  # ignored, in a shell's background
 
