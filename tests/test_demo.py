@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastvae.__main__ import main
-from fastvae.demo import data, training
+from fastvae.demo import data, pictures, training
 
 PICTURES = ("elbo.png", "samples.png", "reconstructions.png", "latents.png")
 SMALL = ("--hidden", "16", "--latent", "3", "--epochs", "3", "--batch-size", "512")  # 3 steps an epoch, the last short
@@ -42,6 +42,15 @@ def error_of(capsys, code):
     return lines[0]
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Of a run that is only about numbers: to draw them takes longer than to train."""
+    monkeypatch.setattr(pictures, "draw_run", lambda *_: [])
+
+
+without_pictures = pytest.mark.usefixtures("no_pictures")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One small finished run on the digits, shared by the tests that only read it."""
@@ -62,6 +71,7 @@ def test_train_writes_pictures_history_and_checkpoint(run):
     assert sorted(path.name for path in run.iterdir()) == sorted((*PICTURES, "history.json", "checkpoint.pt"))
 
 
+@without_pictures
 def test_the_test_elbo_of_the_digits_rises(tmp_path):
     assert train(tmp_path, "--epochs", "12", "--lr", "0.01") == 0
     elbos = [entry["test"]["elbo"] for entry in state_of(tmp_path)["history"]]
@@ -94,17 +104,20 @@ def test_an_interrupted_run_resumed_is_the_run_never_stopped(run, tmp_path, monk
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@without_pictures
 def test_resume_goes_on_to_more_epochs(run, tmp_path):
     assert train(tmp_path, *SMALL, "--epochs", "2") == 0
     assert train(tmp_path, "--resume", "--epochs", "3") == 0
     assert_same_run(tmp_path, run)
 
 
+@without_pictures
 def test_the_seed_decides_the_run(run, tmp_path):
     assert train(tmp_path, *SMALL, "--seed", "1") == 0
     assert state_of(tmp_path)["history"] != state_of(run)["history"]
 
 
+@without_pictures
 def test_beta_weighs_the_kl_in_training_and_leaves_the_reported_bound_alone(run, tmp_path):
     assert train(tmp_path, *SMALL, "--beta", "50") == 0
     heavy, light = (state_of(out)["history"][-1]["test"] for out in (tmp_path, run))
