@@ -291,11 +291,15 @@ def test_it_works_where_no_cache_can_be_written():
     code = """
 from numba.core import caching
 caching.CompileResultCacheImpl._locator_classes = []  # no directory is writable (root may write anywhere)
-mu = torch.randn(3, 2)
-kl = fastvae.kl_divergence(mu, mu, backend="numba")
-print(int(torch.allclose(kl, fastvae.kl_divergence(mu, mu, backend="reference"))))
-from fastvae_kernels.numba import _kl
-print(_kl.make_columns(0, 0).cached)
+from fastvae_kernels.numba._kl import COLUMN_SUMS, make_columns
+from fastvae_kernels.numba._memory import F32
+from fastvae_kernels.numba._threads import run
+kernel = make_columns(F32, F32)  # the smallest
+mu, sums = torch.randn(6, 2), torch.full((8,), 7.0, dtype=torch.float64)
+run(kernel, (mu.data_ptr(), mu.data_ptr(), 0, 0, 2, 2, 0, 0, 6, 2, 1, 1, 1, sums.data_ptr()), 1, 0)
+from fastvae.reference.elbo import kl_elements
+kl = kl_elements(mu, mu).sum(0)
+print(int(torch.allclose(sums[:2], kl.double())), kernel.cached)
 """
     assert in_python(code) == ["1", "False"]
 
