@@ -106,7 +106,8 @@ def show_config() -> None:
     """
     devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     rows = [("fastvae", package_version("fastvae-kernels"))]
-    rows += [(package, package_version(package)) for package in ("torch", "numpy", "numba", "triton")]
+    rows += [("torch", torch.__version__)]  # with the kind of build
+    rows += [(package, package_version(package)) for package in ("numpy", "numba", "triton")]
     rows += [
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("threads", f"{torch.get_num_threads()} (torch.get_num_threads())"),

@@ -12,7 +12,7 @@ import pytest
 
 os.environ.setdefault("FASTVAE_GPU_DEVICE", "cpu")  # read when bench.gpu is imported
 from bench.gpu import __main__ as command
-from bench.gpu import elbo, results
+from bench.gpu import elbo, results, step, timing
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["machine", "tests", "capture", "step", "bench", "tuning", "sanitizer"]
@@ -81,17 +81,17 @@ def python(code, limit=60.0):
 
 
 def test_a_stage_has_a_verdict_of_its_own(log):
-    assert command.run("a", python("print(1)"), log).startswith("passed, ")
-    assert command.run("b", python("raise SystemExit(2)"), log).startswith("failed, exit code 2, ")
-    assert command.run("c", python("raise SystemExit(77)"), log).startswith("skipped")
-    assert command.run("d", python("import time; time.sleep(60)", 0.5), log) == "stopped at its limit of 0 s"
+    assert command.run(python("print(1)"), log).startswith("passed, ")
+    assert command.run(python("raise SystemExit(2)"), log).startswith("failed, exit code 2, ")
+    assert command.run(python("raise SystemExit(77)"), log).startswith("skipped")
+    assert command.run(python("import time; time.sleep(60)", 0.5), log) == "stopped at its limit of 0 s"
 
 
 def test_a_stage_that_hears_no_interrupt_is_killed(log, monkeypatch):
     monkeypatch.setattr(command, "GRACE", 0.2)
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     began = time.monotonic()
-    assert command.run("deaf", python(deaf, 1.0), log) == "stopped at its limit of 1 s"
+    assert command.run(python(deaf, 1.0), log) == "stopped at its limit of 1 s"
     assert time.monotonic() - began < 20
 
 
@@ -103,7 +103,7 @@ lost = not path.exists()
 path.touch()
 raise SystemExit(75 if lost else 0)
 """
-    assert command.run("lost", python(code), log).startswith("passed")
+    assert command.run(python(code), log).startswith("passed")
     assert (tmp_path / "log.txt").read_text().count("$ ") == 2
 
 
@@ -131,9 +131,42 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(folder, capsys):
     assert [line["case"] for line in load(folder / "results.json")["bench"]] == ["one", "two", "three", "four"]
 
 
-def test_what_is_not_reached_is_named(folder):
+def test_what_is_not_reached_is_named(folder, monkeypatch):
     assert results.run("bench", [("one", lambda: TIMES)], -1) == 0
-    assert "not reached" in load(folder / "results.json")["bench"][0]["error"]
+    monkeypatch.setenv("FASTVAE_GPU_STOP", str(time.time()))  # the stage is about to be stopped
+    assert results.run("bench", [("two", lambda: TIMES)], 60) == 0
+    assert all("not reached" in line["error"] for line in load(folder / "results.json")["bench"])
+
+
+def test_a_rival_that_fails_is_left_out_and_ours_is_timed():
+    def bad():
+        raise RuntimeError("out of memory")
+
+    assert set(timing.race({"fastvae": lambda: 0, "compile": bad, "eager": lambda: 0}, 0)) == {"fastvae", "eager"}
+    with pytest.raises(RuntimeError):
+        timing.race({"fastvae": bad, "eager": lambda: 0}, 0)
+
+
+def test_a_capture_that_fails_ends_the_process(folder):
+    def bad():
+        raise timing.CaptureFailed("operation not permitted when stream is capturing")
+
+    assert results.run("step", [("one", bad), ("two", lambda: TIMES)], 60) == command.CONTEXT_LOST
+
+
+def test_a_captured_step_that_goes_another_way_is_not_timed(monkeypatch):
+    class Wrong:
+        def __init__(self, run):
+            self.run = run
+
+        def replay(self):
+            self.run()
+            self.run()
+
+    monkeypatch.setattr(step, "captured", Wrong)
+    monkeypatch.setattr(step, "race", lambda *_: pytest.fail("it was timed"))
+    with pytest.raises(AssertionError, match="replayed steps end"):
+        step.case(step.SIZES[0], 0)
 
 
 def test_a_gpu_that_does_not_answer_ends_the_process(folder, monkeypatch):

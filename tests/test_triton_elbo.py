@@ -288,6 +288,7 @@ def test_forward_and_backward_need_the_memory_of_one_gradient():
 @on_gpu
 @pytest.mark.parametrize("name", ["plain", "draws", "each row", "prior", "free bits", "a scale of features"])
 def test_compiled_in_one_piece_it_equals_eager(name):
+    torch._dynamo.reset()  # or the sizes of the others become symbols
     problem = Problem(**PROBLEMS[name])
     W, mu, logvar, *rest = problem.leaves
 
@@ -301,7 +302,7 @@ def test_compiled_in_one_piece_it_equals_eager(name):
 
     given = [problem.x, *[t.clone().requires_grad_() for t in (W, mu, logvar)]]
     want = torch.autograd.grad(step(*given), given[1:])
-    got = torch.autograd.grad(torch.compile(step, fullgraph=True)(*given), given[1:])
+    got = torch.autograd.grad(torch.compile(step, fullgraph=True, dynamic=False)(*given), given[1:])
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 

@@ -3,7 +3,6 @@
 import ast
 from pathlib import Path
 
-import mpmath
 import numpy as np
 import pytest
 import torch
@@ -12,7 +11,10 @@ from triton_device import DEVICE  # type: ignore[import-not-found]
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
 
-from fastvae_kernels.triton import _math
+from fastvae_kernels.triton import _launch, _math
+
+mpmath = pytest.importorskip("mpmath")
+HOW = {} if _launch.INTERPRET else _launch.OPTIONS  # as kernels are compiled
 
 FUNCTIONS = {  # the function, its truth, where it is tried, and its worst error in ulp: the interpreter does not fuse
     "exp": (_math.exp, mpmath.exp, (-87, 88), 2.0),
@@ -63,7 +65,7 @@ def test_errors_in_ulp(name, dtype):
     function, truth, (low, high), most = FUNCTIONS[name]
     x = points(low, high, dtype)
     y = torch.empty_like(x)
-    apply[(1,)](x, y, function, len(x))
+    apply[(1,)](x, y, function, len(x), **HOW)
     assert worst_ulp(y, x, truth) <= most
 
 
@@ -71,7 +73,7 @@ def test_errors_in_ulp(name, dtype):
 def test_sine_and_cosine(dtype):
     x = torch.linspace(-0.5, 0.5, 512, dtype=torch.float64).to(DEVICE, dtype)
     sin, cos = torch.empty_like(x), torch.empty_like(x)
-    apply_sincos[(1,)](x, sin, cos, len(x))
+    apply_sincos[(1,)](x, sin, cos, len(x), **HOW)
     eps = torch.finfo(dtype).eps
     angle = 2 * torch.pi * x.double()
     assert float((sin - angle.sin()).abs().max()) <= 2 * eps
@@ -90,7 +92,7 @@ def test_the_ends(dtype):
         "sigmoid": [np.nan, 1, 0, 1],
         "tanh": [np.nan, 1, -1, 1],
     }.items():
-        apply[(1,)](x, y, FUNCTIONS[name][0], len(x))
+        apply[(1,)](x, y, FUNCTIONS[name][0], len(x), **HOW)
         found = y.cpu().numpy()
         np.testing.assert_array_equal(found, np.array(want, found.dtype), name)
 
@@ -99,8 +101,10 @@ ROOT = Path(__file__).parents[1]
 WAITING = {"item", "cpu", "tolist", "numpy", "equal", "nonzero", "allclose"}  # each waits for the GPU
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("kernels/fastvae_kernels/triton/*.py"), *ROOT.glob("fastvae/ops/*.py")],
-                         ids=lambda path: path.name)  # fmt: skip
+ON_THE_WAY = sorted([*ROOT.glob("kernels/fastvae_kernels/triton/*.py"), *ROOT.glob("fastvae/ops/*.py")])
+
+
+@pytest.mark.parametrize("path", ON_THE_WAY, ids=lambda path: path.name)
 def test_nothing_on_the_way_to_a_kernel_waits_for_the_gpu(path):
     names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     assert not names & WAITING

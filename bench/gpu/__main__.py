@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +33,9 @@ VERDICTS = {
     SKIPPED: "skipped",
 }
 GRACE = 5  # seconds to write down what there is, after an interrupt
+TESTS = "tests/test_triton_elbo.py", "tests/test_triton_math.py"
 FEW = "(values and (plain or (free and many))) or layouts"  # tests for the sanitizer
+WHOLE = 560  # seconds that all stages may take together, of the 600 of a command on a lent machine
 
 
 class Stage(NamedTuple):
@@ -50,36 +51,32 @@ def stages(options: argparse.Namespace) -> dict[str, Stage]:
     python, cpu = [sys.executable, "-u"], options.device == "cpu"
     only = options.only or ("(values and plain) or sine" if cpu else "")
     many = ["-n", "8"] if importlib.util.find_spec("xdist") and not cpu else []
-    blocking = {"CUDA_LAUNCH_BLOCKING": "1"} if options.blocking else {}
-    sanitizer = shutil.which("compute-sanitizer")
-    checked = [sanitizer or "compute-sanitizer", "--error-exitcode", "1", *pytest("sanitizer", FEW)]
+    # a pool of compilers in each of eight processes would be too many
+    settings = {"TORCHINDUCTOR_COMPILE_THREADS": "1", **({"CUDA_LAUNCH_BLOCKING": "1"} if options.blocking else {})}
 
     def module(name: str) -> list[str]:
         return [*python, "-m", f"bench.gpu.{name}"]
 
+    capture = pytest("tests/test_triton_capture.py", only=options.only, report="capture.xml")
     return {
-        "machine": Stage(15, module("machine")),
-        "tests": Stage(140, [*pytest("tests", only), *many], blocking),
-        # a failure in a capture spoils whatever runs after it in the same process
-        "capture": Stage(30, pytest("capture", options.only or "", "tests/test_triton_capture.py"), blocking),
-        "step": Stage(45, module("step")),
-        "bench": Stage(200, [*module("elbo"), *(["--cases", str(options.cases)] if options.cases else [])]),
+        "machine": Stage(30, module("machine")),
+        "tests": Stage(130, [*pytest(*TESTS, only=only, report="tests.xml"), *many], settings),
+        # in processes of their own: a failure in a capture spoils whatever runs after it in the same one
+        "capture": Stage(30, [*capture, *many]),
+        "step": Stage(70, module("step")),
+        "bench": Stage(190, [*module("elbo"), *(["--cases", str(options.cases)] if options.cases else [])]),
         "tuning": Stage(75, module("tuning")),
-        "sanitizer": Stage(
-            60,
-            checked if sanitizer and not cpu else [*python, "-c", f"print('skipped'); raise SystemExit({SKIPPED})"],
-            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        ),
+        "sanitizer": Stage(40, [*module("sanitizer"), *pytest(*TESTS, only=FEW)]),
     }
 
 
-def pytest(stage: str, only: str, *files: str) -> list[str]:
+def pytest(*files: str, only: str | None, report: str = "") -> list[str]:
     """The tests as they run from a bare checkout: neither the project's settings nor its conftest."""
-    files = files or ("tests/test_triton_elbo.py", "tests/test_triton_math.py")
     return [
         *(sys.executable, "-u", "-m", "pytest", "--noconftest", "-c", os.devnull, "--rootdir", "."),
-        *("-p", "no:cacheprovider", "-p", "bench.gpu.record", "--tb=short", "-v"),
-        *(f"--junitxml={Path(os.environ['FASTVAE_GPU_OUT']) / (stage + '.xml')}", *(["-k", only] if only else [])),
+        *("-p", "no:cacheprovider", "-p", "bench.gpu.record", "--continue-on-collection-errors", "--tb=short", "-v"),
+        *([f"--junitxml={Path(os.environ['FASTVAE_GPU_OUT']) / report}"] if report else []),
+        *(["-k", only] if only else []),
         *files,
     ]
 
@@ -96,7 +93,7 @@ class Log:
             file.write(line + "\n")
 
 
-def run(name: str, stage: Stage, log: Log) -> str:
+def run(stage: Stage, log: Log) -> str:
     """Run a stage, and again where the GPU stopped to answer while there is time; the verdict."""
     stop = time.monotonic() + stage.limit
     while True:
@@ -112,19 +109,23 @@ def run(name: str, stage: Stage, log: Log) -> str:
 def watch(stage: Stage, stop: float, log: Log) -> int | None:
     """The exit code of a stage's process, None where it was ended; what it prints is logged meanwhile."""
     log("$ " + shlex.join(stage.command))
-    with subprocess.Popen(
+    environment = {**os.environ, **stage.environment, "FASTVAE_GPU_STOP": str(time.time() + stop - time.monotonic())}
+    process = subprocess.Popen(
         stage.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=ROOT,
-        env={**os.environ, **stage.environment}, start_new_session=True,
-    ) as process:  # fmt: skip
-        reader = threading.Thread(target=log_lines, args=(process.stdout, log))
-        reader.start()
-        try:
-            return process.wait(max(0.1, stop - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return None
-        finally:  # whatever ends this, be it an interrupt, leaves no process of the stage behind
-            end(process)
-            reader.join(GRACE)
+        env=environment, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    reader = threading.Thread(target=log_lines, args=(process.stdout, log), daemon=True)
+    reader.start()
+    try:
+        return process.wait(max(0.1, stop - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:  # whatever ends this, be it an interrupt, leaves no process of the stage behind
+        end(process)
+        reader.join(GRACE)
+        if not reader.is_alive():  # else somebody else still holds the other end, and to close would wait for him
+            process.stdout.close()
 
 
 def log_lines(lines: Any, log: Log) -> None:
@@ -144,10 +145,10 @@ def end(process: Any) -> None:
 
 
 def named_tests(folder: Path) -> list[str]:
-    """The tests that failed, as `record` wrote them down."""
+    """The tests that failed, as `record` wrote them down, each once."""
     path = folder / "tests.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [test["test"] for test in map(json.loads, lines) if test["outcome"] == "failed"]
+    return list(dict.fromkeys(test["test"] for test in map(json.loads, lines) if test["outcome"] == "failed"))
 
 
 def run_all(options: argparse.Namespace) -> int:
@@ -165,17 +166,19 @@ def run_all(options: argparse.Namespace) -> int:
     else:
         os.environ.pop("TRITON_INTERPRET", None)
     os.environ.pop("PYTEST_XDIST_WORKER", None)  # of tests that try this
-    log, verdicts = Log(options.out / "log.txt"), {}
+    log, verdicts, began = Log(options.out / "log.txt"), {}, time.monotonic()
     known = stages(options)
     for name in options.stages or known:
+        stage = known[name]._replace(limit=min(known[name].limit, max(1.0, began + WHOLE - time.monotonic())))
+        os.environ["FASTVAE_GPU_STAGE"] = name
         verdicts[name] = "ended from outside"
 
         def keep() -> None:
             (options.out / "stages.json").write_text(json.dumps(verdicts, indent=1), encoding="utf-8")
 
         keep()
-        log(f"\n=== {name}, at most {known[name].limit:.0f} s")
-        verdicts[name] = run(name, known[name], log)
+        log(f"\n=== {name}, at most {stage.limit:.0f} s")
+        verdicts[name] = run(stage, log)
         keep()
         log(f"=== {name}: {verdicts[name]}")
         if "no CUDA GPU" in verdicts[name]:

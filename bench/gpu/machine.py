@@ -1,18 +1,17 @@
 """What this machine has: versions, the GPU, and which tools there are."""
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
-
-import torch
-
-from .timing import ON_GPU
+import sysconfig
+from pathlib import Path
 
 PACKAGES = ("torch", "triton", "numpy", "numba", "pytest", "pytest-xdist", "hypothesis", "mpmath")
 NO_GPU = 3  # exit code
 TOOLS = ("git", "gcc", "nvidia-smi", "compute-sanitizer", "ncu")
-FIELDS = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,temperature.gpu,power.draw"
+FIELDS = "name,compute_mode,driver_version,memory.total,clocks.sm,clocks.max.sm,temperature.gpu,power.draw"
 
 
 def version(package: str) -> str:
@@ -28,9 +27,13 @@ def main() -> int:
     for tool in TOOLS:
         print(f"{tool}: {shutil.which(tool) or 'not here'}")
     if shutil.which("nvidia-smi"):
-        subprocess.run(["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv"], check=False)
-    if not ON_GPU:
+        subprocess.run(["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv"], check=False, timeout=10)
+    headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    print(f"Python.h, with which Triton compiles its launcher: {'here' if headers else 'not here'}", flush=True)
+    if os.environ["FASTVAE_GPU_DEVICE"] != "cuda":
         return 0
+    import torch  # last: from a cold disk it takes its time
+
     if not torch.cuda.is_available():
         print("torch sees no CUDA GPU")
         return NO_GPU

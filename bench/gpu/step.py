@@ -4,6 +4,7 @@ The seed is a tensor that each step reads, so that a replay draws what an eager 
 """
 
 import argparse
+import gc
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 import fastvae
 
 from . import results
-from .timing import DEVICE, ON_GPU, captured, compiled, race
+from .timing import DEVICE, ON_GPU, captured, compiled, race, replays
 
 SIZES = [(128, 784, 20, 512), (4096, 784, 32, 512), (1024, 3072, 128, 1024)] if ON_GPU else [(2, 8, 4, 8)]
 STEPS = 5 if ON_GPU else 2  # compared with eager ones
@@ -57,19 +58,23 @@ class Step:
 
 def case(size: tuple[int, int, int, int], seconds: float) -> dict[str, Any]:
     """A line of the table, for N, D, L and the width of the layers."""
+    gc.collect()  # a Step holds itself; none is to be collected within a capture
     ours, graphed, rival, graphed_rival = (Step(b, *size) for b in ("triton", "triton", *["reference"] * 2))
     graph = captured(graphed)
     ours()  # so that Adam has a state to rewind
     eager, replayed = ours.train(ours), graphed.train(graph.replay)
     assert any(not torch.equal(p, start) for p, start in zip(replayed, graphed.start, strict=True))
-    for a, b in zip(replayed, eager, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # cuBLAS may choose another product in a graph
+    # cuBLAS may choose another product in a graph, and Adam makes a whole step of a gradient's rounding error: so in
+    # norm, against how far the parameters came. With another seed's noise they are off by far more.
+    for a, b, start in zip(replayed, eager, graphed.start, strict=True):
+        far, moved = float((a - b).norm()), float((b - start).norm())
+        assert far <= 2e-2 * moved + 1e-6, f"replayed steps end {far:.3g} from eager ones, which moved {moved:.3g}"
     contenders = {
         "fastvae": ours,
         "eager": rival,
         "compile": Step("reference", *size, compile=True),
         "captured": graph.replay,
-        "eager, captured": captured(graphed_rival).replay,
+        "eager, captured": replays(graphed_rival),
     }
     return {"seconds": race(contenders, seconds if ON_GPU else 0)}
 

@@ -6,6 +6,7 @@ On a CPU, where this can only be tried, the clock takes the place of events, and
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -36,15 +37,29 @@ def elapsed(run: Run, calls: int) -> float:
     return start.elapsed_time(end) * 1e-3
 
 
+class CaptureFailed(RuntimeError):
+    """A graph was not captured; torch is left on the stream of the capture, and this process is of no more use."""
+
+
 def race(contenders: dict[str, Run], seconds: float, *, rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of a call of each; a write that clears the caches comes before each turn."""
+    """Median seconds of a call of each; a write that clears the caches comes before each turn. A rival that fails is
+    left out.
+    """
     flush = torch.empty(FLUSH, dtype=torch.uint8, device=DEVICE)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     calls = {}
     for name, run in contenders.items():
-        for _ in range(WARM_UP):
-            run()
-        calls[name] = max(1, round(CALLS / elapsed(run, 1)))
+        try:
+            for _ in range(WARM_UP):
+                run()
+            calls[name] = max(1, round(CALLS / elapsed(run, 1)))
+        except Exception as error:
+            if name in ("fastvae", "copy") or isinstance(error, CaptureFailed) or not still_answers():
+                raise
+            traceback.print_exc()
+            print(f"{name} failed and is left out", flush=True)
+            del times[name]
+    contenders = {name: run for name, run in contenders.items() if name in times}
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(next(iter(times.values()))) < rounds:
         for name, run in contenders.items():
@@ -84,9 +99,24 @@ def captured(run: Run) -> Any:
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except Exception as error:
+        raise CaptureFailed(f"{type(error).__name__}: {error}") from error
     return graph
+
+
+def replays(run: Run) -> Run:
+    """Calls that replay a graph of ``run``, captured at the first of them."""
+    graphs: list[Any] = []
+
+    def replay() -> None:
+        if not graphs:
+            graphs.append(captured(run))
+        graphs[0].replay()
+
+    return replay
 
 
 def still_answers() -> bool:

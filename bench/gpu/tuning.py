@@ -101,17 +101,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=70, help="for all points together")
     parser.add_argument("--each", type=float, default=0.15, help="seconds of timing a point")
     options = parser.parse_args()
-    named = []
-    for dtype, D in product(DTYPES, ROWS):
-        held: list[Data] = []  # made at the first point that is not done, and dropped with the last
+    held: dict[tuple[int, str], Data] = {}
 
-        def run(point: Point, last: bool, held: list[Data] = held) -> dict[str, Any]:
-            data = held[0] if held else Data(point.D, point.dtype)
-            held[:] = [] if last else [data]
-            return case(data, point, options.each)
+    def run(point: Point) -> dict[str, Any]:
+        key = point.D, point.dtype
+        if key not in held:
+            held[key] = Data(*key)
+        return case(held[key], point, options.each)
 
-        points = [Point(D, dtype, *how) for how in product(WARPS, TILE_BYTES, PROGRAMS)]
-        named += [("/".join(map(str, p)), lambda p=p, run=run, last=p is points[-1]: run(p, last)) for p in points]
+    # All rows at the first options before the next: the time may be over before the last.
+    ways = [(warps, size, programs) for programs in PROGRAMS for warps, size in product(WARPS, TILE_BYTES)]
+    points = [Point(D, dtype, *way) for way in ways for dtype, D in product(DTYPES, ROWS)]
+    named = [("/".join(map(str, point)), lambda point=point: run(point)) for point in points]
     return results.run("tuning", named, options.seconds)
 
 

@@ -22,7 +22,7 @@ from ._math import exp, expm1, normal4, number, phi, to_element
 from ._tiles import TYPES, counters, load_rows, tile, total_of, vector_width
 
 TILE_BYTES = 8192  # of mu in float32 and in float64; 2048 elements, 8 for each thread, of what is narrower
-COLUMN_ROWS, COLUMNS, ROW_BLOCKS = 32, 64, 64  # of a tile of column sums; how many sums a column at most
+COLUMN_ROWS, COLUMNS, ROW_BLOCKS = 16, 64, 64  # of a tile of column sums; how many sums a column at most
 UNTYPED = ["N", "K", "LV", "chunks", "mu_row", "logvar_row", "mu_p_row", "logvar_p_row", "first_row", "rows"]
 UNTYPED_BACK = [*UNTYPED, "kept_row", "raw_row"]
 
