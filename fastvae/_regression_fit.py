@@ -66,7 +66,7 @@ def fit(
     Warns
     -----
     numpy.exceptions.RankWarning
-        For linearly dependent columns, with ``on_singular="warn"``.
+        For linearly dependent columns, with ``on_singular="warn"``. Before NumPy 2 it is ``numpy.RankWarning``.
 
     Notes
     -----

@@ -17,6 +17,8 @@ SUSPECT = NONFINITE | RANK_DEFICIENT  # maybe because squares left the range of 
 UNFITTED = NONFINITE | int(Status.TOO_FEW_ROWS)
 NO_ROWS = "sample_weight must be positive for at least one row, got 0"
 
+RankWarning: Any = np.exceptions.RankWarning if hasattr(np.exceptions, "RankWarning") else np.RankWarning  # NumPy 1.26
+
 LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
 LEAST_WEIGHT, MOST_WEIGHT = 1e-100, 1e100
 SPREAD = 900  # powers of two between the largest and the least column that one common factor brings into that range
@@ -158,4 +160,4 @@ def say_singular(fitted: Fitted, form: checks.Form, fit_intercept: bool, on_sing
     if on_singular == "raise":
         raise np.linalg.LinAlgError(f"{what}; for the solution of minimum norm fit with on_singular='ignore'")
     message = f"{what}; the solution is that of minimum norm, and on_singular='ignore' silences this"
-    warnings.warn(message, np.exceptions.RankWarning, stacklevel=3)
+    warnings.warn(message, RankWarning, stacklevel=3)

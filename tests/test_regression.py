@@ -12,6 +12,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 from statsmodels.tools import sm_exceptions
 
 from fastvae import Status, regression
+from fastvae._regression_problems import RankWarning
 
 pytestmark = by_backend
 intercept_or_not = pytest.mark.parametrize("fit_intercept", [True, False])
@@ -88,7 +89,7 @@ def test_dependent_columns_have_the_solution_of_minimum_norm(backend):
         means = fit_intercept * np.average(X, axis=0, weights=w), fit_intercept * np.average(y, weights=w)
         A, c = root * (X - means[0]), root[:, 0] * (y - means[1])
         pseudo = np.linalg.pinv(A, rcond=1e-12)
-        with pytest.warns(np.exceptions.RankWarning):
+        with pytest.warns(RankWarning):
             result = regression.fit(X, y, sample_weight=w, fit_intercept=fit_intercept, backend=backend)
         assert result.status & Status.RANK_DEFICIENT
         assert result.rank == rank

@@ -13,6 +13,7 @@ from refusals import refused, zeros
 from regressions import N, P, R, by_backend, problem
 
 from fastvae import BackendError, Status, regression
+from fastvae._regression_problems import RankWarning
 
 X, y, w = problem()
 
@@ -152,7 +153,7 @@ def test_what_has_no_fit_is_said_by_each_backend(backend):
 def test_linearly_dependent_columns_are_said(backend):
     double = np.c_[X, X[:, 1]]
     what = r"^the columns of X, less their means, are linearly dependent: rank 4 of 5; "
-    with pytest.warns(np.exceptions.RankWarning, match=what + "the solution is that of minimum norm") as caught:
+    with pytest.warns(RankWarning, match=what + "the solution is that of minimum norm") as caught:
         fit(double, y, w, backend=backend)
     assert len(caught) == 1
     refused(np.linalg.LinAlgError, what + "for the sol", fit, double, y, w, on_singular="raise", backend=backend)
@@ -160,14 +161,14 @@ def test_linearly_dependent_columns_are_said(backend):
     what = r"^the columns of X are linearly dependent in 2 of 6 problems, first in \[0, 2\]: rank 4 of 5; "
     many = np.zeros((2, 3, N, 5)) + np.c_[X, X[:, 0] ** 2]
     many[[0, 1], [2, 0]] = double
-    with pytest.warns(np.exceptions.RankWarning, match=what):
+    with pytest.warns(RankWarning, match=what):
         fit(many, np.broadcast_to(y, (2, 3, N)), w, fit_intercept=False, backend=backend)
 
 
 def test_the_warning_points_at_the_call():
     gram = regression.Gram().update(np.c_[X, X], y)
     for call in (lambda: regression.fit(np.c_[X, X], y), lambda: gram.solve()):
-        with pytest.warns(np.exceptions.RankWarning) as caught:
+        with pytest.warns(RankWarning) as caught:
             call()
         assert [record.filename for record in caught] == [__file__]
 
