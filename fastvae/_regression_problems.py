@@ -17,7 +17,7 @@ SUSPECT = NONFINITE | RANK_DEFICIENT  # maybe because squares left the range of 
 UNFITTED = NONFINITE | int(Status.TOO_FEW_ROWS)
 NO_ROWS = "sample_weight must be positive for at least one row, got 0"
 
-RankWarning: Any = np.exceptions.RankWarning if hasattr(np.exceptions, "RankWarning") else np.RankWarning  # NumPy 1.26
+RankWarning: Any = vars(np.exceptions).get("RankWarning") or vars(np)["RankWarning"]  # the second before NumPy 2
 
 LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
 LEAST_WEIGHT, MOST_WEIGHT = 1e-100, 1e100
