@@ -25,11 +25,16 @@ def dotted(node):
     return node.id if isinstance(node, ast.Name) else None
 
 
+def is_private(part):
+    """Of a dotted name; `torch.__version__` is none."""
+    return part.startswith("_") and not part.endswith("__")
+
+
 def used(path):
     """Private names that a file uses as they are: ``torch._C.x`` written out, and what it imports of Numba's inside."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         name = dotted(node) if isinstance(node, ast.Attribute) else None
-        if name and name.startswith(("torch.", "triton.")) and any(part.startswith("_") for part in name.split(".")):
+        if name and name.startswith(("torch.", "triton.")) and any(map(is_private, name.split("."))):
             yield name
         if name and name.startswith(("cgutils.", "triton.knobs.")):
             yield name.replace("cgutils.", "numba.core.cgutils.")
