@@ -110,7 +110,8 @@ OF_ITS_OWN = ("unit", "scalar", "per feature", "per element", "sigmoid", "tanh",
     [
         *((name, F32) for name in LIKELIHOODS),
         *(pytest.param(name, F64, marks=() if name in OF_ITS_OWN else pytest.mark.long) for name in LIKELIHOODS),
-        *((name, BF16) for name in ("unit", "scalar", "per feature", "per sample", "sigmoid", "Bernoulli")),
+        *((name, BF16) for name in ("unit", "per feature", "sigmoid")),
+        *(pytest.param(name, BF16, marks=pytest.mark.long) for name in ("scalar", "per sample", "Bernoulli")),
     ],
 )
 def test_every_likelihood(name, dtype, reduction):
