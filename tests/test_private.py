@@ -136,13 +136,18 @@ def test_without_one_of_them_results_are_the_same(name):
     in_a_child(name)
 
 
-def test_a_backend_that_cannot_be_imported_is_not_chosen(monkeypatch):
+def test_a_backend_that_cannot_be_imported_is_not_chosen(monkeypatch, capsys):
     def broken(package):
         raise ImportError("Numba needs NumPy 2.4 or less")
 
     private.unusable.cache_clear()
-    monkeypatch.setattr(private, "missing", broken)
+    private.missing.cache_clear()
+    monkeypatch.setattr(private.importlib, "import_module", broken)
     try:
         assert private.unusable("numba") == "numba cannot be imported: Numba needs NumPy 2.4 or less"
+        assert private.missing("numba") == ()
+        fastvae.show_config()
+        assert "numba: numba cannot be imported: Numba needs NumPy 2.4 or less" in capsys.readouterr().out
     finally:
         private.unusable.cache_clear()
+        private.missing.cache_clear()

@@ -74,7 +74,10 @@ def missing(package: str) -> tuple[str, ...]:
 
     Those of CUDA are no loss in a build of torch without it.
     """
-    names = [name for name in NAMES if name.startswith(f"{package}.") and look(name) is _NOTHING]
+    try:
+        names = [name for name in NAMES if name.startswith(f"{package}.") and look(name) is _NOTHING]
+    except Exception:  # it cannot be imported: see `unusable`
+        return ()
     return tuple(name for name in names if "_cuda_" not in name or torch.version.cuda)
 
 
@@ -82,7 +85,8 @@ def missing(package: str) -> tuple[str, ...]:
 def unusable(backend: str) -> str | None:
     """Why the installed version of a backend's compiler cannot make its kernels, in a few words; None if it can."""
     try:
-        names = [name for name in missing(backend) if NAMES[name] is NO_KERNELS]
+        importlib.import_module(backend)
     except Exception as error:  # Numba refuses a NumPy that is too new for it, Triton a machine that it does not know
         return f"{backend} cannot be imported: {error}"
+    names = [name for name in missing(backend) if NAMES[name] is NO_KERNELS]
     return f"this version of {backend} has no {names[0]}" if names else None

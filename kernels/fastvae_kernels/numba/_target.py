@@ -19,7 +19,7 @@ def has_wide_registers() -> bool:
     """Whether the target has registers of 512 bits, as AVX-512 does."""
     name, features, host = config.CPU_NAME, config.CPU_FEATURES, binding.get_host_cpu_features()
     if name is None and features is None:
-        return bool(host.get("avx512f"))
+        return bool(config.ENABLE_AVX and host.get("avx512f"))
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_default_triple().create_target_machine(

@@ -23,6 +23,7 @@ def nothing():
     """Do nothing: its type says what `triton.jit` makes here."""
 
 
+RUNTIME = getattr(getattr(triton, "knobs", None), "runtime", None)
 INTERPRET = bool(find("triton.knobs.runtime.interpret", type(nothing).__name__ == "InterpretedFunction"))
 current_stream = find("torch._C._cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream)
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
@@ -74,7 +75,7 @@ def options(capability: tuple[int, int]) -> dict[str, Any]:
 
 def profiled() -> bool:
     """Whether a profiler wants to know of launches: it is told by Triton's own way to a kernel."""
-    hook = find("triton.knobs.runtime.launch_enter_hook")
+    hook = getattr(RUNTIME, "launch_enter_hook", None)  # set, or not, when a profiler begins
     return bool(getattr(hook, "calls", hook))
 
 
