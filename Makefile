@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 DEVICE ?= cuda
 OUT ?= runs/gpu
-GPU_PYTHON = $(or $(wildcard $(RUN)),$(PYTHON))
+GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(or $(wildcard $(RUN)),$(PYTHON)))
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: train test test-long test-processors check fix bench bench-quick gpu docs clean
@@ -17,9 +17,9 @@ test: $(VENV)/.test  ## every test, doctests included, on all cores
 	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadgroup $(ARGS)
 
 test-processors: $(VENV)/.test  ## the kernels' numerics as on the kind of processor that this machine is not
-	$(RUN) tests/processors.py
+	$(RUN) tests/processors.py $(ARGS)
 
-test-long: ARGS += --long
+test-long: override ARGS += --long
 test-long: test  ## the long searches as well
 
 check: $(VENV)/.dev  ## only looks: formatting, lint, types

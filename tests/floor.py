@@ -23,7 +23,8 @@ def floors() -> dict[str, str]:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--installed"]:
-        versions = [f"{name} {importlib.metadata.version(name)}" for name in TOLD]
+        there = {d.metadata["Name"].lower().replace("_", "-") for d in importlib.metadata.distributions()}
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in TOLD if name in there]
         print(", ".join([f"Python {platform.python_version()}", *versions]))
     else:
         print("\n".join(f"{name}=={version}" for name, version in floors().items()))

@@ -62,13 +62,17 @@ def test_ended_from_outside_it_has_left_what_it_had(tmp_path):
     assert str(tmp_path) not in running
 
 
-def test_without_a_gpu_it_says_so(tmp_path):
-    process = start(tmp_path, device="cuda")
+def test_without_a_gpu_it_says_so_and_an_earlier_run_is_kept(tmp_path):
+    out = tmp_path / "gpu"
+    out.mkdir()
+    (out / "results.json").write_text("{}")
+    process = start(out, device="cuda")
     output = process.communicate()[0]
     assert process.returncode == 1
     assert output.endswith("no CUDA GPU here, nothing else is run; DEVICE=cpu tries all of it at tiny sizes\n")
-    (stage, verdict) = load(tmp_path / "stages.json").popitem()
+    (stage, verdict) = load(out / "stages.json").popitem()
     assert (stage, verdict.split(",")[0]) == ("machine", "failed: torch sees no CUDA GPU")
+    assert [path.read_text() for path in tmp_path.glob("gpu.2*/results.json")] == ["{}"]
 
 
 @pytest.fixture
@@ -188,7 +192,9 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
         elbo.case((64, 32, 4), "fp32", "gaussian", True, 0)
 
 
-def test_results_are_published(folder):
+def test_results_are_published(folder, monkeypatch):
+    about = results.about()
+    monkeypatch.setattr(results, "about", lambda: {**about, "device": "NVIDIA H200"})
     results.run("bench", [("one", lambda: TIMES)], 60)
     readme, history = folder / "README.md", folder / "history" / "gpu.json"
     readme.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
@@ -199,6 +205,12 @@ def test_results_are_published(folder):
     assert "old" not in text
     assert "| one | 1000.0 |" in text
     assert load(history) == load(folder / "results.json")
+    dry = load(history)
+    dry["about"]["device"] = about["device"]
+    (folder / "dry").mkdir()
+    (folder / "dry" / "results.json").write_text(json.dumps(dry))
+    with pytest.raises(SystemExit, match="holds no timings of a GPU"):
+        command.publish(folder / "dry", readme, history)
     readme.write_text("no place")
     with pytest.raises(SystemExit, match="no place for a table"):
         command.publish(folder, readme, history)

@@ -154,8 +154,11 @@ def named_tests(folder: Path) -> list[str]:
 def run_all(options: argparse.Namespace) -> int:
     """Run the stages asked for; an exit code."""
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in ("log.txt", "stages.json", "tests.jsonl", "results.json", "tables.md"):
-        (options.out / name).unlink(missing_ok=True)
+    if any(options.out.iterdir()):  # of an earlier run: kept, for a second one may only be about what failed
+        earlier = options.out.with_name(f"{options.out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        options.out.rename(earlier)
+        options.out.mkdir()
+        print(f"an earlier run is now in {earlier}")
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH")]))
     os.environ |= {
         "FASTVAE_GPU_DEVICE": options.device, "FASTVAE_GPU_OUT": str(options.out.resolve()),
@@ -197,6 +200,8 @@ def publish(folder: Path, readme: Path = README, history: Path = HISTORY) -> Non
     found = results.read(folder / "results.json")
     before, begins, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, ends, after = rest.partition(END)
+    if found and (found["about"]["device"].startswith("CPU") or not {"bench", "step"} & set(found)):
+        raise SystemExit(f"{folder} holds no timings of a GPU: nothing is published")
     if not found or not begins or not ends:
         raise SystemExit(f"{folder} has no results.json, or {readme} no place for a table: {BEGIN} ... {END}")
     text = results.tables(found, ("bench", "step"))
