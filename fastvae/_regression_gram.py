@@ -50,8 +50,8 @@ class Gram:
     >>> gram
     Gram(10000 rows, P = 2)
     >>> fit = gram.solve()
-    >>> fit.coef.round(6), fit.intercept.round(6)
-    (array([ 1., -2.]), np.float64(3.0))
+    >>> fit.coef.round(6), round(float(fit.intercept), 6)
+    (array([ 1., -2.]), 3.0)
     """
 
     __slots__ = ("_engine", "_form", "_lost", "_rows", "_sums", "backend", "fit_intercept", "precision")

@@ -1,5 +1,6 @@
 """scikit-learn's own tests, with a class swapped for ours by a plugin of pytest."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -21,4 +22,7 @@ def run_their_tests(folder, plugin, modules, least, skipped):
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     passed = sum(map(int, re.findall(r"(\d+) passed", run.stdout)))
     assert passed > least, passed
-    assert all(reason in run.stdout for reason in skipped.values())
+    tests = {name for module in modules for name in vars(importlib.import_module(module))}
+    known = {pattern.split("\\[")[0].removesuffix(".*"): reason for pattern, reason in skipped.items()}
+    there = [reason for name, reason in known.items() if name in tests]  # an older version has fewer
+    assert all(reason in run.stdout for reason in there)
