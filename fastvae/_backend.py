@@ -114,7 +114,9 @@ def show_config() -> None:
         ("FASTVAE_BACKEND", DEFAULT),
     ]
     rows += [(str(d), torch.cuda.get_device_name(d)) for d in devices if d.type == "cuda"]
-    rows += [(name, f"not there: {NAMES[name]}") for b in ("torch", *INSTALLED) if installed(b) for name in missing(b)]
+    rows += [
+        (name, f"not there: {NAMES[name]}") for b in ("torch", *filter(INSTALLED.get, INSTALLED)) for name in missing(b)
+    ]
     print("\n".join(f"{name:<16} {value}" for name, value in rows))
     for device in devices:
         print(f'\nbackend="auto" on {device}:')
@@ -122,11 +124,6 @@ def show_config() -> None:
             reasons = [f"{b}: {why_not(op, b, device)}" for b in DEVICES if why_not(op, b, device)]
             chosen = choose(op, "auto", device)
             print(f"  {op:<16} {chosen:<10}" + (f" ({'; '.join(reasons)})" if chosen == "reference" else ""))
-
-
-def installed(package: str) -> bool:
-    """Whether a package is there, torch or that of a backend."""
-    return INSTALLED.get(package, True)
 
 
 def package_version(package: str) -> str:

@@ -95,9 +95,9 @@ def elbo(
 
     but the KL keeps its digits near posterior collapse (logvar near 0), where that form has none.
 
-    In a CUDA graph: run the very step that you will capture once before, on a side stream, as PyTorch's notes on CUDA
-    graphs say. A kernel is loaded at its first launch, and nothing can be loaded while a graph is captured; another
-    dtype, option or alignment is another kernel. With ``seed=None`` each replay draws anew.
+    Before you capture a training step in a CUDA graph, run the same step once on a side stream, as PyTorch's notes on
+    CUDA graphs describe. A kernel is loaded at its first launch, which is not allowed during capture; each dtype, set
+    of options and alignment has a kernel of its own. With ``seed=None`` each replay draws new noise.
 
     Source: Kingma & Welling, "Auto-encoding variational Bayes" (2014); Kingma et al. (2016) for free bits.
 

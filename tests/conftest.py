@@ -1,8 +1,7 @@
 """What every test starts from: a fixed torch seed, one thread, and the same examples of hypothesis in every run.
 
-pytest tests                     # all but the long searches
-pytest tests --long              # those as well: `make test-long`
-pytest tests -n 2 --dist loadgroup    # `make test`: what shares kernels is kept together, so each is compiled once
+`pytest tests` runs all but the long searches, which ``--long`` adds (`make test-long`). With ``-n 2 --dist loadgroup``,
+as in `make test`, tests that share kernels stay in one process, so that each kernel is compiled once.
 """
 
 import functools
@@ -22,6 +21,7 @@ if lanes := os.environ.get("FASTVAE_TEST_LANES"):  # see processors.py; before a
 
 # Before anything imports triton: here its kernels run in the interpreter, on the CPU. `make gpu` runs them on a GPU.
 os.environ["TRITON_INTERPRET"] = "1"
+os.environ["FASTVAE_GPU_DEVICE"] = "cpu"  # for whoever imports bench.gpu
 
 # No deadline: a loaded machine is no fault of the code. Derandomised: a red test is red for everybody.
 hypothesis.settings.register_profile(

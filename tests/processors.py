@@ -25,7 +25,7 @@ TARGETS = {
     "v4": {"NUMBA_CPU_NAME": "x86-64-v4", "NUMBA_CPU_FEATURES": ""},
     "8": {"FASTVAE_TEST_LANES": "8"},  # read in conftest.py
 }
-# Of the ELBO only the noise, and the bits: its sums have 16 lanes on all kinds.
+# Of the ELBO only the noise, and the bits: its sums have 16 lanes of float32 or 8 of float64 on every kind.
 NUMERICS = (
     *("noise", "numba_elbo_bits", "numba_math", "numba_vector", "numba_double", "numba_turned"),
     *("gmm", "gmm_exact", "gmm_start", "gmm_scores", "numba_gmm"),

@@ -1,7 +1,6 @@
 """`make gpu` from end to end on a CPU, at tiny sizes: a GPU is too rare to find there that a name is misspelt."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("FASTVAE_GPU_DEVICE", "cpu")  # read when bench.gpu is imported
 from bench.gpu import __main__ as command
 from bench.gpu import elbo, results, step, timing
 

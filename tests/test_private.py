@@ -14,7 +14,6 @@ from fastvae_kernels import private
 
 ROOT = Path(__file__).parents[1]
 FILES = [p for folder in ("fastvae", "kernels/fastvae_kernels") for p in sorted((ROOT / folder).rglob("*.py"))]
-PUBLIC = ("numba.extending", "numba.types", "numba.njit")
 
 
 def dotted(node):

@@ -12,24 +12,17 @@ import torch
 from triton_device import DEVICE, on_gpu  # type: ignore[import-not-found]
 
 import fastvae
+from bench.gpu.timing import captured
 from fastvae import Bernoulli, Gaussian, Laplace
 
 pytestmark = on_gpu
 N, D, L = 64, 784, 20
 
 
-def captured(step):
-    """A graph of a step, after a warm-up on a side stream, and what the step returned in it."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = step()
-    return graph, out
+def captured_with_outputs(step):
+    """A graph of a step, warmed up before, and the tensors that a replay writes to."""
+    outputs: list[Any] = []
+    return captured(lambda: outputs.append(step())), outputs[-1]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +39,7 @@ def test_a_captured_step_draws_afresh_at_each_replay():
         z = fastvae.reparameterize(mu, logvar, backend="triton")
         return z, fastvae.elbo(x, z @ W, mu, logvar, backend="triton")
 
-    graph, (z, value) = captured(step)
+    graph, (z, value) = captured_with_outputs(step)
     draws = []
     for _ in range(3):
         graph.replay()
@@ -79,7 +72,7 @@ def test_a_captured_step_gives_the_gradients_of_an_eager_one(name):
         value = fastvae.elbo(x, lambda z: z @ W, mu, logvar, seed=seed, backend="triton", **OPTIONS[name])
         return value.detach(), *torch.autograd.grad(-value.sum(), leaves)
 
-    graph, out = captured(step)
+    graph, out = captured_with_outputs(step)
     for number in (3, 4):
         seed.fill_(number)
         graph.replay()

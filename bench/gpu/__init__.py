@@ -12,3 +12,6 @@ It needs torch and triton (and pytest for the tests) alone, so that it runs with
 checkout. With ``--device cpu`` all of it runs at tiny sizes in Triton's interpreter: a GPU is too rare to find there
 that a name is misspelt. Those times mean nothing.
 """
+
+# Exit codes of a stage: torch sees no GPU; start the stage again, in a new process; the tool it needs is not here.
+NO_GPU, CONTEXT_LOST, SKIPPED = 3, 75, 77

@@ -21,15 +21,16 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import CONTEXT_LOST, NO_GPU, SKIPPED
+
 ROOT = Path(__file__).parents[2]
 README, HISTORY = ROOT / "kernels" / "README.md", ROOT / "bench" / "history" / "gpu.json"
 BEGIN, END = "<!-- bench/gpu begins -->", "<!-- bench/gpu ends -->"
-CONTEXT_LOST, SKIPPED = 75, 77  # exit codes: of `results.run`, of a stage for want of a tool
 VERDICTS = {
     0: "passed",
-    3: "failed: torch sees no CUDA GPU",  # of `machine`
+    NO_GPU: "failed: torch sees no CUDA GPU",
     5: "failed: no test was found",  # pytest's
-    CONTEXT_LOST: "failed: the GPU stopped to answer",
+    CONTEXT_LOST: "failed: the GPU stopped answering",
     SKIPPED: "skipped",
 }
 GRACE = 5  # seconds to write down what there is, after an interrupt
@@ -94,7 +95,7 @@ class Log:
 
 
 def run(stage: Stage, log: Log) -> str:
-    """Run a stage, and again where the GPU stopped to answer while there is time; the verdict."""
+    """Run a stage, and again where the GPU stopped answering, while there is time; the verdict."""
     stop = time.monotonic() + stage.limit
     while True:
         began = time.monotonic()
@@ -184,7 +185,7 @@ def run_all(options: argparse.Namespace) -> int:
         verdicts[name] = run(stage, log)
         keep()
         log(f"=== {name}: {verdicts[name]}")
-        if "no CUDA GPU" in verdicts[name]:
+        if verdicts[name].startswith(VERDICTS[NO_GPU]):
             log("no CUDA GPU here, nothing else is run; DEVICE=cpu tries all of it at tiny sizes")
             return 1
     log("\n" + "\n".join(f"{name:<10} {verdict}" for name, verdict in verdicts.items()))

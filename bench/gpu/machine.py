@@ -8,8 +8,9 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+from . import NO_GPU
+
 PACKAGES = ("torch", "triton", "numpy", "numba", "pytest", "pytest-xdist", "hypothesis", "mpmath")
-NO_GPU = 3  # exit code
 TOOLS = ("git", "gcc", "nvidia-smi", "compute-sanitizer", "ncu")
 FIELDS = "name,compute_mode,driver_version,memory.total,clocks.sm,clocks.max.sm,temperature.gpu,power.draw"
 

@@ -19,12 +19,12 @@ import torch
 import triton
 
 from .. import history
+from . import CONTEXT_LOST
 from .timing import ON_GPU, CaptureFailed, still_answers
 
 FOLDER = Path(os.environ.get("FASTVAE_GPU_OUT", "runs/gpu"))
 MARGIN = 8 if ON_GPU else 0  # seconds for the case that has begun
 IN_CACHES = 60e6  # bytes: what moves fewer is read from the GPU's cache when it is repeated
-CONTEXT_LOST = 75  # exit code: start this stage again, in a new process
 HEADS = {
     "bench": "| case | us | eager | compile | TB/s | of copy |\n|---|---|---|---|---|---|",
     "step": "| training step | us | eager | compile | captured | eager, captured |\n|---|---|---|---|---|---|",

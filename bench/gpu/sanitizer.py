@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 
-SKIPPED = 77  # exit code
+from . import SKIPPED
+
 OPTIONS = ("--error-exitcode", "1", "--report-api-errors", "no")  # torch asks CUDA things that may fail
 
 

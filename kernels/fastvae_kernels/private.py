@@ -1,7 +1,7 @@
-"""The private names of torch, Triton and Numba that fastvae leans on, and what it does where one is missing.
+"""The private names of torch, Triton and Numba that fastvae relies on, and what it does where one is missing.
 
-Any release may take a private name away. Each stands in the table below, and nowhere else without being in it; where
-one is missing, something slower takes its place, and no result changes. `fastvae.show_config` names what is missing.
+Any release may remove a private name. Every one that is used is listed in the table below, as a test holds; where one
+is missing, something slower takes its place, and no result changes. `fastvae.show_config` prints what is missing.
 
     find("torch._C._len_torch_dispatch_stack", instead)    # what is there, or what stands in for it
     missing("numba")                                       # the names that a backend cannot do without
@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-NOT_TOLD = "whether a call is traced cannot be told: every call takes the reference"
-NOT_KEPT = "memory of large results is not used again: it is mapped anew in each call"
+NOT_TOLD = "fastvae cannot tell whether a call is traced: every call takes the reference"
+NOT_KEPT = "memory of large results is not reused: each call maps it anew"
 NO_KERNELS = "the Numba kernels cannot be compiled: CPU tensors take the reference"
 
 # name: what happens without it
