@@ -114,9 +114,8 @@ def show_config() -> None:
         ("FASTVAE_BACKEND", DEFAULT),
     ]
     rows += [(str(d), torch.cuda.get_device_name(d)) for d in devices if d.type == "cuda"]
-    rows += [
-        (name, f"not there: {NAMES[name]}") for b in ("torch", *filter(INSTALLED.get, INSTALLED)) for name in missing(b)
-    ]
+    packages = ("torch", *(b for b in INSTALLED if INSTALLED[b]))
+    rows += [(name, f"not there: {NAMES[name]}") for package in packages for name in missing(package)]
     print("\n".join(f"{name:<16} {value}" for name, value in rows))
     for device in devices:
         print(f'\nbackend="auto" on {device}:')

@@ -18,7 +18,14 @@ from fastvae import Bernoulli, Gaussian
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 N, EVENT, LATENT, K = 5, (3, 7, 2), (2, 3), 3  # 42 features are two vectors of 16 and a part, and no two sizes agree
 BACKEND = "numba"  # set by the fixture `kernels`
-REDUCTIONS = ("none", "mean", pytest.param("sum", marks=pytest.mark.long))  # "sum" is "mean" with another factor
+
+
+def later(*values):
+    """A case for --long alone."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+REDUCTIONS = ("none", "mean", later("sum"))  # "sum" is "mean" with another factor
 
 
 @pytest.fixture(params=["numba", "triton"], autouse=True)
@@ -109,9 +116,9 @@ OF_ITS_OWN = ("unit", "scalar", "per feature", "per element", "sigmoid", "tanh",
     ("name", "dtype"),
     [
         *((name, F32) for name in LIKELIHOODS),
-        *(pytest.param(name, F64, marks=() if name in OF_ITS_OWN else pytest.mark.long) for name in LIKELIHOODS),
+        *((name, F64) if name in OF_ITS_OWN else later(name, F64) for name in LIKELIHOODS),
         *((name, BF16) for name in ("unit", "per feature", "sigmoid")),
-        *(pytest.param(name, BF16, marks=pytest.mark.long) for name in ("scalar", "per sample", "Bernoulli")),
+        *(later(name, BF16) for name in ("scalar", "per sample", "Bernoulli")),
     ],
 )
 def test_every_likelihood(name, dtype, reduction):
@@ -185,6 +192,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "prior of numbers": (((), (1,)), {}),
     "prior, free bits": ((LATENT, (N, *LATENT)), {"free_bits": 0.6}),
 }
+FIRST = ("beta", "free bits", "prior")  # of float64
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -192,12 +200,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     ("name", "dtype"),
     [
         *((name, F32) for name in OPTIONS),
-        *((name, F64) for name in ("beta", "free bits", "prior")),
-        *(
-            pytest.param(name, F64, marks=pytest.mark.long)
-            for name in OPTIONS
-            if name not in ("beta", "free bits", "prior")
-        ),
+        *((name, F64) if name in FIRST else later(name, F64) for name in OPTIONS if name != "prior, free bits"),
         *((name, BF16) for name in ("beta", "free bits", "prior of one row")),
     ],
 )
@@ -260,10 +263,7 @@ def test_reparameterize(dtype, num_samples):
         (F32, BF16, BF16, BF16, F32),
         (BF16, F32, F32, F32, BF16),
         (F32, F32, F32, F64, F32),
-        *(
-            pytest.param(dtypes, marks=pytest.mark.long)
-            for dtypes in ((F64, F32, F32, F32, F32), (F32, F32, BF16, F32, F32), (F32, F32, F32, F32, F64))
-        ),
+        *map(later, ((F64, F32, F32, F32, F32), (F32, F32, BF16, F32, F32), (F32, F32, F32, F32, F64))),
     ],
 )
 def test_mixed_dtypes(dtypes):
