@@ -1,10 +1,11 @@
 """scikit-learn's own tests, with a class swapped for ours by a plugin of pytest."""
 
-import importlib
 import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -22,7 +23,8 @@ def run_their_tests(folder, plugin, modules, least, skipped):
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     passed = sum(map(int, re.findall(r"(\d+) passed", run.stdout)))
     assert passed > least, passed
-    tests = {name for module in modules for name in vars(importlib.import_module(module))}
+    # to import the modules would bring their marks in
+    source = "".join(Path(getattr(find_spec(module), "origin", "")).read_text(encoding="utf-8") for module in modules)
     known = {pattern.split("\\[")[0].removesuffix(".*"): reason for pattern, reason in skipped.items()}
-    there = [reason for name, reason in known.items() if name in tests]  # an older version has fewer
+    there = [reason for name, reason in known.items() if f"def {name}(" in source]  # an older version has fewer
     assert all(reason in run.stdout for reason in there)
