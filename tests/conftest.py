@@ -42,9 +42,14 @@ torch.set_num_threads(1)
 
 # What compiles the same kernels goes to one process. A file that is not named here is a group of its own.
 GROUPS = {
-    "elbo": ("test_elbo", "test_ops_elbo", "test_numba_elbo", "test_numba_buffers", "test_laplace", "test_noise"),
-    "gmm": ("test_gmm", "test_numba_gmm", "test_sklearn_mixture", "test_reference_gmm"),
-    "regression": ("test_regression", "test_numba_regression", "test_sklearn_regression", "test_docs"),
+    "elbo": (
+        *("test_elbo", "test_ops_elbo", "test_numba_elbo", "test_numba_buffers", "test_laplace", "test_noise"),
+        *("test_demo", "test_private"),
+    ),
+    "mixtures and regression": (
+        *("test_gmm", "test_numba_gmm", "test_sklearn", "test_reference", "test_regression", "test_numba_regression"),
+        "test_docs",
+    ),
 }
 
 
