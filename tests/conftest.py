@@ -7,6 +7,7 @@ as in `make test`, tests that share kernels stay in one process, so that each ke
 import functools
 import os
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -40,17 +41,39 @@ hypothesis.settings.load_profile("fastvae")
 torch.set_num_threads(1)
 
 
-# What compiles the same kernels goes to one process. A file that is not named here is a group of its own.
+# Whose tests take the same kernels, by the beginnings of their files' names; all others are a group a file.
 GROUPS = {
     "elbo": (
         *("test_elbo", "test_ops_elbo", "test_numba_elbo", "test_numba_buffers", "test_laplace", "test_noise"),
-        *("test_demo", "test_private"),
+        *("test_demo", "test_private", "_elbo", "vae", "likelihoods"),
     ),
     "mixtures and regression": (
         *("test_gmm", "test_numba_gmm", "test_sklearn", "test_reference", "test_regression", "test_numba_regression"),
-        "test_docs",
+        *("test_docs", "gmm", "_gmm", "_mixture", "regression", "_regression"),
     ),
 }
+
+
+def group_of(nodeid):
+    """The tests that one process runs: those that take the same kernels; each of the interpreted ones by itself."""
+    name = Path(nodeid.split("::")[0]).stem
+    return nodeid if "[triton" in nodeid else next((g for g, start in GROUPS.items() if name.startswith(start)), name)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """For ``--dist loadgroup``; xdist 3.8 has no groups under pytest 9.2, which takes no other names for tests."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        """The largest group first."""
+
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return Groups(config, log)
 
 
 INTERPRETED = ("test_triton_elbo", "test_triton_math", "test_bench_gpu")  # these, and whatever is called [triton
@@ -72,7 +95,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: more cases of what other tests try; run with --long")
-    config.addinivalue_line("markers", "xdist_group(name): run in one process")  # where xdist is not installed
 
 
 def pytest_collection_modifyitems(config, items):
@@ -84,10 +106,6 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if interpreter_fails() and ("[triton" in item.name or item.path.stem in INTERPRETED):
             item.add_marker(refused)
-        if "[triton" not in item.name:  # interpreted: nothing to share, good to fill in
-            name = item.path.stem
-            group = next((g for g, stems in GROUPS.items() if name.startswith(stems)), name)
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def patch_once():

@@ -313,19 +313,20 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("reductions", [("none", "sum"), later(("sum", "none"))])
 @pytest.mark.parametrize(("n", "event", "latent"), SHAPES)
-def test_every_way_a_shape_is_cut(n, event, latent, reduction):
-    def call(backend, x, x_hat, mu, logvar, s):
-        options = {"likelihood": Gaussian(log_scale=s), "reduction": reduction, "backend": backend}
-        z = fastvae.reparameterize(mu, logvar, seed=1, backend=backend)
-        return *fastvae.elbo_terms(x, x_hat, mu, logvar, free_bits=0.3, **options), z
-
+def test_every_way_a_shape_is_cut(n, event, latent, reductions):
     shapes = ((n, *event), (n, *event), (n, *latent), (n, *latent))
-    for scale in ((), event):
+    for scale, reduction in zip(((), event), reductions, strict=True):
+
+        def call(backend, x, x_hat, mu, logvar, s, reduction=reduction):
+            options = {"likelihood": Gaussian(log_scale=s), "reduction": reduction, "backend": backend}
+            z = fastvae.reparameterize(mu, logvar, seed=1, backend=backend)
+            return *fastvae.elbo_terms(x, x_hat, mu, logvar, free_bits=0.3, **options), z
+
         within_budget(call, *(torch.randn(s) for s in shapes), 0.5 * torch.randn(scale), fixed=[0])
     inputs = [torch.randn(s) for s in shapes]
-    within_budget(lambda b, *args: bound_alone(*args, reduction=reduction, backend=b), *inputs, fixed=[0])
+    within_budget(lambda b, *args: bound_alone(*args, reduction=reductions[1], backend=b), *inputs, fixed=[0])
 
 
 # Views of x, x_hat (both [N, 4, 6]) and mu, logvar (both [N, 6]), made of a leaf of the shape that stands before them.

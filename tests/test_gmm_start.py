@@ -154,8 +154,14 @@ def test_blocks_of_rows_change_nothing_but_rounding(kind, monkeypatch):
         assert (a - b).abs().max() <= 50 * EPS * X.abs().max() ** 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("init", gmm_start.STARTS)
+@pytest.mark.parametrize(
+    ("kind", "init"),
+    [
+        pytest.param(kind, init, marks=[] if kind == "full" or init == "kmeans" else pytest.mark.long)
+        for kind in KINDS
+        for init in gmm_start.STARTS
+    ],
+)
 def test_all_problems_at_once_are_each_by_itself(kind, init, monkeypatch):
     """As on a GPU, where problems go together and those that have ended leave the batch."""
     X = torch.tensor(data(N=40, batch=(5,)))
