@@ -49,7 +49,7 @@ GROUPS = {
     ),
     "mixtures and regression": (
         *("test_gmm", "test_numba_gmm", "test_sklearn", "test_reference", "test_regression", "test_numba_regression"),
-        *("test_docs", "gmm", "_gmm", "_mixture", "regression", "_regression"),
+        *("gmm", "_gmm", "_mixture", "regression", "_regression"),
     ),
 }
 

@@ -37,7 +37,7 @@ def test_the_whole_command(tmp_path):
     assert "<testcase" in (tmp_path / "tests.xml").read_text()
     assert "<testcase" in (tmp_path / "capture.xml").read_text()
     found, tables = load(tmp_path / "results.json"), (tmp_path / "tables.md").read_text()
-    for kind, count in {"bench": 4, "step": 1, "tuning": 8}.items():
+    for kind, count in {"bench": 4, "step": 1, "tuning": 4}.items():
         assert len(found[kind]) == count
         assert all(results.row(kind, line) in tables and "seconds" in line for line in found[kind])
     contenders = {"fastvae", "eager", "compile", "captured", "eager, captured"}

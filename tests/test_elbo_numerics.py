@@ -287,7 +287,9 @@ in_a_graph = pytest.mark.parametrize(
 
 
 @in_a_graph
-@pytest.mark.parametrize("betas", BETAS.values(), ids=list(BETAS))
+@pytest.mark.parametrize(
+    "betas", [pytest.param(betas, id=i, marks=pytest.mark.long if i == "tensors" else []) for i, betas in BETAS.items()]
+)
 def test_compiled_in_one_piece_it_equals_eager_for_every_beta(betas):
     torch._dynamo.reset()
     x, mu, logvar = torch.randn(3, 4), torch.randn(3, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)

@@ -85,6 +85,7 @@ os._exit(0)  # gloo's own threads may end a process that takes itself down while
 """
 
 
+@pytest.mark.long  # test_examples.test_ddp compares with one process
 def test_two_data_parallel_processes_average_their_gradients(tmp_path):
     here = Path(__file__).parent
     paths = [str(here), str(here.parent), str(here.parent / "kernels")]

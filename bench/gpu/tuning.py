@@ -27,7 +27,7 @@ if ON_GPU:
     PROGRAMS = (4096, 1056, 2112, 1 << 20)  # 1056 are 8 on each multiprocessor of an H200
 else:
     ELEMENTS, LAUNCHES = 64, 1
-    ROWS, WARPS, TILE_BYTES, PROGRAMS = (37,), (8, 4), (4096,), (4096, 1)
+    ROWS, WARPS, TILE_BYTES, PROGRAMS = (37,), (8,), (4096,), (4096, 1)
 
 
 class Point(NamedTuple):
