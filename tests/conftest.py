@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import torch
 
+from bench.gpu import interpreter
 from fastvae import _backend
 
 if lanes := os.environ.get("FASTVAE_TEST_LANES"):  # see processors.py; before any kernel is imported
@@ -23,6 +24,7 @@ if lanes := os.environ.get("FASTVAE_TEST_LANES"):  # see processors.py; before a
 # Before anything imports triton: here its kernels run in the interpreter, on the CPU. `make gpu` runs them on a GPU.
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["FASTVAE_GPU_DEVICE"] = "cpu"  # for whoever imports bench.gpu
+interpreter.patch_once()
 
 # No deadline: a loaded machine is no fault of the code. Derandomised: a red test is red for everybody.
 hypothesis.settings.register_profile(
@@ -106,41 +108,6 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if interpreter_fails() and ("[triton" in item.name or item.path.stem in INTERPRETED):
             item.add_marker(refused)
-
-
-def patch_once():
-    """Have Triton's interpreter replace the builtins of `triton.language` once in a launch.
-
-    It looks through all of them at each call of a function within a kernel, which is half of its time.
-    """
-    try:
-        import triton.language as tl
-        from triton.runtime import interpreter
-
-        patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
-        nothing = interpreter._LangPatchScope
-    except (ImportError, AttributeError):
-        return
-    patched: set[bool] = set()  # of those who see `tl`, and of those who see `tl.core`
-
-    def patch_unless_patched(function):
-        sees = any(value is tl for value in function.__globals__.values())
-        if sees in patched:
-            return nothing()
-        patched.add(sees)
-        return patch(function)
-
-    def launch_afresh(self, *args, **kwargs):
-        patched.clear()
-        try:
-            return launch(self, *args, **kwargs)
-        finally:
-            patched.clear()
-
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_unless_patched, launch_afresh
-
-
-patch_once()
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,15 @@
 """What is measured and tested on a CUDA GPU, by one command of at most ten minutes: `make gpu`.
 
-    __main__.py   the stages, each a process with a time limit and a verdict; `publish` puts the results into the docs
-    machine.py    versions and tools
-    elbo.py       the ELBO against eager torch, `torch.compile` and a device copy
-    step.py       a training step captured in a CUDA graph
-    tuning.py     warps, bytes of a tile and programs of the log-likelihood
-    timing.py     events, graphs, races
-    results.py    results.json and tables.md, written after every case
+    __main__.py      the stages, each a process with a time limit and a verdict; `publish` fills the docs
+    machine.py       versions and tools
+    elbo.py          the ELBO against eager torch, `torch.compile` and a device copy
+    step.py          a training step captured in a CUDA graph
+    tuning.py        warps, bytes of a tile and programs of the log-likelihood
+    timing.py        events, graphs, races
+    results.py       results.json and tables.md, written after every case
+    record.py        a line for every test
+    sanitizer.py     some of the tests under compute-sanitizer
+    interpreter.py   Triton's, for dry runs
 
 It needs torch and triton (and pytest for the tests) alone, so that it runs with the system's Python from a bare
 checkout. With ``--device cpu`` all of it runs at tiny sizes in Triton's interpreter: a GPU is too rare to find there
