@@ -4,9 +4,12 @@ import ctypes
 import mmap
 import multiprocessing
 import threading
+import weakref
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import fastvae
 from fastvae_kernels.numba import _buffers
@@ -25,7 +28,6 @@ HOLDERS = {
     "the tensor": lambda t: t,
     "a view": lambda t: t[3:],
     "a detached alias": lambda t: t.detach(),
-    "a numpy array": lambda t: t.numpy(),
     "its storage": lambda t: t.untyped_storage(),
     "another tensor on its storage": lambda t: torch.empty(0).set_(t.untyped_storage()),
 }
@@ -102,6 +104,53 @@ def test_a_buffer_that_anybody_can_see_is_not_given_out(hold):
     assert address not in [a for _, a in others]
     del holder
     assert fresh(100, 8)[1] == address
+
+
+MARKS = {
+    "shared": lambda t: t.share_memory_(),
+    "sent to a process": lambda t: ForkingPickler.dumps(t),
+    "given to NumPy": lambda t: t.numpy(),
+    "watched": lambda t: StorageWeakRef(t.untyped_storage()),
+}
+
+
+@pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
+def test_a_buffer_that_its_owner_has_marked_is_never_given_out_again(mark):
+    t, _ = fresh(100, 8)
+    storage = weakref.ref(t.untyped_storage())
+    mark(t)
+    assert t.fill_(1).sum() == 800
+    del t
+    t, _ = fresh(100, 8)
+    assert storage() is None
+    t.resize_(200, 16)
+
+
+def test_a_weak_reference_to_a_storage_ends_with_its_last_tensor():
+    t, _ = fresh(100, 8)
+    view, watching = t[3:], StorageWeakRef(t.untyped_storage())
+    del t
+    assert not watching.expired()
+    del view
+    assert watching.expired()
+
+
+def sent(queue, results):
+    """Sums of what arrives, looked at when all is there."""
+    results.put([float(t.sum()) for t in [queue.get() for _ in range(3)]])
+
+
+def test_what_another_process_was_sent_stays_as_it_was():
+    context = torch.multiprocessing.get_context("spawn")
+    queue, results = context.SimpleQueue(), context.Queue()  # the former sends at once
+    process = context.Process(target=sent, args=(queue, results), daemon=True)
+    process.start()
+    for i in range(3):
+        t, _ = fresh(100, 8)
+        queue.put(t.fill_(i))
+        del t
+    assert results.get(timeout=60) == [0, 800, 1600]
+    process.join(20)
 
 
 def test_a_buffer_whose_storage_was_resized_is_not_given_out():

@@ -28,6 +28,7 @@ NAMES = {
     "torch._C._FunctionBase.apply": "autograd Functions are called by their own apply, 2 us slower",
     "torch._C._storage_Use_Count": NOT_KEPT,
     "torch.UntypedStorage._cdata": NOT_KEPT,
+    "torch.UntypedStorage._weak_ref": NOT_KEPT,
     "torch._C.__file__": "torch's OpenMP team is not found: threads of our own, 70 us a call",
     "torch._C._cuda_getCurrentRawStream": "the stream is asked for by torch.cuda.current_stream, 2 us slower",
     "triton.knobs.runtime.interpret": "the type of a kernel says whether it is interpreted",
