@@ -6,17 +6,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import check_device, describe
+from fastvae_kernels.private import find
+
+from ._checks import check_dense, check_device, describe
 
 FLOATS = (torch.float32, torch.float64)
+is_zero = find("torch.Tensor._is_zerotensor", lambda _: False)
+
+
+def pending(t: Tensor) -> bool:
+    """Whether memory does not hold what the tensor stands for: torch has put off to negate it, or to fill in zeros."""
+    return t.is_neg() or is_zero(t)
+
+
+def settled(t: Any) -> Any:
+    """A tensor whose memory holds its values; whatever is no tensor as it is."""
+    return t.clone() if isinstance(t, Tensor) and pending(t) else t
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
     """A tensor, or the tensor that shares a NumPy array's memory, memory-mapped and read-only files included."""
     if isinstance(value, Tensor):
-        if value.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got one of layout {value.layout}")
-        return value
+        check_dense(name, value)
+        return settled(value)
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array or a torch.Tensor, got {describe(value)}")
     if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:

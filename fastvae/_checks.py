@@ -19,8 +19,16 @@ def describe(value: Any) -> str:
     return f"{value!r}" if isinstance(value, str | int | float) else type(value).__name__
 
 
+def check_dense(name: str, value: Any) -> None:
+    """No tensor, or a dense one."""
+    if isinstance(value, Tensor) and (value.is_nested or value.layout is not torch.strided):
+        kind = "a nested one" if value.is_nested else f"one of layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+
+
 def check_floating(name: str, value: Any) -> None:
-    """A floating-point tensor."""
+    """A dense floating-point tensor."""
+    check_dense(name, value)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point torch.Tensor, got {describe(value)}")
 
@@ -69,6 +77,7 @@ def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
     """X ``[N, *event]``: floating-point, bool, or uint8 with its x_scale."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, got {describe(x)}")
+    check_dense("x", x)
     if not (x.is_floating_point() or x.dtype in (torch.uint8, torch.bool)):
         raise TypeError(f"x must be floating-point, uint8 or bool, got {describe(x)}")
     if x.dim() == 0 or x.shape[0] != mu.shape[0]:
@@ -104,6 +113,8 @@ def checked_decoder(decoder: Callable[[Tensor], Any], x: Tensor, num_samples: in
     def decode(z: Tensor) -> Any:
         out = decoder(z)
         outputs = out if isinstance(out, tuple) else (out,)
+        for t in outputs:
+            check_dense("what the decoder returns", t)
         if len(outputs) not in (1, 2) or not all(isinstance(t, Tensor) and t.is_floating_point() for t in outputs):
             got = ", ".join(describe(t) for t in outputs)
             raise TypeError(f"the decoder must return a tensor x_hat or a pair (x_hat, log_scale), got ({got})")
@@ -132,6 +143,7 @@ def check_likelihood(likelihood: Any, x: Tensor, num_samples: int | None) -> Non
         )
     for name in ("scale", "log_scale"):
         if isinstance(value := getattr(likelihood, name, None), Tensor):
+            check_dense(f"likelihood's {name}", value)
             check_broadcasts(f"likelihood's {name}", value, shape, "x_hat")
             check_operand_device(f"likelihood's {name}", value, x.device, "x")
 

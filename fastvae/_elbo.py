@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _backend, reference
+from ._arrays import settled
 from ._checks import (
     check_likelihood,
     check_num_samples,
@@ -232,6 +233,8 @@ def _evaluate(
             return traced if terms else traced.elbo
         backend = _backend.choose("elbo", backend, mu.device, unserved or elbo_call.unserved_state())
         if backend != "reference":
+            x, x_hat, mu, logvar, prior = *map(settled, (x, x_hat, mu, logvar)), elbo_call.settled_prior(prior)
+            how["likelihood"] = likelihood = elbo_call.settled_likelihood(likelihood)
             call = elbo_call.Call(backend, mu, logvar, prior, strict=strict, terms=terms, **how)
             elbo_call.remember(key, call)
             return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, beta, free_bits)
@@ -306,6 +309,7 @@ def reparameterize(
             elbo_call.unserved_posterior(backend, mu, logvar) or elbo_call.unserved_state(),
         )
         if backend != "reference":
+            mu, logvar = settled(mu), settled(logvar)
             call = elbo_call.remember(key, elbo_call.Call(backend, mu, logvar, None, num_samples=num_samples))
     if call is not None:
         return ops.reparameterize(call, mu, logvar, seed)
@@ -364,6 +368,7 @@ def kl_divergence(
             unserved = elbo_call.unserved_posterior(backend, mu, logvar, prior) or elbo_call.unserved_state()
             backend = _backend.choose("kl_divergence", backend, mu.device, unserved)
             if backend != "reference":
+                mu, logvar, prior = settled(mu), settled(logvar), elbo_call.settled_prior(prior)
                 call = elbo_call.remember(key, elbo_call.Call(backend, mu, logvar, prior, reduction=reduction))
     if call is not None:
         return ops.kl_divergence(call, mu, logvar, prior)

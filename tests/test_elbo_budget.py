@@ -119,8 +119,8 @@ def test_every_likelihood(name, dtype, reduction):
     shape, make = LIKELIHOODS[name]
     s = None if shape is None else 0.5 * torch.randn(shape)
     draw = torch.rand if name == "Bernoulli" else torch.randn
-    inputs = [draw(N, *EVENT), torch.randn(N, *EVENT), torch.randn(N, *LATENT)]
-    inputs = [t if t is None else t.to(dtype) for t in (*inputs, s)]
+    drawn = draw(N, *EVENT), torch.randn(N, *EVENT), torch.randn(N, *LATENT)
+    inputs = [t if t is None else t.to(dtype) for t in (*drawn, s)]
     for function in (fastvae.elbo_terms, bound_alone):
 
         def call(backend, x, x_hat, mu, s, function=function):

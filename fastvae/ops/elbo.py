@@ -20,11 +20,12 @@ from torch.autograd import Function
 from fastvae_kernels.private import find
 
 from .. import _backend
+from .._arrays import pending, settled
 from ..likelihoods import UNIT_GAUSSIAN, named
 from ..reference.elbo import ElboTerms, Prior, as_seed, decode_with, kl_penalty, reduce_batch
 from ..reference.elbo import log_likelihood as log_likelihood_formula
 from ..reference.elbo import reparameterize as reparameterize_formula
-from .elbo_call import Call, layout, unserved_likelihood
+from .elbo_call import Call, layout, settled_likelihood, unserved_likelihood
 
 float16, is_grad_enabled = torch.float16, torch.is_grad_enabled  # to look these up takes as long as to call them
 # Where torch has these no more, what cannot be told is taken to be so: see `fastvae_kernels.private`.
@@ -251,11 +252,11 @@ def latent_gradients(
 
 
 def needs_formula(*upstreams: Tensor | None) -> bool:
-    """Whether the gradient must itself be differentiable, or an upstream is a batch of gradients."""
+    """Whether the gradient must itself be differentiable, or an upstream is a batch of gradients or `pending`."""
     if is_grad_enabled():
         return True
     for u in upstreams:  # noqa: SIM110 (a generator takes longer than all of this)
-        if u is not None and (is_batched(u) or is_legacy_batched(u)):
+        if u is not None and (is_batched(u) or is_legacy_batched(u) or pending(u)):
             return True
     return False
 
@@ -308,6 +309,7 @@ def elbo_terms(
         return ElboTerms(*out) if call.terms else out
     z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), Run(call, beta, free_bits))
     x_hat, likelihood, decoded_scale = decode_with(x_hat, z, likelihood, call.num_samples)
+    x_hat, likelihood, decoded_scale = settled(x_hat), settled_likelihood(likelihood), settled(decoded_scale)
     number, log_scale = split_scale(call, likelihood)
     if reason := unserved_likelihood(call.backend, x, x_hat, likelihood):  # the decoder's dtype has no kernel
         if call.strict:

@@ -4,6 +4,7 @@ A training loop calls with the same shapes, dtypes and options over and over. So
 included, is done once and found again by their key; what is left of the way to a kernel is some ten lines of Python.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fastvae_kernels.private import find
 
 from .. import _backend
+from .._arrays import is_zero, pending, settled
 from ..likelihoods import NAMES, UNIT_GAUSSIAN, LocationScale
 from ..reference.elbo import Prior
 
@@ -65,8 +67,10 @@ def unserved_likelihood(backend: str, x: Tensor, x_hat: Any, likelihood: Any) ->
 
 
 def layout(t: Tensor) -> tuple[Any, ...]:
-    """All that a launch plan is made from; AttributeError for what is no tensor."""
-    return type(t), t.shape, t.is_contiguous() or t.stride(), t.dtype, t.is_cpu or t.device
+    """All that a launch plan is made from; AttributeError for what is no tensor, TypeError for one to be `settled`."""
+    if pending(t):
+        raise TypeError
+    return type(t), t.shape, t.is_contiguous() or t.stride(), t.dtype, t.layout, t.is_cpu or t.device
 
 
 def likelihood_layout(likelihood: Any) -> tuple[Any, ...]:
@@ -77,6 +81,21 @@ def likelihood_layout(likelihood: Any) -> tuple[Any, ...]:
         return (type(likelihood),)
     scale = likelihood.scale if likelihood.log_scale is None else likelihood.log_scale
     return type(likelihood), likelihood.link, layout(scale) if isinstance(scale, Tensor) else None
+
+
+def settled_prior(prior: Prior | None) -> Prior | None:
+    """The same with tensors that kernels can read."""
+    return None if prior is None else (settled(prior[0]), settled(prior[1]))
+
+
+def settled_likelihood(likelihood: Any) -> Any:
+    """The same with a scale that kernels can read."""
+    log_scale = likelihood.log_scale if isinstance(likelihood, LocationScale) else None  # of a scale there is a log
+    return (
+        replace(likelihood, log_scale=settled(log_scale))
+        if isinstance(log_scale, Tensor) and pending(log_scale)
+        else likelihood
+    )
 
 
 KNOWN: dict[Any, Any] = {}  # launch plans and calls by their layouts
@@ -140,28 +159,35 @@ class Call:
         if unserved_state():
             return None, None
         try:
+            if mu.is_neg() or logvar.is_neg() or is_zero(mu) or is_zero(logvar):  # `pending`
+                return None, None
             # The `layout` of each tensor, written out: to call it and join what it gives took 3 us more of a step's 60.
             key: tuple[Any, ...] = (
-                options, type(mu), mu.shape, mu.is_contiguous() or mu.stride(), mu.dtype, mu.is_cpu or mu.device,
+                options, type(mu), mu.shape, mu.is_contiguous() or mu.stride(), mu.dtype,
+                mu.layout, mu.is_cpu or mu.device,
                 type(logvar), logvar.shape, logvar.is_contiguous() or logvar.stride(), logvar.dtype,
-                logvar.is_cpu or logvar.device,
+                logvar.layout, logvar.is_cpu or logvar.device,
             )  # fmt: skip
             if x is not None:
+                if x.is_neg() or is_zero(x):
+                    return None, None
                 key += (
-                    type(x), x.shape, x.is_contiguous() or x.stride(), x.dtype, x.is_cpu or x.device, x.requires_grad,
-                    None if likelihood is UNIT_GAUSSIAN else likelihood_layout(likelihood),
+                    type(x), x.shape, x.is_contiguous() or x.stride(), x.dtype, x.layout, x.is_cpu or x.device,
+                    x.requires_grad, None if likelihood is UNIT_GAUSSIAN else likelihood_layout(likelihood),
                 )  # fmt: skip
             if isinstance(x_hat, Tensor):
+                if x_hat.is_neg() or is_zero(x_hat):
+                    return None, None
                 key += (
                     type(x_hat), x_hat.shape, x_hat.is_contiguous() or x_hat.stride(), x_hat.dtype,
-                    x_hat.is_cpu or x_hat.device,
+                    x_hat.layout, x_hat.is_cpu or x_hat.device,
                 )  # fmt: skip
             else:
                 key += (callable(x_hat),)
             if prior is not None:
                 key += tuple(map(layout, prior))
             return key, KNOWN.get(key)
-        except (AttributeError, TypeError):
+        except (AttributeError, TypeError, RuntimeError):  # the last of sparse and nested tensors
             return None, None
 
     @property

@@ -26,6 +26,7 @@ NAMES = {
     "torch._C._functorch.is_legacy_batchedtensor": "gradients of the ELBO are those of the reference, in plain torch",
     "torch._C._autograd._top_saved_tensors_default_hooks": "gradients are not formed in the forward pass",
     "torch._C._FunctionBase.apply": "autograd Functions are called by their own apply, 2 us slower",
+    "torch.Tensor._is_zerotensor": "a tensor of torch._efficientzerotensor, which has no memory, ends the process",
     "torch._C._storage_Use_Count": NOT_KEPT,
     "torch.UntypedStorage._cdata": NOT_KEPT,
     "torch.UntypedStorage._weak_ref": NOT_KEPT,

@@ -7,9 +7,9 @@
 The system maps fresh memory at its first touch, page by page, filled with zeros: at 10 MB that takes as long as a
 kernel that streams through it, at 50 MB longer. A training loop drops its gradients after each step and asks for as
 many again, so the last `MOST_KEPT` large buffers, of at most `KEPT_BYTES` together, are remembered. One is given out
-again when no tensor, no view and no Python object but this memory of it refers to its storage, nor any other process
-or weak reference; to find it takes 2 us more than malloc does. At 1.6 MB, a step that took 121 to 126 us in several processes with them took 123 to 161
-with malloc's memory: by its place in a page, and a fault now and then.
+again when nobody else can see its storage: no tensor, view or Python object, no other process, no weak reference. To
+find it takes 2 us more than malloc does. At 1.6 MB, a step that took 121 to 126 us in several processes with them took
+123 to 161 with malloc's memory: by its place in a page, and a fault now and then.
 """
 
 import ctypes
