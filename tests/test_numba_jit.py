@@ -125,25 +125,52 @@ print(made.cached, made.compiled.cache_hits, out.raw[0])
 """
 
 
+def in_python(script, env=None):
+    """What the script prints, and what it says of errors."""
+    kept = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    command = [sys.executable, "-B", str(script)]
+    done = subprocess.run(command, env=kept | (env or {}), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("size", [0, 0.5], ids=["empty", "half"])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_file_of_the_cache_is_written_anew(tmp_path, kind, size):
+    script = tmp_path / "exponential.py"
+    script.write_text(EXPONENTIAL)
+    assert in_python(script) == ("True 0 7\n", "")
+    (file,) = tmp_path.glob(f"__pycache__/*.{kind}")
+    os.truncate(file, int(size * file.stat().st_size))
+    out, warned = in_python(script)
+    assert out == "True 0 7\n"
+    assert f"RuntimeWarning: the cache of compiled kernels in {file.parent} cannot be read" in warned
+    assert in_python(script) == ("True 1 7\n", "")
+
+
+def test_where_the_cache_cannot_be_written_kernels_are_compiled_in_each_process(tmp_path):
+    script = tmp_path / "exponential.py"
+    full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"  # as on a full disk
+    script.write_text(full + EXPONENTIAL + "print(make().call is not None)\n")
+    out, warned = in_python(script)
+    assert out == "True 0 7\nTrue\n"
+    assert warned.count("RuntimeWarning") == 1
+    assert str(tmp_path / "__pycache__") in warned
+
+
 def test_a_kernel_is_kept_on_disk_until_a_file_of_the_folder_changes(tmp_path):
     folder = tmp_path / "fastvae_kernels" / "numba"
     shutil.copytree(Path(_jit.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    env = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | {"PYTHONPATH": str(tmp_path)}
-
-    def in_python(script):
-        done = subprocess.run([sys.executable, "-B", str(script)], env=env, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+    env = {"PYTHONPATH": str(tmp_path)}
     scripts = [tmp_path / name / "exponential.py" for name in ("writable", "unwritable")]
     for script in scripts:
         script.parent.mkdir()
         script.write_text(EXPONENTIAL)
-    assert in_python(scripts[0]) == "True 0 7\n"
-    assert in_python(scripts[0]) == "True 1 7\n"
+    assert in_python(scripts[0], env) == ("True 0 7\n", "")
+    assert in_python(scripts[0], env) == ("True 1 7\n", "")
     with (folder / "_math.py").open("a") as file:
         file.write("\n\n@math_jit\ndef exp(x):\n    return x\n")
-    assert in_python(scripts[0]) == "True 0 2\n"
+    assert in_python(scripts[0], env) == ("True 0 2\n", "")
     (tmp_path / "unwritable" / "__pycache__").write_text("a file, where a folder would be")
     env["XDG_CACHE_HOME"] = env["HOME"] = "/dev/null/nowhere"  # root may write in any folder, not in this one
-    assert in_python(scripts[1]) == "False 0 2\n"
+    assert in_python(scripts[1], env) == ("False 0 2\n", "")

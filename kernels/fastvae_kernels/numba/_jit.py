@@ -18,6 +18,7 @@ import gc
 import hashlib
 import re
 import struct
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,39 @@ _SOURCES = sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parents[
 _STAMP = hashlib.sha256(b"".join([*(path.read_bytes() for path in _SOURCES), bytes([LANES_REGISTER])])).hexdigest()
 
 
+class _Forgiving:
+    """A cache of Numba's whose damaged files are written anew; where no file can be written, there is none."""
+
+    warned = False
+
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
+
+    def load_overload(self, *args: Any) -> Any:
+        """What is kept, or None."""
+        try:
+            return self.cache.load_overload(*args)
+        except Exception as error:  # whatever pickle raises for a file that is cut short
+            self.warn(error, "read: the kernel is compiled anew")
+            with suppress(OSError):
+                self.cache.flush()
+        return None
+
+    def save_overload(self, *args: Any) -> None:
+        """Keep it, if that can be."""
+        try:
+            self.cache.save_overload(*args)
+        except Exception as error:
+            self.warn(error, "written: each process compiles the kernels for itself")
+
+    def warn(self, error: Exception, what: str) -> None:
+        """Once in a process."""
+        if not _Forgiving.warned:
+            _Forgiving.warned = True
+            text = f"the cache of compiled kernels in {self.cache.cache_path} cannot be {what}"
+            warnings.warn(f"{text} ({type(error).__name__}: {error})", RuntimeWarning, stacklevel=2)
+
+
 class Kernel:
     """A compiled kernel: ``call(pack(*header, *fields))`` runs it, and so does whoever jumps to ``address``."""
 
@@ -56,6 +90,7 @@ class Kernel:
             with suppress(AttributeError):  # Numba's own stamp stays alone if it renames these
                 file = compiled._cache._cache_file
                 file._source_stamp = f"{_STAMP} {file._source_stamp}"
+                compiled._cache = _Forgiving(compiled._cache)
         collecting = gc.isenabled()
         gc.disable()  # a tenth of the time went into looking through the compiler's many objects
         try:
