@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .likelihoods import gaussian_log_prob
+from .likelihoods import gaussian_log_prob, over_scale
 from .noise import standard_normal
 
 # phi(t) / t^2 on |t| <= 0.9, highest power first: Chebyshev interpolation, good to a rounding error.
@@ -81,7 +81,7 @@ def kl_elements(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tenso
     if prior is None:
         return 0.5 * (mu.square() + phi(logvar))
     mu_p, logvar_p = (p.to(dtype) for p in prior)
-    return 0.5 * (((mu - mu_p) * torch.exp(-0.5 * logvar_p)).square() + phi(logvar - logvar_p))
+    return 0.5 * (over_scale(mu - mu_p, 0.5 * logvar_p).square() + phi(logvar - logvar_p))
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor, prior: Prior | None = None, *, reduction: str = "none") -> Tensor:

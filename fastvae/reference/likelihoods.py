@@ -18,15 +18,24 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 LOG_2 = math.log(2)
 
 
+def over_scale(residual: Tensor, log_scale: Tensor | float) -> Tensor:
+    """residual e^-log_scale, and no 0 * inf where e^-log_scale overflows: a second factor takes what is too much."""
+    most = math.log(torch.finfo(residual.dtype).max) - 1
+    if not isinstance(log_scale, Tensor):
+        number = max(log_scale, -most)
+        scaled = residual * math.exp(-number) if number else residual
+        return scaled if number == log_scale else scaled * math.exp(min(number - log_scale, most))
+    first = log_scale.clamp(min=-most)
+    return residual * torch.exp(-first) * torch.exp((first - log_scale).clamp(max=most))
+
+
 def gaussian_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, link: str = "identity") -> Tensor:
     """log N(x; link(x_hat), e^(2 log_scale)).
 
     Equivalent to ``torch.distributions.Normal(link(x_hat), log_scale.exp()).log_prob(x)``.
     """
     residual = x - LINKS[link](x_hat)
-    if not isinstance(log_scale, Tensor):
-        return -0.5 * math.exp(-2 * log_scale) * residual.square() - (log_scale + HALF_LOG_2PI)
-    return -0.5 * (residual * torch.exp(-log_scale)).square() - log_scale - HALF_LOG_2PI
+    return -0.5 * over_scale(residual, log_scale).square() - log_scale - HALF_LOG_2PI
 
 
 def laplace_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, link: str = "identity") -> Tensor:
@@ -34,10 +43,7 @@ def laplace_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, 
 
     Equivalent to ``torch.distributions.Laplace(link(x_hat), log_scale.exp()).log_prob(x)``.
     """
-    distance = (x - LINKS[link](x_hat)).abs()
-    if not isinstance(log_scale, Tensor):
-        return -math.exp(-log_scale) * distance - (log_scale + LOG_2)
-    return -distance * torch.exp(-log_scale) - log_scale - LOG_2
+    return -over_scale(x - LINKS[link](x_hat), log_scale).abs() - log_scale - LOG_2
 
 
 def bernoulli_log_prob(x: Tensor, x_hat: Tensor) -> Tensor:

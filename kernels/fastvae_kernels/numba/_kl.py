@@ -10,7 +10,7 @@ Specification: fastvae/reference/elbo.py (kl_elements, kl_penalty)
 from functools import cache
 
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
-from ._math import exp, fma, half_exponentials, like
+from ._math import exp, fma, half_exponentials, like, times
 from ._memory import F64, array_at, gather, item_size, number, on_stack, read, vector, weight_at, write
 from ._threads import take, worker
 from ._vector import lanes
@@ -29,7 +29,7 @@ def kl_element(d, half_phi):
 @math_jit
 def kl_element_to(mu, logvar, mu_p, logvar_p):
     """kl_nl to a prior."""
-    return kl_element((mu - mu_p) * exp(like(mu, -0.5) * logvar_p), half_exponentials(logvar - logvar_p)[2])
+    return kl_element(times(mu - mu_p, exp(like(mu, -0.5) * logvar_p)), half_exponentials(logvar - logvar_p)[2])
 
 
 @loop_jit

@@ -210,6 +210,12 @@ def exp_negative(x):
 
 
 @math_jit
+def times(x, factor):
+    """x * factor, but 0 where x is 0, whatever the factor."""
+    return select(x == like(x, 0), x, x * factor)
+
+
+@math_jit
 def expm1(x):
     """e^x - 1."""
     x = select(x > like(x, EXP_MAX), like(x, EXP_MAX), x)

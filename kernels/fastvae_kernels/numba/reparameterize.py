@@ -24,7 +24,7 @@ from ..rows import Rows
 from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, unpack
 from ._kl import COLUMNS, LATENT, fill_upstream, finish, kl_element, kl_element_to, make_columns
-from ._math import exp, expm1, fma, half_exponentials, like, select
+from ._math import exp, expm1, fma, half_exponentials, like, select, times
 from ._memory import (
     CODES,
     F64,
@@ -234,17 +234,18 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                             if sample:
                                 ds = half_root * ds
                             if through_kl:
-                                g, slope = read(g_s, i, v), d
+                                g, slope, half_square = read(g_s, i, v), d, none
                                 if mu_p:
                                     s_p = read(logvar_p_s, i, v)
-                                    d, half_excess = d - read(mu_p_s, i, v), half * expm1(s - s_p)
-                                    slope = d * exp(-s_p)
+                                    half_excess, factor = half * expm1(s - s_p), exp(-half * s_p)
+                                    r = times(d - read(mu_p_s, i, v), factor)
+                                    slope, half_square = times(r, factor), half * r * r
                                 through_mu = select(g != none, g * slope, none)  # not 0 * inf
                                 through_logvar = select(g != none, g * half_excess, none)
                                 dm, ds = dm + through_mu, ds + through_logvar
                                 if mu_p:
                                     write(mu_p_s, i, -through_mu)
-                                    write(logvar_p_s, i, -fma(half * d, through_mu, through_logvar))
+                                    write(logvar_p_s, i, -select(g != none, fma(g, half_square, through_logvar), none))
                             elif dmu_p:
                                 write(mu_p_s, i, none)
                                 write(logvar_p_s, i, none)

@@ -40,6 +40,12 @@ def number(x, value: tl.constexpr):
 
 
 @triton.jit
+def times(x, factor):
+    """x * factor, but 0 where x is 0, whatever the factor."""
+    return tl.where(x == 0.0, x, x * factor)
+
+
+@triton.jit
 def of(x, pair: tl.constexpr):
     """The half of a pair (for float32, for float64) that belongs to x."""
     return tl.full(x.shape, pair[x.dtype.primitive_bitwidth // 64], x.dtype)

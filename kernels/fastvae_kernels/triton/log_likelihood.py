@@ -21,7 +21,7 @@ from torch import Tensor
 from ..plans import LIKELIHOODS, LINKS, DensityPlan
 from ..rows import in_order
 from ._launch import as_pointer, launch
-from ._math import exp, log1p, number, sigmoid, tanh, to_element
+from ._math import exp, log1p, number, sigmoid, tanh, times, to_element
 from ._tiles import TYPES, counters, load_rows, tile, total_of, vector_width
 
 # What is left are the Gaussian and the identity.
@@ -60,14 +60,16 @@ def link_at(a, LINK: tl.constexpr):
 @triton.jit
 def gaussian(x, m, inverse_scale, log_scale):
     """log N(x; m, scale^2) but for the constant, and its derivatives in m and in log_scale."""
-    r = (x - m) * inverse_scale
+    d = x - m
+    inverse_scale = tl.where(d == 0.0, d, inverse_scale)  # not 0 * inf; with a second choice two GPUs spill registers
+    r = d * inverse_scale
     return number(r, -0.5) * (r * r) - log_scale, r * inverse_scale, r * r - number(r, 1.0)
 
 
 @triton.jit
 def laplace(x, m, inverse_scale, log_scale):
     """The same of a Laplace variable; the derivative in m is 0 where x is m, and NaN for NaN."""
-    r = (x - m) * inverse_scale
+    r = times(x - m, inverse_scale)
     size = tl.abs(r)
     slope = tl.where(size > 0, inverse_scale, size)  # this way round no GPU spills registers
     return -size - log_scale, tl.where(r < 0, -slope, slope), size - number(r, 1.0)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..plans import LatentPlan, fit
 from ..rows import Rows
 from ._launch import as_pointer, launch
-from ._math import exp, expm1, normal4, number, phi, to_element
+from ._math import exp, expm1, normal4, number, phi, times, to_element
 from ._tiles import TYPES, counters, load_rows, tile, total_of, vector_width
 
 TILE_BYTES = 8192  # of mu in float32 and in float64; 2048 elements, 8 for each thread, of what is narrower
@@ -31,7 +31,7 @@ UNTYPED_BACK = [*UNTYPED, "kept_row", "raw_row"]
 def kl_element(mu, logvar, mu_p, logvar_p, PRIOR: tl.constexpr):
     """KL of one latent element to the prior's, or to N(0, 1)."""
     if PRIOR:
-        r = (mu - mu_p) * exp(number(mu, -0.5) * logvar_p)
+        r = times(mu - mu_p, exp(number(mu, -0.5) * logvar_p))
         return number(mu, 0.5) * (r * r + phi(logvar - logvar_p))
     else:
         return number(mu, 0.5) * (mu * mu + phi(logvar))
@@ -215,19 +215,21 @@ def reparameterize_bwd_kernel(
                 g = tl.where(keep[None, :], g, 0.0)
         if dkl is not None:
             g += (tl.load(dkl + n * raw_row, mask=live, other=0.0).to(T) * tl.full((), mean, T))[:, None]
-        d, t, slope = m, s, m
+        t, slope, half_square = s, m, m
         if PRIOR:
             m_p = load_rows(mu_p, n, mu_p_row * V, first, cols, mask, T)
             s_p = load_rows(logvar_p, n, logvar_p_row * V, first, cols, mask, T)
-            d, t = m - m_p, s - s_p
-            slope = d * exp(-s_p)
+            t, factor = s - s_p, exp(s_p * number(s, -0.5))
+            r = times(m - m_p, factor)
+            slope, half_square = times(r, factor), r * r * 0.5
         through_mu = tl.where(g != 0.0, g * slope, 0.0)  # not 0 * inf
         through_logvar = tl.where(g != 0.0, g * expm1(t) * 0.5, 0.0)
         g_m += through_mu
         g_s += through_logvar
         if PRIOR:
             tl.store(dmu_p + out, -through_mu, mask=mask)
-            tl.store(dlogvar_p + out, -(d * through_mu * 0.5 + through_logvar), mask=mask)
+            through_square = tl.where(g != 0.0, g * half_square, 0.0)
+            tl.store(dlogvar_p + out, -(through_square + through_logvar), mask=mask)
     elif PRIOR:
         tl.store(dmu_p + out, tl.zeros([R, C], T), mask=mask)
         tl.store(dlogvar_p + out, tl.zeros([R, C], T), mask=mask)

@@ -1,0 +1,108 @@
+"""Scales so small that their inverse overflows: values and gradients against closed forms in mpmath.
+
+0 * inf is NaN where the truth is 0 or finite. A pixel that a ReLU decoder reproduces exactly drives its learned
+log_scale there; so does a prior that has collapsed.
+"""
+
+import mpmath
+import pytest
+import torch
+
+import fastvae
+from fastvae import Gaussian, Laplace
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, of Triton's interpreter
+
+BACKENDS = ["reference", "numba", "triton"]
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+HALF_LOG_2PI = float(mpmath.log(2 * mpmath.pi) / 2)
+
+
+def kl_and_gradients(mu, logvar, mu_p, logvar_p):
+    """Exact, of one latent element: the KL, and its derivatives in the four."""
+    d, s = mpmath.mpf(mu) - mpmath.mpf(mu_p), mpmath.exp(-mpmath.mpf(logvar_p))
+    t = mpmath.mpf(logvar) - mpmath.mpf(logvar_p)
+    excess = mpmath.expm1(t) / 2
+    kl = (d * d * s + mpmath.expm1(t) - t) / 2
+    return [float(v) for v in (kl, d * s, excess, -d * s, -(d * d * s / 2 + excess))]
+
+
+# mu, logvar, mu_p, logvar_p
+ELEMENTS = [
+    (1.5, -200.0, 1.5, -200.0),
+    (1e-20, -90.0, 0.0, -90.0),
+    (0.0, -170.0, 0.0, -170.0),
+    (0.0, -400.0, 0.0, -400.0),
+    (3e-20, -92.0, 1e-20, -91.0),
+    (0.5, 60.0, -0.5, 90.0),
+]
+
+
+@each_backend
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_the_kl_to_a_narrow_prior(element, backend):
+    dtype = torch.float32
+    given = [torch.full((2, 3), value, dtype=dtype).requires_grad_() for value in element]
+    exact = kl_and_gradients(*(float(t.detach()[0, 0]) for t in given))
+    mu, logvar, mu_p, logvar_p = given
+    x = torch.zeros(2, 1)
+    for which in ("kl", "elbo"):
+        if which == "kl":
+            value = fastvae.kl_divergence(mu, logvar, (mu_p, logvar_p), backend=backend).sum()
+        else:
+            terms = fastvae.elbo_terms(x, x, mu, logvar, prior=(mu_p, logvar_p), reduction="sum", backend=backend)
+            value = HALF_LOG_2PI * -2 - terms.elbo
+        gradients = torch.autograd.grad(value, given)
+        torch.testing.assert_close(value.item(), 6 * exact[0], rtol=1e-5, atol=1e-5)
+        for g, truth in zip(gradients, exact[1:], strict=True):
+            torch.testing.assert_close(g, torch.full((2, 3), truth), rtol=1e-5, atol=1e-6)
+
+
+SCALES = {
+    "a float": lambda value, shape: value,
+    "one": lambda value, shape: torch.full((), value).requires_grad_(),
+    "per feature": lambda value, shape: torch.full(shape[1:], value).requires_grad_(),
+    "per element": lambda value, shape: torch.full(shape, value).requires_grad_(),
+}
+
+
+@each_backend
+@pytest.mark.parametrize("log_scale", [-60.0, -100.0, -300.0])
+@pytest.mark.parametrize("form", SCALES)
+@pytest.mark.parametrize("likelihood", [Gaussian, Laplace])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_data_that_the_decoder_reproduces(likelihood, form, log_scale, backend, reduction):
+    shape = (2, 5)
+    x_hat, s = torch.rand(shape).requires_grad_(), SCALES[form](log_scale, shape)
+    x, mu = x_hat.detach().clone(), torch.zeros(2, 1)
+    options = {"likelihood": likelihood(log_scale=s), "reduction": reduction, "backend": backend}
+    value = fastvae.elbo(x, x_hat, mu, mu, **options).mean()
+    constant = HALF_LOG_2PI if likelihood is Gaussian else float(mpmath.log(2))
+    torch.testing.assert_close(value.item(), -5 * (log_scale + constant))
+    dx_hat, *ds = torch.autograd.grad(value, [x_hat, s] if isinstance(s, torch.Tensor) else [x_hat])
+    assert torch.equal(dx_hat, torch.zeros(shape))
+    for g in ds:
+        torch.testing.assert_close(g.sum(), torch.tensor(-5.0))
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tiny_scale_of_which_the_square_is_none(dtype, backend):
+    scale = {torch.float32: 1e-20, torch.float64: 1e-170}[dtype]
+    residual = torch.tensor([[0.0, 1.0, -2.0]], dtype=dtype) * scale
+    mu = torch.zeros(1, 1, dtype=dtype)
+    value = fastvae.elbo(residual, 0 * residual, mu, mu, likelihood=Gaussian(scale), backend=backend)
+    exact = float(-2.5 - 3 * (mpmath.log(scale) + HALF_LOG_2PI))
+    torch.testing.assert_close(value.item(), exact)
+    log_prob = Gaussian(scale).log_prob(residual, 0 * residual).sum()
+    torch.testing.assert_close(log_prob.item(), exact)
+
+
+def test_nan_is_not_hidden():
+    nan, zero = torch.full((1, 2), torch.nan), torch.zeros(1, 2)
+    for backend in BACKENDS:
+        for s in (nan, torch.full((2,), torch.nan), torch.tensor(torch.nan)):
+            value = fastvae.elbo(zero, zero, zero, zero, likelihood=Gaussian(log_scale=s), backend=backend)
+            assert value.isnan()
+        assert fastvae.kl_divergence(zero, zero, (zero, nan), backend=backend).isnan()
+        assert fastvae.kl_divergence(nan, zero, (zero, zero - 300), backend=backend).isnan()
