@@ -67,10 +67,10 @@ SCALES = {
 
 
 @each_backend
-@pytest.mark.parametrize("log_scale", [-60.0, -100.0, -300.0])
+@pytest.mark.parametrize("log_scale", [pytest.param(-60.0, marks=pytest.mark.long), -100.0, -300.0])
 @pytest.mark.parametrize("form", SCALES)
 @pytest.mark.parametrize("likelihood", [Gaussian, Laplace])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.long)])
 def test_data_that_the_decoder_reproduces(likelihood, form, log_scale, backend, reduction):
     shape = (2, 5)
     x_hat, s = torch.rand(shape).requires_grad_(), SCALES[form](log_scale, shape)
