@@ -56,6 +56,9 @@ GROUPS = {
 }
 
 
+RAN_BY: dict[str, set[str]] = {}
+
+
 def group_of(nodeid):
     """The tests that one process runs: those that take the same kernels; each of the interpreted ones by itself."""
     name = Path(nodeid.split("::")[0]).stem
@@ -64,7 +67,7 @@ def group_of(nodeid):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """For ``--dist loadgroup``; xdist 3.8 has no groups under pytest 9.2, which takes no other names for tests."""
+    """For ``--dist loadgroup``: pytest 9.2 ignores the names by which xdist 3.8 itself would group tests."""
     if config.getoption("dist") != "loadgroup":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -76,6 +79,19 @@ def pytest_xdist_make_scheduler(config, log):
             return group_of(nodeid)
 
     return Groups(config, log)
+
+
+def pytest_runtest_logreport(report):
+    """Of the process that hands tests out: which process ran which group."""
+    if node := getattr(report, "node", None):
+        RAN_BY.setdefault(group_of(report.nodeid), set()).add(node.gateway.id)
+
+
+def pytest_sessionfinish(session):
+    """A group that two processes ran compiled its kernels twice. Once nothing was grouped, and nobody noticed."""
+    split = sorted(group for group, processes in RAN_BY.items() if len(processes) > 1)
+    if split and session.config.getoption("dist") == "loadgroup":
+        raise pytest.UsageError(f"ran in more than one process, not as groups: {', '.join(split)}")
 
 
 INTERPRETED = ("test_triton_elbo", "test_triton_math", "test_bench_gpu")  # these, and whatever is called [triton

@@ -8,21 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from views import negated, zero
 
 import fastvae
 from fastvae import Gaussian
 
 N, D, L, K = 4, 6, 3, 2
-
-
-def negated(t):
-    """The same values, by torch's flag; gradients reach t."""
-    return torch.complex(torch.zeros_like(t), -t).conj().imag
-
-
-def zero(t):
-    """Zeros that have no memory."""
-    return torch._efficientzerotensor(t.shape, dtype=t.dtype)
 
 
 def tensors():
@@ -71,9 +62,9 @@ CASES = [
 ]
 
 
-def evaluate(function, t, backend, upstream=lambda g: g):
-    """Values, and the gradients of a weighting of them."""
-    values = function(t, backend)
+def evaluate(function, t, backend, upstream=lambda g: g, changed=None):
+    """Values, and the gradients of a weighting of them; arguments that are ``changed`` are made of the leaves t."""
+    values = function(t | (changed or {}), backend)
     leaves = [v for v in t.values() if v.requires_grad]
     weights = [upstream(torch.linspace(0.5, 1, v.numel()).view(v.shape)) for v in values]
     return [*values, *torch.autograd.grad(values, leaves, weights, allow_unused=True)]
@@ -95,12 +86,9 @@ def test_a_negated_view_is_read_with_its_sign(function, name, backend):
     plain = leaves(tensors())
     want = evaluate(function, plain, "reference")
     evaluate(function, plain, backend)  # a plain call of this layout is known
-    assert negated(plain[name]).is_neg()
-    viewed = plain | {name: negated(plain[name])}
-    values = function(viewed, backend)
-    weights = [torch.linspace(0.5, 1, v.numel()).view(v.shape) for v in values]
-    inputs = [v for v in plain.values() if v.requires_grad]
-    check([*values, *torch.autograd.grad(values, inputs, weights, allow_unused=True)], want)
+    view = negated(plain[name])
+    assert view.is_neg()
+    check(evaluate(function, plain, backend, changed={name: view}), want)
     check(evaluate(function, plain, backend), want)
 
 

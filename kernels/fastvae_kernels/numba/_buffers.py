@@ -66,7 +66,7 @@ class _Buffers:
             for i in range(len(kept) - 1, -1, -1):  # the last used may still be in a cache
                 t, storage, given = kept[i]
                 if storage.nbytes() == layout.room and holders(storage) == ALONE:
-                    if marked(storage):
+                    if seen_outside(storage):
                         del kept[i]
                         continue
                     if given is not layout:
@@ -77,7 +77,7 @@ class _Buffers:
                     break
             else:
                 storage = _huge_pages(torch.UntypedStorage(layout.room))
-                let_go_if_watched(storage)
+                forget_when_watched(storage)
                 t = layout.on(storage)
             kept.append((t, storage, layout))
             while len(kept) > MOST_KEPT or sum(storage.nbytes() for _, storage, _ in kept) > KEPT_BYTES:
@@ -85,8 +85,8 @@ class _Buffers:
             return t.data
 
 
-def let_go_if_watched(storage: Any) -> None:
-    """Forget a storage when a `StorageWeakRef` of it is made: it is to end with its last tensor."""
+def forget_when_watched(storage: Any) -> None:
+    """Forget a storage when a `StorageWeakRef` of it is made, so that it ends with its last tensor."""
     myself = weakref.ref(storage)
 
     def watched() -> Any:
@@ -98,10 +98,9 @@ def let_go_if_watched(storage: Any) -> None:
     storage._weak_ref = watched
 
 
-def marked(storage: Any) -> bool:
-    """Whether what a former owner did is still to be seen: shared with processes, pinned, given to NumPy for good."""
-    pinned = torch.cuda.is_initialized() and storage.is_pinned()
-    return storage.is_shared() or not storage.resizable() or pinned
+def seen_outside(storage: Any) -> bool:
+    """Whether a former owner shared it with other processes, pinned it, or, by `Tensor.numpy`, fixed its size."""
+    return storage.is_shared() or not storage.resizable() or (torch.cuda.is_initialized() and storage.is_pinned())
 
 
 def holders(storage: Any) -> tuple[int, int]:

@@ -40,9 +40,7 @@ from ._vector import lanes, total
 BERNOULLI, LAPLACE = LIKELIHOODS["bernoulli"].code, LIKELIHOODS["laplace"].code  # what is left is the Gaussian
 SIGMOID, TANH = LINKS["sigmoid"], LINKS["tanh"]  # and the identity
 # Log-scales: one number, or elements; the gradient of elements is not wanted, written, or summed over a block of rows.
-# TINY is one number that is less than LEAST: e^-log_scale takes two factors.
-ONE, ELEMENTS, WRITTEN, SUMMED, TINY = range(5)
-LEAST = {torch.float32: -87.0, torch.float64: -708.0}
+ONE, ELEMENTS, WRITTEN, SUMMED = range(4)
 PLAIN = ONE, True  # the key of the kernel with the gradient
 
 CHUNK = 2048  # elements of a row summed in the compute dtype
@@ -66,27 +64,20 @@ def link_at(link: int, a: Any) -> Any:
 
 
 @math_jit
-def over_scale(a: Any, inverse_scale: Any, scale: int) -> Any:
-    """a / scale, and not 0 * inf; a tiny scale has an inverse of two factors."""
-    if scale == TINY:
-        return a * inverse_scale[0] * inverse_scale[1]
-    return a * inverse_scale[0] if scale == ONE else times(a, inverse_scale[0])
-
-
-@math_jit
-def gaussian(x: Any, m: Any, inverse_scale: Any, log_scale: Any, scale: int) -> Any:
+def gaussian(x: Any, m: Any, inverse_scale: Any, log_scale: Any) -> Any:
     """log N(x; m, scale^2) but for the constant, and its derivatives in m and in log_scale."""
-    r = over_scale(x - m, inverse_scale, scale)
-    return like(r, -0.5) * (r * r) - log_scale, over_scale(r, inverse_scale, scale), r * r - like(r, 1)
+    d = x - m
+    inverse_scale = select(d == like(d, 0), d, inverse_scale)  # not 0 * inf
+    r = d * inverse_scale
+    return like(r, -0.5) * (r * r) - log_scale, r * inverse_scale, r * r - like(r, 1)
 
 
 @math_jit
-def laplace(x: Any, m: Any, inverse_scale: Any, log_scale: Any, scale: int) -> Any:
+def laplace(x: Any, m: Any, inverse_scale: Any, log_scale: Any) -> Any:
     """The same of a Laplace variable; the derivative in m is 0 where x is m, and NaN for NaN."""
-    r = over_scale(x - m, inverse_scale, scale)
+    r = times(x - m, inverse_scale)
     size, zero = abs(r), like(r, 0)
-    inverse = inverse_scale[0] * inverse_scale[1] if scale == TINY else inverse_scale[0]
-    slope = select(size > zero, inverse, size)
+    slope = select(size > zero, inverse_scale, size)
     return -size - log_scale, select(r < zero, -slope, slope), size - like(r, 1)
 
 
@@ -100,16 +91,16 @@ def bernoulli(x: Any, a: Any) -> Any:
 
 
 @math_jit
-def density(likelihood: int, link: int, x: Any, a: Any, inverse_scale: Any, log_scale: Any, scale: int) -> Any:
+def density(likelihood: int, link: int, x: Any, a: Any, inverse_scale: Any, log_scale: Any) -> Any:
     """The log density of any of them, and its derivatives in a and in log_scale."""
     if likelihood == BERNOULLI:
         value, slope = bernoulli(x, a)
         return value, slope, like(a, 0)
     m, dm = link_at(link, a)
     if likelihood == LAPLACE:
-        value, slope, scale_slope = laplace(x, m, inverse_scale, log_scale, scale)
+        value, slope, scale_slope = laplace(x, m, inverse_scale, log_scale)
     else:
-        value, slope, scale_slope = gaussian(x, m, inverse_scale, log_scale, scale)
+        value, slope, scale_slope = gaussian(x, m, inverse_scale, log_scale)
     return value, slope * dm, scale_slope
 
 
@@ -117,13 +108,11 @@ def density(likelihood: int, link: int, x: Any, a: Any, inverse_scale: Any, log_
 def step(x, h, s, dh, ds, d, weight, inverse, x_factor, likelihood, link, scale, gradient, v):
     """Elements d, d + 1, ..., as many as v has lanes: their log densities; what is to be written is."""
     value_x, a = read(x, d, v) * like(v, x_factor), read(h, d, v)
-    if scale == ONE or scale == TINY:  # noqa: SIM109 (Numba prunes no branch on "in")
-        pair = like(v, inverse[0]), like(v, inverse[1])
-        value, slope, scale_slope = density(likelihood, link, value_x, a, pair, like(v, 0), scale)
+    if scale == ONE:
+        value, slope, scale_slope = density(likelihood, link, value_x, a, like(v, inverse), like(v, 0))
     else:
         log_scale = read(s, d, v)
-        pair = exp(-log_scale), like(v, 1)
-        value, slope, scale_slope = density(likelihood, link, value_x, a, pair, log_scale, scale)
+        value, slope, scale_slope = density(likelihood, link, value_x, a, exp(-log_scale), log_scale)
         if scale == WRITTEN:
             write(ds, d, like(v, weight) * scale_slope)
         elif scale == SUMMED:
@@ -178,9 +167,7 @@ def make_rows(X: int, H: int, S: int, T: int, E: int, likelihood: int, link: int
         chunks = max(1, -(-D // CHUNK))
         sums = array_at(partial, N * chunks, F64)
         v, one = vector(T), number(T)
-        most = 708.0 if T == F64 else 87.0
-        first = max(one_log_scale, -most)
-        inverse = like(one, math.exp(-first)), like(one, math.exp(min(first - one_log_scale, most)))
+        inverse = like(one, math.exp(-one_log_scale))
         x_factor = like(one, x_scale)
         me = worker(block)
         start, stop = take(block, me)
@@ -230,7 +217,6 @@ class Density(DensityPlan):
     def __init__(self, x: Tensor, x_hat: Tensor, log_scale: Tensor | None, **options: Any) -> None:
         super().__init__(x, x_hat, log_scale, **options)
         self.form = ELEMENTS if self.elements else ONE
-        self.least = LEAST[self.compute]
         self.as_it_is = self.x.as_it_is and self.x_hat.as_it_is
         self.plain = self.as_it_is and self.mean != 0 and not self.elements
         self.strides = self.x.stride, self.x_hat.stride
@@ -277,8 +263,6 @@ class Density(DensityPlan):
         dx_hat_ = neg_kl_ = elbo_ = log_lik_ = dlog_scale_ = 0  # addresses; 0 where there is none
         if form == ONE:
             one_log_scale = float(log_scale)
-            if one_log_scale < self.least:
-                form = TINY
             if need_dlog_scale:
                 dlog_scale = torch.empty((), dtype=torch.float64, device="cpu")
                 dlog_scale_ = dlog_scale.data_ptr()
@@ -327,8 +311,7 @@ class Density(DensityPlan):
             scratch(self.sums), elbo, elbo, 0, 0,
             -self.weight_factor, self.x_scale, log_scale, self.constant - self.D * log_scale, self.mean, self.power,
         )  # fmt: skip
-        key = PLAIN if log_scale >= self.least else (TINY, True)
-        run(self.kernels.get(key) or self.kernel(*key), args, self.units, self.work)
+        run(self.kernels.get(PLAIN) or self.kernel(*PLAIN), args, self.units, self.work)
         return dx_hat
 
     def units_of(self, block: int) -> int:

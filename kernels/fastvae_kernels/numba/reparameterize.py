@@ -23,8 +23,8 @@ from ..plans import LatentPlan, fit
 from ..rows import Rows
 from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, unpack
-from ._kl import COLUMNS, LATENT, fill_upstream, finish, kl_element, kl_element_to, make_columns
-from ._math import exp, expm1, fma, half_exponentials, like, select, times
+from ._kl import COLUMNS, LATENT, fill_upstream, finish, kl_element, kl_element_to, kl_slopes_to, make_columns
+from ._math import fma, half_exponentials, like, select
 from ._memory import (
     CODES,
     F64,
@@ -171,7 +171,7 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
         ) = unpack(block, BACKWARD)  # fmt: skip
         width, pieces = -(-piece // 4) * 4, max(1, -(-L // piece))
         v, u = wide_vector(T), vector(T)
-        half, none = like(v, 0.5), like(v, 0)
+        none = like(v, 0)
         mu_s, logvar_s, mu_p_s, logvar_p_s = (
             on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T),
         )  # fmt: skip
@@ -236,10 +236,8 @@ def make_backward(M: int, T: int, sample: bool) -> Kernel:
                             if through_kl:
                                 g, slope, half_square = read(g_s, i, v), d, none
                                 if mu_p:
-                                    s_p = read(logvar_p_s, i, v)
-                                    half_excess, factor = half * expm1(s - s_p), exp(-half * s_p)
-                                    r = times(d - read(mu_p_s, i, v), factor)
-                                    slope, half_square = times(r, factor), half * r * r
+                                    d = d - read(mu_p_s, i, v)
+                                    slope, half_excess, half_square = kl_slopes_to(d, s, read(logvar_p_s, i, v))
                                 through_mu = select(g != none, g * slope, none)  # not 0 * inf
                                 through_logvar = select(g != none, g * half_excess, none)
                                 dm, ds = dm + through_mu, ds + through_logvar
