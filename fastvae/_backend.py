@@ -10,14 +10,15 @@
 import importlib
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 
+import fastvae_kernels.openmp  # noqa: F401 (its fork hook)
 from fastvae_kernels.private import NAMES, missing, unusable
+from fastvae_kernels.undisturbed import undisturbed
 
 BACKENDS = ("auto", "triton", "numba", "reference")
 KERNELS = {  # the files of a backend that an op needs
@@ -38,6 +39,8 @@ HAS_KERNEL = {
     for op, kernels in KERNELS.items()
     for b in DEVICES
 }
+
+LAUNCHERS: dict[str, ModuleType] = {}
 
 
 class BackendError(RuntimeError):
@@ -89,7 +92,10 @@ def interpreted() -> bool:
 def launcher(kernel: str, backend: str) -> ModuleType:
     """The module with a kernel's launchers, imported on first use."""
     name = f"fastvae_kernels.{backend}.{kernel}"
-    return sys.modules.get(name) or importlib.import_module(name)
+    if name not in LAUNCHERS:
+        with undisturbed():
+            LAUNCHERS[name] = importlib.import_module(name)
+    return LAUNCHERS[name]
 
 
 def show_config() -> None:

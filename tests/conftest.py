@@ -47,7 +47,7 @@ torch.set_num_threads(1)
 GROUPS = {
     "elbo": (
         *("test_elbo", "test_ops_elbo", "test_numba_elbo", "test_numba_buffers", "test_laplace", "test_noise"),
-        *("test_demo", "test_private", "_elbo", "vae", "likelihoods"),
+        *("test_demo", "test_private", "test_processes", "_elbo", "vae", "likelihoods"),
     ),
     "mixtures and regression": (
         *("test_gmm", "test_numba_gmm", "test_sklearn", "test_reference", "test_regression", "test_numba_regression"),

@@ -1,14 +1,12 @@
 """The ELBO's kernels and the rest of torch: what they leave to the reference, memory, threads, other processes."""
 
 import itertools
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import in_python
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
@@ -237,25 +235,14 @@ def test_eight_threads_at_once_get_their_own_gradients():
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def in_python(code):
-    """In a Python of its own: what forks there leaves this process alone, and a deadlock ends after a minute."""
-    path = [str(Path(m.__file__).parents[1]) for m in (fastvae, sys.modules["fastvae_kernels"]) if m.__file__]
-    code = f"import sys\nsys.path[:0] = {path}\nimport os, signal, torch, fastvae\n{code}"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0, run.stderr
-    return run.stdout.split()
-
-
 STEP = """
-torch.set_num_threads(1)  # torch's own OpenMP does not survive a fork
+torch.set_num_threads(2)
 x, *data = (torch.randn(400, d) for d in (2100, 2100, 300, 300))
 
 def step(backend="numba"):
     leaves = [t.clone().requires_grad_() for t in data]
-    torch.set_num_threads(2)  # the kernels' threads do
     loss = -fastvae.elbo(x, *leaves, backend=backend)
     gradients = torch.autograd.grad(loss, leaves)
-    torch.set_num_threads(1)
     return loss.detach(), *gradients
 
 def agree(a, b):
@@ -265,8 +252,7 @@ def agree(a, b):
 
 def test_a_forked_child_and_a_data_loaders_workers_call_it_after_their_parent():
     code = f"""
-import warnings
-warnings.simplefilter("ignore")  # Python's own, about forking with threads
+import os, signal, torch, fastvae
 {STEP}
 class Rows(torch.utils.data.Dataset):
     def __len__(self):
@@ -289,6 +275,7 @@ print(int(agree(step(), truth)))
 
 def test_it_works_where_no_cache_can_be_written():
     code = """
+import torch
 from numba.core import caching
 caching.CompileResultCacheImpl._locator_classes = []  # no directory is writable (root may write anywhere)
 from fastvae_kernels.numba._kl import COLUMN_SUMS, make_columns

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .undisturbed import undisturbed
+
 NOT_TOLD = "fastvae cannot tell whether a call is traced: every call takes the reference"
 NOT_KEPT = "memory of large results is not reused: each call maps it anew"
 NO_KERNELS = "the Numba kernels cannot be compiled: CPU tensors take the reference"
@@ -87,7 +89,8 @@ def missing(package: str) -> tuple[str, ...]:
 def unusable(backend: str) -> str | None:
     """Why the installed version of a backend's compiler cannot make its kernels, in a few words; None if it can."""
     try:
-        importlib.import_module(backend)
+        with undisturbed():
+            importlib.import_module(backend)
     except Exception as error:  # Numba refuses a NumPy that is too new for it, Triton a machine that it does not know
         return f"{backend} cannot be imported: {error}"
     names = [name for name in missing(backend) if NAMES[name] is NO_KERNELS]

@@ -29,6 +29,7 @@ from numba import njit, types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
+from ..undisturbed import undisturbed
 from ._target import LANES_REGISTER
 
 FASTMATH = frozenset({"contract", "nsz"})
@@ -94,7 +95,8 @@ class Kernel:
         collecting = gc.isenabled()
         gc.disable()  # a tenth of the time went into looking through the compiler's many objects
         try:
-            compiled.compile()
+            with undisturbed():
+                compiled.compile()
         finally:
             if collecting:
                 gc.enable()

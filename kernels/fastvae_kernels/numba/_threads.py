@@ -2,8 +2,8 @@
 
 The team is torch's own OpenMP one, through the library that torch has loaded: its threads are awake from the matrix
 products before and after, so that a call shared among them costs 3 us (50 where they sleep) and no second set of
-threads competes with them for the cores. Where torch has no such library, and in a forked child, where the first launch
-on a team of the parent's would hang, sleeping Python threads stand in, at 70 us a call.
+threads competes with them for the cores. Where there is no such library, sleeping Python threads stand in, at 70 us a
+call; for forked children see `openmp`.
 
     me = worker(block)               # in a kernel, first of all: a number of one's own, the same in each call
     start, stop = take(block, me)    # the next chunk of units, an empty one when all are given out
@@ -29,7 +29,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..private import find
+from ..openmp import openmp
 from ._jit import HEADER, Kernel, loop_jit, math_jit, outlined
 
 # Nanoseconds on one thread, as the launcher estimates them.
@@ -140,18 +140,6 @@ def last_of(counter, n):
     return True
 
 
-def _openmp() -> tuple[Any, int]:
-    """``GOMP_parallel(function, data, threads, flags)`` of the library that torch runs on, or None; the address of
-    ``omp_get_thread_num()``, which says a thread's number in the team.
-    """
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(find("torch._C.__file__", ""))  # looks through all that torch has loaded
-        parallel, number = library.GOMP_parallel, library.omp_get_thread_num
-        parallel.argtypes, parallel.restype = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint), None
-        return parallel, ctypes.cast(number, ctypes.c_void_p).value or 0
-    return None, 0
-
-
 class _Job:
     """One call on the pool. The caller waits for the helpers that have begun, not for those that still sleep."""
 
@@ -214,13 +202,20 @@ def _help(jobs: "queue.SimpleQueue[_Job]") -> None:
         jobs.get().help()
 
 
-def _forked() -> None:
-    global _pool, _team
-    _team = None  # its threads are the parent's
-    _pool = _Pool()  # a child has none of its parent's threads, and perhaps a lock that nobody will release
-
-
-_team, _team_number = _openmp()
 _pool = _Pool()
+_team: Any = None
+_team_number = 0
+
+
+def _begin() -> None:
+    """In a new process: it has none of its parent's threads, and perhaps a lock that nobody will release."""
+    global _pool, _team, _team_number
+    _pool = _Pool()
+    library = openmp()
+    _team = library and library.GOMP_parallel
+    _team_number = ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value or 0 if library else 0
+
+
+_begin()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_begin)

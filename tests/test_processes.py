@@ -1,0 +1,125 @@
+"""Forks and signals at a bad time: no call hangs in a forked child, and Ctrl-C leaves nothing half imported or lost."""
+
+import os
+
+import pytest
+from children import in_python
+
+from fastvae_kernels import openmp
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+START = """
+import os, signal, sys, threading, time
+import numpy as np, torch, fastvae
+torch.set_num_threads(2)
+X = np.random.default_rng(0).normal(size=(200_000, 4))
+large, mu = torch.rand(1000, 1000), torch.rand(1000, 20)
+
+def elbo(backend="numba"):
+    return fastvae.elbo(large, large, mu, mu, backend=backend).item()
+
+def in_a_child(work):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(40)  # a deadlock ends
+        os._exit(0 if work() else 1)
+    return os.waitpid(child, 0)[1]
+"""
+
+
+def test_a_forked_child_calls_torch_and_kernels_that_its_parent_had_not_loaded():
+    code = """
+from fastvae.sklearn import LinearRegression
+truth = large.exp()  # the parent has an OpenMP team
+
+def work():
+    right = torch.equal(large.exp(), truth)
+    right &= LinearRegression().fit(X, X[:, 0]).coef_.round(9).tolist() == [1, 0, 0, 0]
+    return right and abs(elbo() - elbo("reference")) < 1e-2
+
+print(in_a_child(work), in_a_child(lambda: in_a_child(work) == 0))
+print(work(), in_a_child(work))  # and now it has
+"""
+    assert in_python(START + code, 100, FASTVAE_BACKEND="reference") == ["0", "0", "True", "0"]
+
+
+def test_joblib_with_processes_that_are_forked():
+    code = """
+import joblib
+from fastvae.sklearn import GaussianMixture
+def fit(seed):
+    return GaussianMixture(2, random_state=seed).fit(X[:2000]).score(X)
+alone = [fit(seed) for seed in range(2)]
+large.exp()
+print(joblib.Parallel(2, backend="multiprocessing")(joblib.delayed(fit)(seed) for seed in range(2)) == alone)
+"""
+    assert in_python(START + code, 100, FASTVAE_BACKEND="reference") == ["True"]
+
+
+def test_a_fork_waits_for_what_another_thread_compiles(tmp_path):
+    code = """
+from fastvae_kernels.numba import _jit, _kl, _memory
+
+class Slow(_jit.CFunc):
+    def compile(self):
+        compiling.set()
+        super().compile()
+
+compiling, _jit.CFunc = threading.Event(), Slow
+thread = threading.Thread(target=_kl.make_columns, args=(_memory.F32, _memory.F32))
+thread.start()
+compiling.wait()
+print(in_a_child(lambda: _kl.make_columns(_memory.F64, _memory.F64)))
+thread.join()
+"""
+    assert in_python(START + code, 100, NUMBA_CACHE_DIR=str(tmp_path)) == ["0"]
+
+
+def test_an_interrupt_while_numba_is_imported_or_compiles_comes_later():
+    code = """
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numba.core.typing":  # in the midst of it
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+try:
+    elbo()
+except KeyboardInterrupt:
+    print("interrupted")
+
+from numba.core import caching, codegen
+kept, armed = codegen.CPUCodeLibrary._object_compiled_hook, []
+
+def interrupt(cls, *args):  # LLVM calls it
+    if armed:
+        signal.raise_signal(armed.pop())
+    kept(*args)
+
+codegen.CPUCodeLibrary._object_compiled_hook = classmethod(interrupt)
+from fastvae_kernels.numba import _kl, _memory
+armed.append(signal.SIGINT)
+places, caching.CompileResultCacheImpl._locator_classes = caching.CompileResultCacheImpl._locator_classes, []
+try:
+    _kl.make_columns(_memory.F32, _memory.F32)
+except KeyboardInterrupt:
+    print("interrupted")
+caching.CompileResultCacheImpl._locator_classes = places
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+print(abs(elbo() - elbo("reference")) < 1e-2, armed)
+"""
+    assert in_python(START + code, 100) == ["interrupted", "interrupted", "True", "True", "[]"]
+
+
+def test_the_team_is_given_up_before_a_fork_only_where_one_can_be_formed_anew(monkeypatch):
+    paused = list[int]()
+    monkeypatch.setattr(openmp, "_library", lambda: type("", (), {"omp_pause_resource_all": paused.append}))
+    monkeypatch.setattr(openmp, "_lost", False)
+    for lost in (True, True):  # it answers None, not 0: and then it is not asked again
+        openmp._before_fork()
+        openmp._after_fork_in_child()
+        assert openmp._lost is lost
+        assert openmp.openmp() is None
+    assert paused == [openmp.PAUSE_HARD]
