@@ -4,10 +4,13 @@ are looked at, never the values of a tensor, which would stall a GPU.
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .likelihoods import LocationScale
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -90,10 +93,6 @@ def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
             "x_scale must be given with uint8 x, and only then: 1/255 for pixels, or 1.0;"
             f" got {x_scale} with {describe(x)}"
         )
-    if x_scale is None:
-        return
-    if isinstance(x_scale, bool) or not isinstance(x_scale, float | int) or not abs(x_scale) < math.inf:
-        raise TypeError(f"x_scale must be a finite float, got {describe(x_scale)}")
 
 
 def check_x_hat(x_hat: Any, x: Tensor, num_samples: int | None) -> None:
@@ -106,9 +105,14 @@ def check_x_hat(x_hat: Any, x: Tensor, num_samples: int | None) -> None:
     check_device("x_hat", x_hat, x.device, "x")
 
 
-def checked_decoder(decoder: Callable[[Tensor], Any], x: Tensor, num_samples: int | None) -> Callable[[Tensor], Any]:
-    """The decoder, with a check on what it returns: x_hat ``[K*N, *event]``, or the pair (x_hat, log_scale)."""
-    shape = torch.Size((x.shape[0] * (num_samples or 1), *x.shape[1:]))
+def checked_decoder(
+    decoder: Callable[[Tensor], Any], x: Tensor | None = None, num_samples: int | None = None
+) -> Callable[[Tensor], Any]:
+    """The decoder, with a check on what it returns: x_hat ``[K*N, *event]``, or the pair (x_hat, log_scale).
+
+    Without an x only the number of rows is known.
+    """
+    known = None if x is None else torch.Size((x.shape[0] * (num_samples or 1), *x.shape[1:]))
 
     def decode(z: Tensor) -> Any:
         out = decoder(z)
@@ -118,15 +122,17 @@ def checked_decoder(decoder: Callable[[Tensor], Any], x: Tensor, num_samples: in
         if len(outputs) not in (1, 2) or not all(isinstance(t, Tensor) and t.is_floating_point() for t in outputs):
             got = ", ".join(describe(t) for t in outputs)
             raise TypeError(f"the decoder must return a tensor x_hat or a pair (x_hat, log_scale), got ({got})")
+        shape = known or torch.Size((z.shape[0], *outputs[0].shape[1:]))
         if outputs[0].shape != shape:
             raise ValueError(
                 f"the decoder must return x_hat of shape {list(shape)} for z of shape {list(z.shape)},"
                 f" got {list(outputs[0].shape)}"
             )
-        check_device("the decoder's x_hat", outputs[0], x.device, "x")
+        device = z.device if x is None else x.device
+        check_device("the decoder's x_hat", outputs[0], device, "x")
         for log_scale in outputs[1:]:
             check_broadcasts("the decoder's log_scale", log_scale, shape, "x_hat")
-            check_operand_device("the decoder's log_scale", log_scale, x.device, "x")
+            check_operand_device("the decoder's log_scale", log_scale, device, "x")
         return out
 
     return decode
@@ -141,42 +147,79 @@ def check_likelihood(likelihood: Any, x: Tensor, num_samples: int | None) -> Non
             "likelihood must be fastvae.Gaussian(...), fastvae.Laplace(...), fastvae.Bernoulli(), or an object with"
             f" log_prob(x, x_hat), got {got}"
         )
-    for name in ("scale", "log_scale"):
-        if isinstance(value := getattr(likelihood, name, None), Tensor):
+    for name in ("scale", "log_scale") if isinstance(likelihood, LocationScale) else ():
+        if isinstance(value := getattr(likelihood, name), Tensor):
             check_dense(f"likelihood's {name}", value)
             check_broadcasts(f"likelihood's {name}", value, shape, "x_hat")
             check_operand_device(f"likelihood's {name}", value, x.device, "x")
 
 
-def check_weight(name: str, value: Any) -> None:
+def is_real(value: Any) -> bool:
+    """A real number of Python's or NumPy's; a bool is none."""
+    return type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
+
+
+def is_integer(value: Any) -> bool:
+    """An integer of Python's or NumPy's; a bool is none."""
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+
+
+def checked_weight(name: str, value: Any) -> Any:
     """Beta and free_bits: a float that is not negative, or a 0-d tensor."""
     if isinstance(value, Tensor):
         if value.dim() != 0 or not value.is_floating_point():
             raise TypeError(f"{name} must be a float or a 0-d floating-point tensor, got {describe(value)}")
-    elif isinstance(value, bool) or not isinstance(value, float | int):
+        return value
+    if not is_real(value):
         raise TypeError(f"{name} must be a float or a 0-d tensor, got {describe(value)}")
-    elif not 0 <= value < math.inf:
+    if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
+    return float(value)
 
 
-def check_num_samples(num_samples: Any) -> None:
+def checked_num_samples(num_samples: Any) -> int | None:
     """K, a positive int, or None."""
-    if num_samples is not None and (isinstance(num_samples, bool) or not isinstance(num_samples, int)):
+    if num_samples is None:
+        return None
+    if not is_integer(num_samples):
         raise TypeError(f"num_samples must be an int or None, got {describe(num_samples)}")
-    if num_samples is not None and num_samples < 1:
+    if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    return int(num_samples)
 
 
-def check_seed(seed: Any, device: torch.device) -> None:
+def checked_seed(seed: Any, device: torch.device) -> Any:
     """None, an int in [0, 2^63), or a 0-d int64 tensor on the device of mu."""
+    if seed is None:
+        return None
     if isinstance(seed, Tensor):
         if seed.dim() != 0 or seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int or a 0-d int64 tensor, got {describe(seed)}")
         check_device("seed", seed, device, "mu")
-    elif seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        return seed
+    if not is_integer(seed):
         raise TypeError(f"seed must be an int, a 0-d int64 tensor or None, got {describe(seed)}")
-    elif seed is not None and not 0 <= seed < 2**63:
+    if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be in [0, 2^63), got {seed}")
+    return int(seed)
+
+
+def checked_first_row(first_row: Any) -> int:
+    """The number of a row, with room for 2^31 rows after it."""
+    if not is_integer(first_row):
+        raise TypeError(f"first_row must be an int, got {describe(first_row)}")
+    if not 0 <= first_row < 2**62:
+        raise ValueError(f"first_row must be in [0, 2^62), got {first_row}")
+    return int(first_row)
+
+
+def checked_x_scale(x_scale: Any) -> float | None:
+    """A finite float, or None."""
+    if x_scale is None:
+        return None
+    if not is_real(x_scale) or not abs(x_scale) < math.inf:
+        raise TypeError(f"x_scale must be a finite float, got {describe(x_scale)}")
+    return float(x_scale)
 
 
 def check_reduction(reduction: Any, N: int) -> None:

@@ -9,15 +9,18 @@ from . import _backend, reference
 from ._arrays import settled
 from ._checks import (
     check_likelihood,
-    check_num_samples,
     check_posterior,
     check_reduction,
-    check_seed,
-    check_weight,
     check_x,
     check_x_hat,
     checked_decoder,
+    checked_first_row,
+    checked_num_samples,
+    checked_seed,
+    checked_weight,
+    checked_x_scale,
 )
+from ._values import check_arguments, checked_outputs, warn_of_range
 from .likelihoods import UNIT_GAUSSIAN
 from .ops import elbo as ops
 from .ops import elbo_call
@@ -38,6 +41,8 @@ def elbo(
     x_scale: float | None = None,
     reduction: str = "mean",
     seed: int | Tensor | None = None,
+    first_row: int = 0,
+    check_values: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Evidence lower bound of a variational autoencoder, in nats; differentiable, so that ``-elbo(...)`` is the loss.
@@ -71,6 +76,12 @@ def elbo(
     seed : int in [0, 2^63) or 0-d int64 tensor
         Of the noise, which depends on (seed, row, draw, latent element) only, on every device. None draws a seed from
         torch's generator, so that `torch.manual_seed` governs it.
+    first_row : int
+        The number of the first row, which the noise depends on: with one seed, pieces of a batch draw what the whole
+        would, if each says where it begins.
+    check_values : bool
+        Look at the values of all tensors, once each: infinities and NaN, scales that are not positive, and x beyond
+        [0, 1] for `Bernoulli` are then a ValueError that says which argument and where. It stalls a GPU.
     backend : "auto", "triton", "numba" or "reference"
         One named outright serves the call or raises.
 
@@ -82,7 +93,8 @@ def elbo(
     Raises
     ------
     TypeError, ValueError
-        For an argument of the wrong type, dtype, shape or device, and for the mean of an empty batch.
+        For an argument of the wrong type, dtype, shape or device, for the mean of an empty batch, and for values, where
+        these are looked at.
     BackendError
         If the backend named cannot serve the call.
 
@@ -118,7 +130,8 @@ def elbo(
     tensor(-3.6758)
     """
     return _evaluate(
-        x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, backend, False
+        *(x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, first_row),
+        *(check_values, backend, False),
     )
 
 
@@ -136,6 +149,8 @@ def elbo_terms(
     x_scale: float | None = None,
     reduction: str = "mean",
     seed: int | Tensor | None = None,
+    first_row: int = 0,
+    check_values: bool = False,
     backend: str = "auto",
 ) -> ElboTerms:
     """The bound and its two terms ``(elbo, log_likelihood, kl)``, each differentiable, in nats. Arguments as in `elbo`.
@@ -164,7 +179,8 @@ def elbo_terms(
     ElboTerms(elbo=tensor(-4.1758), log_likelihood=tensor(-3.6758), kl=tensor(0.5000))
     """
     return _evaluate(
-        x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, backend, True
+        *(x, x_hat, mu, logvar, likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, first_row),
+        *(check_values, backend, True),
     )
 
 
@@ -181,6 +197,8 @@ def _evaluate(
     x_scale: Any,
     reduction: Any,
     seed: Any,
+    first_row: Any,
+    check_values: Any,
     backend: Any,
     terms: bool,
 ) -> Any:
@@ -198,24 +216,29 @@ def _evaluate(
         key, call = elbo_call.Call.find(mu, logvar, x, x_hat, prior, likelihood, options)
     if call is None:
         check_posterior(mu, logvar, prior)
-        check_num_samples(num_samples)
+        num_samples, x_scale = checked_num_samples(num_samples), checked_x_scale(x_scale)
         check_x(x, x_scale, mu)
         check_reduction(reduction, mu.shape[0])
         check_likelihood(likelihood, x, num_samples)
     if call is None or type(beta) is not float or beta != 1.0:
-        check_weight("beta", beta)
+        beta = checked_weight("beta", beta)
     if call is None or type(free_bits) is not float or free_bits != 0.0:
-        check_weight("free_bits", free_bits)
+        free_bits = checked_weight("free_bits", free_bits)
     if seed is not None:
-        check_seed(seed, mu.device)
+        seed = checked_seed(seed, mu.device)
+    if type(first_row) is not int or first_row != 0:
+        first_row = checked_first_row(first_row)
     if not isinstance(x_hat, Tensor) and callable(x_hat):
         x_hat = checked_decoder(x_hat, x, num_samples)
     elif call is None:
         check_x_hat(x_hat, x, num_samples)
+    if check_values:
+        check_arguments(x, x_hat, mu, logvar, likelihood, prior, x_scale)
+        x_hat = checked_outputs(x_hat)
     if call is not None:
-        return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, beta, free_bits)
+        return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, first_row, beta, free_bits)
     how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
-    weights = {"prior": prior, "seed": seed, "beta": beta, "free_bits": free_bits}
+    weights = {"prior": prior, "seed": seed, "first_row": first_row, "beta": beta, "free_bits": free_bits}
     if backend != "reference":
         strict = backend != "auto"
         unserved = elbo_call.unserved_posterior(backend, mu, logvar, prior) or elbo_call.unserved_likelihood(
@@ -235,9 +258,11 @@ def _evaluate(
         if backend != "reference":
             x, x_hat, mu, logvar, prior = *map(settled, (x, x_hat, mu, logvar)), elbo_call.settled_prior(prior)
             how["likelihood"] = likelihood = elbo_call.settled_likelihood(likelihood)
+            if not check_values:
+                warn_of_range(x, likelihood, x_scale)
             call = elbo_call.Call(backend, mu, logvar, prior, strict=strict, terms=terms, **how)
             elbo_call.remember(key, call)
-            return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, beta, free_bits)
+            return ops.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, first_row, beta, free_bits)
     if torch.compiler.is_compiling() and not isinstance(beta, Tensor):
         # A float that changes, as in a warm-up, would recompile at every value; a 0-d float64 promotes no [N] tensor.
         weights["beta"] = torch.ones((), dtype=torch.float64, device=mu.device) * beta
@@ -251,6 +276,7 @@ def reparameterize(
     *,
     num_samples: int | None = None,
     seed: int | Tensor | None = None,
+    first_row: int = 0,
     backend: str = "auto",
 ) -> Tensor:
     """A draw z ~ N(mu, e^logvar) through which gradients reach mu and logvar: z = mu + e^(logvar/2) eps, eps ~ N(0, I).
@@ -263,6 +289,8 @@ def reparameterize(
     seed : int in [0, 2^63) or 0-d int64 tensor
         eps is a function of (seed, row, draw, latent element) only: the same for any device, and to 2e-6 in any dtype.
         One seed serves one call: two latents of one model need two seeds. None draws one from torch's generator.
+    first_row : int
+        The number of the first row: with one seed, pieces of a batch draw what the whole would.
     backend : "auto", "triton", "numba" or "reference"
 
     Returns
@@ -290,6 +318,8 @@ def reparameterize(
     >>> z = fastvae.reparameterize(mu, logvar, num_samples=5, seed=0)
     >>> z.shape, torch.equal(z[0], fastvae.reparameterize(mu, logvar, seed=0))
     (torch.Size([5, 2, 3]), True)
+    >>> torch.equal(z[:, 1:], fastvae.reparameterize(mu[1:], logvar[1:], num_samples=5, seed=0, first_row=1))
+    True
     """
     backend = _backend.requested(backend)
     key, call = None, None
@@ -299,8 +329,8 @@ def reparameterize(
         )
     if call is None:
         check_posterior(mu, logvar)
-        check_num_samples(num_samples)
-    check_seed(seed, mu.device)
+        num_samples = checked_num_samples(num_samples)
+    seed, first_row = checked_seed(seed, mu.device), checked_first_row(first_row)
     if call is None and backend != "reference":
         backend = _backend.choose(
             "reparameterize",
@@ -312,8 +342,8 @@ def reparameterize(
             mu, logvar = settled(mu), settled(logvar)
             call = elbo_call.remember(key, elbo_call.Call(backend, mu, logvar, None, num_samples=num_samples))
     if call is not None:
-        return ops.reparameterize(call, mu, logvar, seed)
-    return reference.reparameterize(mu, logvar, num_samples=num_samples, seed=seed)
+        return ops.reparameterize(call, mu, logvar, seed, first_row)
+    return reference.reparameterize(mu, logvar, num_samples=num_samples, seed=seed, first_row=first_row)
 
 
 def kl_divergence(

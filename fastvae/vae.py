@@ -1,25 +1,32 @@
-"""VAE: an encoder, a decoder and a likelihood held together, trained by `fastvae.elbo`. Bring your own networks."""
+"""VAE: encoder, decoder, prior and likelihood in one module, trained by `fastvae.elbo`. Bring your own networks."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from math import log, prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_num_samples, describe
+from ._checks import (
+    check_broadcasts,
+    check_floating,
+    checked_decoder,
+    checked_num_samples,
+    describe,
+    is_integer,
+)
 from ._elbo import elbo, elbo_terms, reparameterize
 from .likelihoods import LIKELIHOODS, Gaussian, LocationScale
-from .reference.elbo import ElboTerms, compute_dtype, decode_with, sum_event
-from .reference.elbo import log_likelihood as mean_log_prob
+from .reference.elbo import ElboTerms, Prior, compute_dtype, decode_with, log_likelihood_elements, sum_event
 from .reference.likelihoods import gaussian_log_prob
 
 ROWS_AT_ONCE = 65536  # decoder rows of one piece of `log_likelihood`, which bounds its memory
 
 
 class VAE(nn.Module):
-    """A variational autoencoder: z ~ N(0, I), x ~ p(x | decoder(z)), with q(z|x) = N(mu, e^logvar) from the encoder.
+    """A variational autoencoder: z ~ p(z), x ~ p(x | decoder(z)), with q(z|x) = N(mu, e^logvar) from the encoder.
 
     Parameters
     ----------
@@ -31,7 +38,13 @@ class VAE(nn.Module):
     latent : int or tuple of ints
         The shape of one z.
     likelihood : `Gaussian`, `Laplace`, `Bernoulli`, or an object with an elementwise ``log_prob(x, x_hat)``
-        A scale or log_scale that is an ``nn.Parameter`` becomes a parameter of this module.
+        A tensor scale or log_scale of the first two becomes a parameter of this module if it is an ``nn.Parameter``,
+        and a buffer otherwise; a likelihood that is a module becomes a part of this one. `sample` and `reconstruct`
+        ask an object of your own for ``sample(x_hat, generator)`` and ``mean(x_hat)``.
+    prior : pair of tensors ``(mu_p, logvar_p)``
+        p(z) = N(mu_p, e^logvar_p) in place of N(0, I), for all methods. Each broadcasts against one z, and becomes the
+        parameter or buffer ``mu_p`` or ``logvar_p`` of this module. A prior that differs from row to row is for
+        `fastvae.elbo`.
 
     Raises
     ------
@@ -56,6 +69,10 @@ class VAE(nn.Module):
     (torch.Size([3, 8, 8]), torch.Size([16, 8, 8]), torch.Size([16]))
     """
 
+    event_shape: tuple[int, ...] | None = None  # of one x, where it is known
+    mu_p: Tensor | None
+    logvar_p: Tensor | None
+
     def __init__(
         self,
         encoder: Callable[[Tensor], tuple[Tensor, Tensor]],
@@ -63,20 +80,33 @@ class VAE(nn.Module):
         *,
         latent: int | tuple[int, ...],
         likelihood: Any = None,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.latent_shape = (latent,) if isinstance(latent, int) else tuple(latent)
+        self.latent_shape = (int(latent),) if is_integer(latent) else tuple(latent)  # type: ignore[arg-type]
         self._likelihood = Gaussian() if likelihood is None else likelihood
-        self._learned = (
-            ""  # "scale" or "log_scale" where that is a parameter: of this module then, not of the likelihood
-        )
-        for name in ("scale", "log_scale"):
-            if isinstance(value := getattr(self._likelihood, name, None), nn.Parameter):
-                self.register_parameter(name, value)
-                self._learned = name
-                self._likelihood = replace(self._likelihood, **{name: None if name == "log_scale" else 1.0})
+        self._held = ""  # "scale" or "log_scale", where that is a parameter or buffer of this module
+        for name in ("scale", "log_scale") if isinstance(self._likelihood, LocationScale) else ():
+            if isinstance(value := getattr(self._likelihood, name), Tensor):
+                self._hold(name, value)
+                self._held = name
+                self._likelihood = replace(self._likelihood, scale=1.0, log_scale=None)
+        if prior is not None and (not isinstance(prior, tuple | list) or len(prior) != 2):
+            raise TypeError(f"prior must be a pair of tensors (mu_p, logvar_p) or None, got {describe(prior)}")
+        for name, t in zip(("mu_p", "logvar_p"), prior or (None, None), strict=True):
+            if t is not None:
+                check_floating(f"prior's {name}", t)
+                check_broadcasts(f"prior's {name}", t, torch.Size(self.latent_shape), "one z")
+            self._hold(name, t)
+
+    def _hold(self, name: str, value: Tensor | None) -> None:
+        """Make a tensor a parameter of this module, or a buffer."""
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+        else:
+            self.register_buffer(name, value)
 
     @classmethod
     def mlp(
@@ -105,7 +135,7 @@ class VAE(nn.Module):
         >>> fastvae.VAE.mlp(64, latent=2, hidden=16, likelihood="bernoulli").likelihood
         Bernoulli()
         """
-        event = (event,) if isinstance(event, int) else tuple(event)
+        event = (int(event),) if is_integer(event) else tuple(event)  # type: ignore[arg-type]
         D = prod(event)
         encoder = nn.Sequential(
             nn.Flatten(), nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent), MeanAndLogvar()
@@ -115,58 +145,88 @@ class VAE(nn.Module):
             names = ", ".join(map(repr, LIKELIHOODS))
             raise ValueError(f"likelihood must be one of {names}, got {describe(likelihood)}")
         kind = LIKELIHOODS[likelihood]
-        if not issubclass(kind, LocationScale):
-            return cls(encoder, decoder, latent=latent, likelihood=kind())
-        if scale == "learned":
-            return cls(encoder, decoder, latent=latent, likelihood=kind(log_scale=nn.Parameter(torch.zeros(()))))
-        if isinstance(scale, str):
-            raise ValueError(f"scale must be a positive float or 'learned', got {scale!r}")
-        return cls(encoder, decoder, latent=latent, likelihood=kind(scale))
+        options: dict[str, Any] = {}
+        if issubclass(kind, LocationScale):
+            if isinstance(scale, str) and scale != "learned":
+                raise ValueError(f"scale must be a positive float or 'learned', got {scale!r}")
+            options = {"log_scale": nn.Parameter(torch.zeros(()))} if scale == "learned" else {"scale": scale}
+        vae = cls(encoder, decoder, latent=latent, likelihood=kind(**options))
+        vae.event_shape = event
+        return vae
 
     @property
     def likelihood(self) -> Any:
-        """The likelihood, with this module's own scale where that is learned."""
-        return (
-            replace(self._likelihood, **{self._learned: getattr(self, self._learned)})
-            if self._learned
-            else self._likelihood
-        )
+        """The likelihood, with the scale that this module holds, if it does."""
+        return replace(self._likelihood, **{self._held: getattr(self, self._held)}) if self._held else self._likelihood
+
+    @property
+    def prior(self) -> Prior | None:
+        """The pair (mu_p, logvar_p), or None for N(0, I)."""
+        return None if self.mu_p is None or self.logvar_p is None else (self.mu_p, self.logvar_p)
 
     def elbo(self, x: Tensor, **options: Any) -> Tensor:
-        """`fastvae.elbo` of x, with any of its options."""
+        """`fastvae.elbo` of x, with any of its options but the prior and the likelihood, which are this module's."""
         mu, logvar = self.encode(x, options.get("x_scale"))
-        return elbo(x, self.decoder, mu, logvar, likelihood=self.likelihood, **options)
+        return elbo(x, self.decoder, mu, logvar, **self._own(options), **options)
 
     def elbo_terms(self, x: Tensor, **options: Any) -> ElboTerms:
-        """`fastvae.elbo_terms` of x, with any of its options."""
+        """`fastvae.elbo_terms` of x, with the same options."""
         mu, logvar = self.encode(x, options.get("x_scale"))
-        return elbo_terms(x, self.decoder, mu, logvar, likelihood=self.likelihood, **options)
+        return elbo_terms(x, self.decoder, mu, logvar, **self._own(options), **options)
 
     forward = elbo
 
+    def _own(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options that are this module's, and an error if the call has them as well."""
+        for name in ("prior", "likelihood"):
+            if name in options:
+                raise TypeError(
+                    f"{name} is the VAE's own, so that sample and log_likelihood use it as well:"
+                    f" give it to VAE(..., {name}=...)"
+                )
+        return {"likelihood": self.likelihood, "prior": self.prior}
+
     def encode(self, x: Tensor, x_scale: float | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x), each ``[N, *latent]``; bool and uint8 x reach the encoder as floats."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch.Tensor, got {describe(x)}")
+        if self.event_shape is not None and x.shape[1:] != torch.Size(self.event_shape):
+            shape = ", ".join(map(str, ("N", *self.event_shape)))
+            raise ValueError(f"x must have the shape [{shape}], got {list(x.shape)}")
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype()) * (1.0 if x_scale is None else x_scale)
-        return self.encoder(x)
+        pair = self.encoder(x)
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"the encoder must return a pair (mu, logvar), got {describe(pair)}")
+        return pair[0], pair[1]
 
-    def _decode(self, z: Tensor) -> tuple[Tensor, Any]:
-        x_hat, likelihood, _ = decode_with(self.decoder, z, self.likelihood)
-        return x_hat, likelihood
+    def _method(self, likelihood: Any, name: str) -> Callable[..., Tensor]:
+        """That method of a likelihood, which one of the user's own need not have."""
+        if not callable(method := getattr(likelihood, name, None)):
+            raise TypeError(f"the likelihood {type(likelihood).__name__} has no method {name}, which is needed here")
+        return method
 
     @torch.no_grad()
     def sample(self, n: int, *, mean: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n data by ancestral sampling, ``[n, *event]``: z ~ N(0, I), then x ~ p(x|z), or E[x|z] if ``mean``."""
-        like = next(self.parameters())
-        z = torch.randn(n, *self.latent_shape, generator=generator, dtype=like.dtype, device=like.device)
-        x_hat, likelihood = self._decode(z)
-        return likelihood.mean(x_hat) if mean else likelihood.sample(x_hat, generator)
+        """Draw n data by ancestral sampling, ``[n, *event]``: z ~ p(z), then x ~ p(x|z), or E[x|z] if ``mean``."""
+        if not is_integer(n) or n < 0:
+            raise ValueError(f"n must be an int and not negative, got {describe(n)}")
+        like = next(chain(self.parameters(), self.buffers()), torch.empty(0))
+        z = torch.randn(int(n), *self.latent_shape, generator=generator, dtype=like.dtype, device=like.device)
+        if self.prior is not None:
+            mu_p, logvar_p = self.prior
+            z = (mu_p + torch.exp(0.5 * logvar_p) * z).to(like.dtype)
+        x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder), z, self.likelihood)
+        if mean:
+            return self._method(likelihood, "mean")(x_hat)
+        return self._method(likelihood, "sample")(x_hat, generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, x_scale: float | None = None) -> Tensor:
         """E[x' | z = mu(x)], ``[N, *event]``: what the decoder makes of the mean of q(z|x)."""
-        x_hat, likelihood = self._decode(self.encode(x, x_scale)[0])
-        return likelihood.mean(x_hat)
+        mu, _ = self.encode(x, x_scale)
+        x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder, x), mu, self.likelihood)
+        return self._method(likelihood, "mean")(x_hat)
 
     @torch.no_grad()
     def log_likelihood(
@@ -179,19 +239,22 @@ class VAE(nn.Module):
         A lower bound in expectation, never below the ELBO in expectation, and rising to log p(x) with K.
         Source: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016).
         """
-        check_num_samples(num_samples)
-        N = x.shape[0]
+        if checked_num_samples(num_samples) is None:
+            raise TypeError("num_samples must be an int, got None")
         mu, logvar = self.encode(x, x_scale)
+        N = x.shape[0]
         z = reparameterize(mu, logvar, num_samples=num_samples, seed=seed)  # [K, N, *latent]
         mu, logvar = (t.to(compute_dtype(t)) for t in (mu, logvar))  # the weights need float32, the decoder its dtype
-        zero, log_weights = torch.zeros_like(mu), []
+        mu_p, logvar_p = self.prior or (torch.zeros_like(mu), torch.zeros_like(mu))
+        log_weights = []
         for z_k in z.split(max(1, ROWS_AT_ONCE // max(N, 1))):
             K = z_k.shape[0]
-            x_hat, likelihood = self._decode(z_k.flatten(0, 1))
-            x_k = x.expand(K, *x.shape).flatten(0, 1)
-            log_p = mean_log_prob(x_k, x_hat, likelihood.log_prob, x_scale=x_scale).view(K, N)
-            log_ratio = gaussian_log_prob(z_k, zero) - gaussian_log_prob(z_k, mu, 0.5 * logvar)  # [K, N, *latent]
-            log_weights.append(log_p + sum_event(log_ratio.flatten(0, 1)).view(K, N))
+            x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder, x, K), z_k, self.likelihood, K)
+            x_k = x.expand(K, *x.shape)
+            log_p = log_likelihood_elements(x_k, x_hat, likelihood.log_prob, x_scale)  # [K, N, *event]
+            log_ratio = gaussian_log_prob(z_k, mu_p, 0.5 * logvar_p) - gaussian_log_prob(z_k, mu, 0.5 * logvar)
+            log_p_row, log_ratio_row = (sum_event(t.flatten(0, 1)).view(K, N) for t in (log_p, log_ratio))
+            log_weights.append(log_p_row + log_ratio_row)
         return torch.cat(log_weights).logsumexp(0) - log(num_samples)
 
 

@@ -1,6 +1,7 @@
 """The portable noise: known answers, the layout of its counters, its accuracy, its distribution."""
 
 import math
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -106,6 +107,45 @@ def test_a_batch_in_pieces_gives_the_same_numbers(num_samples):
     ]
     same(torch.cat(pieces, -2), normal(9, 7, num_samples=num_samples))
     same(normal(4, 7, num_samples=num_samples), pieces[0])
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba", "triton"])
+@pytest.mark.parametrize("num_samples", [None, 3])
+@pytest.mark.parametrize("first_row", [0, 5, 2**32 - 2])
+def test_a_batch_in_pieces_has_the_noise_and_the_gradients_of_the_whole(first_row, num_samples, backend):
+    x, W = torch.randn(5, 6), torch.randn(7, 6)
+    mu, logvar = (torch.randn(5, 7, requires_grad=True) for _ in range(2))
+    options = {"seed": SEED, "num_samples": num_samples, "backend": backend}
+
+    def draw(rows):
+        return fastvae.reparameterize(mu[rows], logvar[rows], first_row=first_row + rows.start, **options)
+
+    def bound(rows, function=fastvae.elbo):
+        here = {"first_row": first_row + rows.start, "reduction": "none", **options}
+        return function(x[rows], lambda z: z @ W, mu[rows], logvar[rows], **here)
+
+    whole, pieces = slice(0, 5), (slice(0, 2), slice(2, 5))
+    assert torch.equal(draw(whole), torch.cat([draw(rows) for rows in pieces], 0 if num_samples is None else 1))
+    assert not torch.equal(draw(slice(0, 2)), draw(slice(2, 4)))
+    torch.testing.assert_close(bound(whole), torch.cat([bound(rows) for rows in pieces]))
+    torch.testing.assert_close(bound(whole, fastvae.elbo_terms).elbo, bound(whole))
+    want = torch.autograd.grad(bound(whole).sum(), (mu, logvar))
+    again = torch.autograd.grad(sum(bound(rows).sum() for rows in pieces), (mu, logvar))
+    for ours, theirs in zip(again, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    twice = torch.autograd.grad(bound(pieces[1]).sum(), (mu, logvar), create_graph=True)  # by the formula
+    for ours, theirs in zip(twice, want, strict=True):
+        torch.testing.assert_close(ours[2:], theirs[2:])
+
+
+def test_first_row_is_a_number_of_a_row():
+    zero = torch.zeros(2, 2)
+    value: Any
+    for value, error in ((-1, ValueError), (2**62, ValueError), (1.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match=r"^first_row must be"):
+            fastvae.reparameterize(zero, zero, first_row=value)
+        with pytest.raises(error, match=r"^first_row must be"):
+            fastvae.elbo(zero, zero, zero, zero, first_row=value)
 
 
 def test_more_draws_or_elements_leave_the_earlier_ones_alone():

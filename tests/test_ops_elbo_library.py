@@ -30,7 +30,7 @@ SAMPLES: dict[str, Any] = {
     "plain": {},
     "KL alone": {"seed": None},
     "prior": {"prior": True},
-    "draws": {"num_samples": K, "reduction": "none"},
+    "draws": {"num_samples": K, "reduction": "none", "first_row": 5},
     "free bits": {"masked": True, "free_bits": scalar(0.3)},
     "float64": {"dtype": torch.float64},
     "bfloat16": {"dtype": torch.bfloat16},
@@ -58,7 +58,8 @@ def test_opcheck_sample(name):
         mu, logvar = (t.detach().repeat(1, 2)[:, ::2].requires_grad_() for t in (mu, logvar))
     prior = (leaf(L, dtype=dtype), leaf(N, L, dtype=dtype)) if case.get("prior") else (None, None)
     weights = scalar(0.7), case.get("free_bits", scalar(0.0))
-    args = (mu, logvar, *prior, case["seed"], *weights, case["num_samples"], case["reduction"], "free_bits" in case)
+    options = case.get("first_row", 0), case["num_samples"], case["reduction"], "free_bits" in case
+    args = mu, logvar, *prior, case["seed"], *weights, *options
     torch.library.opcheck(OPS.sample.default, args, test_utils=CHECKS)
 
 
@@ -117,6 +118,7 @@ OPTIONS: dict[str, Any] = {
     "none": lambda p: (p.x, lambda z: z @ p.W, {"reduction": "none", "likelihood": Gaussian(log_scale=p.log_scale)}),
     "decoded scale": lambda p: (p.x, lambda z: (z @ p.W, 0.1 * z @ p.V), {}),
     "scale": lambda p: (p.x, p.mu @ p.W, {"likelihood": Gaussian(p.log_scale.exp(), link="sigmoid")}),
+    "later rows": lambda p: (p.x, lambda z: z @ p.W, {"first_row": 2**32 - 1}),
     "prior, beta": lambda p: (p.x, lambda z: z @ p.W, {"prior": (p.mu_p, p.logvar_p), "beta": 0.3}),
     "free bits": lambda p: (p.x, lambda z: z @ p.W, {"free_bits": 0.4, "beta": torch.tensor(0.5)}),
     "draws": lambda p: (p.x, lambda z: z @ p.W, {"num_samples": K, "likelihood": Bernoulli()}),
@@ -234,7 +236,7 @@ def test_a_checkpoint_inside_a_graph():
 def test_a_gradient_of_a_gradient_goes_through_the_formulas():
     mu, logvar, x_hat, log_scale, neg_kl = leaf(N, L), leaf(N, L), leaf(N, D), leaf(D), leaf()
     x, seed, weights = torch.randn(N, D), torch.tensor(3), (scalar(0.7), scalar(0.0))
-    z, penalty, kl, _ = OPS.sample(mu, logvar, None, None, seed, *weights, None, "sum", False)
+    z, penalty, kl, _ = OPS.sample(mu, logvar, None, None, seed, *weights, 0, None, "sum", False)
     elbo, log_lik, _, _ = OPS.log_likelihood(
         x, x_hat, log_scale, None, neg_kl, "gaussian", "identity", None, "sum", True
     )

@@ -54,6 +54,7 @@ def sample_formula(
     logvar: Any,
     prior: Any,
     seed: Tensor | None,
+    first_row: int,
     beta: Tensor | float,
     free_bits: Tensor | float,
     num_samples: int | None,
@@ -63,14 +64,14 @@ def sample_formula(
     penalty, kl = kl_penalty(mu, logvar, prior, beta, free_bits)
     outputs = [reduce_batch(-penalty, reduction), reduce_batch(kl, reduction)]
     if seed is not None:
-        outputs.append(reparameterize_formula(mu, logvar, num_samples=num_samples, seed=seed))
+        outputs.append(reparameterize_formula(mu, logvar, num_samples=num_samples, seed=seed, first_row=first_row))
     return outputs
 
 
 class Run:
     """A launch and its backward: the `Call`, and what else is no tensor or gets no gradient."""
 
-    __slots__ = ("beta", "call", "density", "free_bits", "log_scale", "one_pass", "want_kl")
+    __slots__ = ("beta", "call", "density", "first_row", "free_bits", "log_scale", "one_pass", "want_kl")
 
     def __init__(
         self,
@@ -81,11 +82,13 @@ class Run:
         density: Any = None,
         log_scale: float | None = None,
         one_pass: bool = False,
+        first_row: int = 0,
     ) -> None:
         self.call, self.beta, self.free_bits, self.want_kl = call, beta, free_bits, want_kl
         self.density = density  # its plan
         self.log_scale = log_scale  # where it is no tensor
         self.one_pass = one_pass  # whether the gradient of x_hat is formed in passing
+        self.first_row = first_row  # of the noise
 
 
 def in_one_pass(call: Call, x_hat: Tensor) -> bool:
@@ -108,7 +111,8 @@ class Sample(Function):
         call = run.call
         prior = None if mu_p is None else (mu_p, logvar_p)
         z, neg_kl, kl, kept, _ = call.latent.forward(
-            mu, logvar, prior, seed, run.beta, run.free_bits, None, run.want_kl, call.terms
+            *(mu, logvar, prior, seed, run.beta, run.free_bits, None, run.want_kl, call.terms),
+            first_row=run.first_row,
         )
         ctx.save_for_backward(mu, logvar, mu_p, logvar_p, seed, kept)
         ctx.run = run
@@ -243,11 +247,13 @@ def latent_gradients(
         with torch.enable_grad():
             inputs = aliases(mu, logvar, mu_p, logvar_p)
             prior = None if mu_p is None else tuple(inputs[2:])
-            how = run.beta, run.free_bits, run.call.num_samples, run.call.reduction
+            how = run.first_row, run.beta, run.free_bits, run.call.num_samples, run.call.reduction
             outputs = sample_formula(inputs[0], inputs[1], prior, seed, *how)
         return differentiate(outputs, (dneg_kl, dkl, dz), tuple(inputs))
     prior = None if mu_p is None else (mu_p, logvar_p)
-    gradients = run.call.latent.backward(mu, logvar, prior, seed, run.beta, kept, dz, dneg_kl, dkl)
+    gradients = run.call.latent.backward(
+        mu, logvar, prior, seed, run.beta, kept, dz, dneg_kl, dkl, first_row=run.first_row
+    )
     return gradients if prior else (*gradients, None, None)
 
 
@@ -292,6 +298,7 @@ def elbo_terms(
     likelihood: Any,
     prior: Prior | None,
     seed: Tensor | int | None,
+    first_row: int,
     beta: Tensor | float,
     free_bits: Tensor | float,
 ) -> Any:
@@ -307,7 +314,8 @@ def elbo_terms(
         run = Run(call, beta, free_bits, True, call.density, number, one_pass)
         out = apply_bound(x, x_hat, log_scale, None, mu, logvar, mu_p, logvar_p, run)
         return ElboTerms(*out) if call.terms else out
-    z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), Run(call, beta, free_bits))
+    run = Run(call, beta, free_bits, first_row=first_row)
+    z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), run)
     x_hat, likelihood, decoded_scale = decode_with(x_hat, z, likelihood, call.num_samples)
     x_hat, likelihood, decoded_scale = settled(x_hat), settled_likelihood(likelihood), settled(decoded_scale)
     number, log_scale = split_scale(call, likelihood)
@@ -335,9 +343,10 @@ def split_scale(call: Call, likelihood: Any) -> tuple[Any, Tensor | None]:
     return (None, log_scale) if isinstance(log_scale, Tensor) else (log_scale, None)
 
 
-def reparameterize(call: Call, mu: Tensor, logvar: Tensor, seed: Tensor | int | None) -> Tensor:
+def reparameterize(call: Call, mu: Tensor, logvar: Tensor, seed: Tensor | int | None, first_row: int) -> Tensor:
     """`fastvae.reparameterize` on kernels."""
-    return apply_sample(mu, logvar, None, None, as_seed(seed, mu.device), Run(call, want_kl=False))[0]
+    run = Run(call, want_kl=False, first_row=first_row)
+    return apply_sample(mu, logvar, None, None, as_seed(seed, mu.device), run)[0]
 
 
 def kl_divergence(call: Call, mu: Tensor, logvar: Tensor, prior: Prior | None) -> Tensor:

@@ -27,12 +27,14 @@ BACKEND_OF = {device: backend for backend, device in _backend.DEVICES.items()}
 torch.library.define(
     "fastvae::sample",
     "(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Tensor? seed, Tensor beta, Tensor free_bits,"
-    " int? num_samples, str reduction, bool masked) -> (Tensor z, Tensor neg_kl, Tensor kl, Tensor kept)",
+    " SymInt first_row, int? num_samples, str reduction, bool masked)"
+    " -> (Tensor z, Tensor neg_kl, Tensor kl, Tensor kept)",
 )
 torch.library.define(
     "fastvae::sample_backward",
     "(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Tensor? seed, Tensor beta, Tensor kept, Tensor? dz,"
-    " Tensor dneg_kl, Tensor dkl, int? num_samples, str reduction) -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor dneg_kl, Tensor dkl, SymInt first_row, int? num_samples, str reduction)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 _DENSITY = (
     "(Tensor x, Tensor x_hat, Tensor log_scale, Tensor? x_scale, Tensor {}, str likelihood, str link, int? num_samples,"
@@ -83,17 +85,18 @@ def _density_plan(x: Tensor, x_hat: Tensor, log_scale: Tensor, elbo_dtype: torch
     return plan
 
 
-def _sample(mu, logvar, mu_p, logvar_p, seed, beta, free_bits, num_samples, reduction, masked):
+def _sample(mu, logvar, mu_p, logvar_p, seed, beta, free_bits, first_row, num_samples, reduction, masked):
     prior = _pair(mu_p, logvar_p)
     plan = _latent_plan(mu, logvar, prior, num_samples, reduction)
-    z, neg_kl, kl, kept, _ = plan.forward(mu, logvar, prior, seed, beta, free_bits if masked else 0.0)
+    floor = free_bits if masked else 0.0
+    z, neg_kl, kl, kept, _ = plan.forward(mu, logvar, prior, seed, beta, floor, first_row=first_row)
     z = _nothing(mu, plan.dtype) if z is None else z
     if kept is None:
         kept = mu.new_ones(plan.L if masked else 0, dtype=torch.bool)
     return z, neg_kl, kl, kept
 
 
-def _sample_fake(mu, logvar, mu_p, logvar_p, seed, beta, free_bits, num_samples, reduction, masked):
+def _sample_fake(mu, logvar, mu_p, logvar_p, seed, beta, free_bits, first_row, num_samples, reduction, masked):
     dtype = torch.promote_types(mu.dtype, logvar.dtype)
     compute = compute_dtype(mu, logvar, *(_pair(mu_p, logvar_p) or ()))
     value = mu.new_empty(mu.shape[:1] if reduction == "none" else (), dtype=compute)
@@ -104,11 +107,12 @@ def _sample_fake(mu, logvar, mu_p, logvar_p, seed, beta, free_bits, num_samples,
     return z, value, torch.empty_like(value), kept
 
 
-def _sample_backward(mu, logvar, mu_p, logvar_p, seed, beta, kept, dz, dneg_kl, dkl, num_samples, reduction):
+def _sample_backward(mu, logvar, mu_p, logvar_p, seed, beta, kept, dz, dneg_kl, dkl, first_row, num_samples, reduction):
     prior = _pair(mu_p, logvar_p)
     plan = _latent_plan(mu, logvar, prior, num_samples, reduction)
     kept = kept if kept.numel() else None
-    gradients = plan.backward(mu, logvar, prior, seed, beta, kept, dz if seed is not None else None, dneg_kl, dkl)
+    dz = None if seed is None else dz
+    gradients = plan.backward(mu, logvar, prior, seed, beta, kept, dz, dneg_kl, dkl, first_row=first_row)
     gradients = [g.contiguous() for g in gradients]
     return (*gradients, *[_nothing(mu) for _ in range(4 - len(gradients))])
 
@@ -177,15 +181,15 @@ def _save_sample(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _differentiate_sample(ctx: Any, dz: Tensor, dneg_kl: Tensor, dkl: Tensor, _: Any) -> Any:
     *tensors, seed, beta, free_bits, kept = ctx.saved_tensors
-    num_samples, reduction = ctx.options
+    first_row, num_samples, reduction = ctx.options
     if torch.is_grad_enabled():  # a kernel's gradient could not be differentiated once more
         mu, logvar, *prior = tensors
-        outputs = sample_formula(mu, logvar, _pair(*prior), seed, beta, free_bits, num_samples, reduction)
+        outputs = sample_formula(mu, logvar, _pair(*prior), seed, first_row, beta, free_bits, num_samples, reduction)
         gradients = differentiate(outputs, (dneg_kl, dkl, dz), tuple(tensors))
     else:
         gradients = torch.ops.fastvae.sample_backward(*tensors, seed, beta, kept, dz, dneg_kl, dkl, *ctx.options)
         gradients = [g if t is not None else None for g, t in zip(gradients, tensors, strict=True)]
-    return *gradients, None, None, None, None, None, None
+    return *gradients, None, None, None, None, None, None, None
 
 
 def _save_log_likelihood(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -231,6 +235,7 @@ def elbo_terms(
     likelihood: Any,
     prior: Prior | None,
     seed: Tensor | int | None,
+    first_row: int,
     beta: Tensor | float,
     free_bits: Tensor | float,
     num_samples: int | None,
@@ -244,7 +249,7 @@ def elbo_terms(
     mu_p, logvar_p = (None, None) if prior is None else prior
     weights = scalar(beta, device), scalar(free_bits, device)
     z, neg_kl, kl, _ = torch.ops.fastvae.sample(
-        mu, logvar, mu_p, logvar_p, seed, *weights, num_samples, reduction, masked
+        mu, logvar, mu_p, logvar_p, seed, *weights, first_row, num_samples, reduction, masked
     )
     if decoder:
         x_hat, likelihood, _ = decode_with(x_hat, z, likelihood, num_samples)

@@ -104,6 +104,13 @@ def reparameterize(
     return z.to(torch.promote_types(mu.dtype, logvar.dtype))
 
 
+def log_likelihood_elements(x: Tensor, x_hat: Tensor, log_prob: Any, x_scale: float | None = None) -> Tensor:
+    """log p(x_nd | x_hat_knd), in the shape of x_hat: ``[N, *event]`` or ``[K, N, *event]``."""
+    dtype = compute_dtype(x, x_hat)
+    x = x.to(dtype) if x_scale is None else x.to(dtype) * x_scale
+    return log_prob(x, x_hat.to(dtype))
+
+
 def log_likelihood(
     x: Tensor,
     x_hat: Tensor,
@@ -113,9 +120,7 @@ def log_likelihood(
     x_scale: float | None = None,
 ) -> Tensor:
     """1/K sum_k sum_d log p(x_nd | x_hat_knd), ``[N]``; ``log_prob`` is elementwise, by default log N(x; x_hat, 1)."""
-    dtype = compute_dtype(x, x_hat)
-    x = x.to(dtype) if x_scale is None else x.to(dtype) * x_scale
-    log_p = log_prob(x, x_hat.to(dtype))
+    log_p = log_likelihood_elements(x, x_hat, log_prob, x_scale)
     return sum_event(log_p) if num_samples is None else sum_event(log_p.movedim(0, 1)) / num_samples
 
 
@@ -133,6 +138,7 @@ def elbo_terms(
     x_scale: float | None = None,
     reduction: str = "mean",
     seed: Tensor | int | None = None,
+    first_row: int = 0,
 ) -> ElboTerms:
     """The bound, the expected log-likelihood and the raw KL; ``likelihood`` is any object with ``log_prob(x, x_hat)``.
 
@@ -141,12 +147,12 @@ def elbo_terms(
     """
     log_prob = gaussian_log_prob if likelihood is None else likelihood.log_prob
     if not isinstance(x_hat, Tensor):
-        z = reparameterize(mu, logvar, num_samples=num_samples, seed=seed)
+        z = reparameterize(mu, logvar, num_samples=num_samples, seed=seed, first_row=first_row)
         x_hat, log_scale = decode(x_hat, z, num_samples)
         if log_scale is not None and likelihood is None:
             log_prob = partial(gaussian_log_prob, log_scale=log_scale)
         elif log_scale is not None:
-            log_prob = likelihood.with_log_scale(log_scale).log_prob
+            log_prob = with_log_scale(likelihood, log_scale).log_prob
     log_lik = log_likelihood(x, x_hat, log_prob, num_samples=num_samples, x_scale=x_scale)  # [N]
     penalty, kl = kl_penalty(mu, logvar, prior, beta, free_bits)
     return ElboTerms(*(reduce_batch(t, reduction) for t in (log_lik - penalty, log_lik, kl)))
@@ -189,7 +195,17 @@ def decode_with(
 ) -> tuple[Tensor, Any, Tensor | None]:
     """x_hat, the likelihood with the log_scale that the decoder returned with it, if it did, and that log_scale."""
     x_hat, log_scale = decode(decoder, z, num_samples)
-    return x_hat, likelihood if log_scale is None else likelihood.with_log_scale(log_scale), log_scale
+    return x_hat, likelihood if log_scale is None else with_log_scale(likelihood, log_scale), log_scale
+
+
+def with_log_scale(likelihood: Any, log_scale: Tensor) -> Any:
+    """The likelihood with the log_scale that the decoder returned; an error if it can't have one."""
+    if not hasattr(likelihood, "with_log_scale"):
+        kind = type(likelihood).__name__
+        raise TypeError(
+            f"the decoder returned (x_hat, log_scale), but the likelihood {kind} has no with_log_scale(log_scale)"
+        )
+    return likelihood.with_log_scale(log_scale)
 
 
 def as_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
