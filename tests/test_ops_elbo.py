@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 import fastvae
-from fastvae import Bernoulli, Gaussian, _backend
+from fastvae import Gaussian, _backend
 
 N, D, L, K = 3, 8, 4, 2
 
