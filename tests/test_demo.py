@@ -1,6 +1,7 @@
 """The main job: `python -m fastvae train | sample | info`, end to end on small runs, and how it fails."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from fastvae.__main__ import main
 from fastvae.demo import data, pictures, training
@@ -32,12 +34,16 @@ def assert_same_run(a, b):
         assert all(torch.equal(moments[k], expected[k]) for k in expected)
 
 
+format_dict = tqdm.format_dict.fget
+BAR = re.compile(r"\d+/\d+ \[")  # tqdm's; where a step takes more than a second it writes s/step for step/s
+
+
 def error_of(capsys, code):
     """The one line on stderr, besides a progress bar, of a command that failed with code 2."""
     assert code == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.strip() and "step/s" not in line]
+    lines = [line for line in err.splitlines() if line.strip() and not BAR.search(line)]
     assert len(lines) == 1, err
     return lines[0]
 
@@ -237,6 +243,15 @@ def test_bad_options_are_refused_by_name(tmp_path, capsys, args, message):
         train(tmp_path / "run", *args)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0.01, 200.0])
+def test_a_progress_bar_is_told_from_an_error_at_any_speed(capsys, monkeypatch, seconds):
+    monkeypatch.setattr(tqdm, "format_dict", property(lambda bar: {**format_dict(bar), "elapsed": seconds * bar.n}))
+    with tqdm(total=9, unit="step", desc="digits") as bar:
+        bar.update(2)
+    print("fastvae: error: the disk is full", file=sys.stderr)
+    assert error_of(capsys, 2) == "fastvae: error: the disk is full"
 
 
 def test_a_run_is_never_lost_by_accident(run, capsys):
