@@ -1,7 +1,6 @@
 """The main job: `python -m fastvae train | sample | info`, end to end on small runs, and how it fails."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -9,43 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from demo_runs import SMALL, assert_same_run, error_of, save, state_of, train, write
 from tqdm import tqdm
 
 from fastvae.__main__ import main
 from fastvae.demo import data, pictures, training
 
 PICTURES = ("elbo.png", "samples.png", "reconstructions.png", "latents.png")
-SMALL = ("--hidden", "16", "--latent", "3", "--epochs", "3", "--batch-size", "512")  # 3 steps an epoch, the last short
-
-
-def train(out, *args):
-    return main(["train", "--out", str(out), *args])
-
-
-def state_of(out):
-    return torch.load(out / "checkpoint.pt", weights_only=True)
-
-
-def assert_same_run(a, b):
-    a, b = state_of(a), state_of(b)
-    assert a["history"] == b["history"]
-    assert all(torch.equal(a["model"][k], b["model"][k]) for k in b["model"])
-    for moments, expected in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
-        assert all(torch.equal(moments[k], expected[k]) for k in expected)
-
-
 format_dict = tqdm.format_dict.fget
-BAR = re.compile(r"\d+/\d+ \[")  # tqdm's; where a step takes more than a second it writes s/step for step/s
-
-
-def error_of(capsys, code):
-    """The one line on stderr, besides a progress bar, of a command that failed with code 2."""
-    assert code == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.strip() and not BAR.search(line)]
-    assert len(lines) == 1, err
-    return lines[0]
 
 
 @pytest.fixture
@@ -179,16 +149,6 @@ def test_info_says_which_backend_answers(capsys):
     out = capsys.readouterr().out
     assert torch.__version__ in out
     assert "reference" in out or "numba" in out
-
-
-def write(path, text):
-    path.write_text(text)
-    return str(path)
-
-
-def save(path, array):
-    np.save(path, array, allow_pickle=True)
-    return str(path)
 
 
 X = np.random.default_rng(0).standard_normal((20, 4))
