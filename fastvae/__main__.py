@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .demo.storage import CHECKPOINT, CommandError, make_folder, reason, write_array, write_table
-from .demo.streams import Unfailing, open_closed_streams, put, say
+from .demo.streams import Unfailing, open_streams, put, say
 
 # Nothing here imports torch, which takes seconds, before a command needs it.
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 if it was done; 2 with one line on stderr if it can't be; 130 after Ctrl-C, 141, without a word, after a broken
     pipe.
     """
-    heard = open_closed_streams()
+    heard = open_streams()
     parser = build_parser()
     try:
         if not heard:
@@ -159,10 +159,9 @@ class Version(argparse.Action):
 
 
 STANDARDIZE = (
-    "train on (x - mean) / standard deviation, both of each feature over the training rows: for tables whose columns"
-    " have different scales. The checkpoint keeps them: draws are in the data's own units, and so are all"
-    " log-likelihoods: log p(x) = log p(standardized x) - sum log(standard deviation). --scale is that of standardized"
-    " x, and a constant feature is only moved to 0"
+    "for tables whose columns have different scales: train on (x - mean) / std, both of each feature over the training"
+    " rows. Draws and log-likelihoods are in the data's own units all the same: log p(x) = log p(standardized x) -"
+    " sum log std"
 )
 
 

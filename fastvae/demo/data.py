@@ -127,10 +127,10 @@ def read_array(path: Path) -> Source:
             return Source(path.name, table.array, table=table)
         if path.suffix.lower() not in (".npy", ".npz"):
             raise CommandError(f"--data {path}: expected a .npy, .npz or .csv file")
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return Source(path.name, loaded)
-        with loaded:
+        with path.open("rb") as file:  # NumPy would leave it open where it fails
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return Source(path.name, loaded)
             if "x" not in loaded.files and len(loaded.files) != 1:
                 raise CommandError(f"--data {path}: expected an array 'x' or a single one, found {loaded.files}")
             array = loaded["x" if "x" in loaded.files else loaded.files[0]]

@@ -8,11 +8,13 @@ from typing import Any
 from .storage import CommandError, reason
 
 
-def open_closed_streams() -> bool:
+def open_streams() -> bool:
     """Put the null device where the caller has closed a stream, lest a file of ours gets its number.
 
-    False if that is stdout: what was to be printed is lost then.
+    False if that is stdout: what was to be printed is lost then. Characters that stdout does not have are escaped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     if None not in (sys.stdin, sys.stdout, sys.stderr):
         return True
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ class Run:
 
     def train(self) -> bool:
         """Train to the last epoch, or to a Ctrl-C; True if finished. Either way the run lies in ``out``."""
-        total = self.options.epochs * self.steps_per_epoch
+        start, total = self.step, self.options.epochs * self.steps_per_epoch
         last_saved = time.monotonic()
         with (
             interruptible() as interrupted,
@@ -138,36 +138,46 @@ class Run:
                 total=total,
                 initial=self.step,
                 unit="step",
-                desc=f"{self.data.name}: compiling kernels",
+                desc=self.data.name,
                 dynamic_ncols=True,
                 file=Unfailing(sys.stderr),
             ) as bar,
         ):
-            first = True
             while self.step < total and not interrupted():
                 order = torch.Generator().manual_seed((self.options.seed << 32) + self.epoch)
                 rows = self.train_rows[torch.randperm(len(self.train_rows), generator=order)]
                 for batch in rows.split(self.options.batch_size)[self.step % self.steps_per_epoch :]:
-                    self.take_step(self.x[batch.to(self.x.device)])
-                    if first:  # the rate is that of the steps to come
-                        bar.initial = bar.n = bar.last_print_n = self.step
-                        bar.unpause()
-                        bar.set_description(self.data.name)
-                        first = False
-                    else:
-                        bar.update()
+                    with self.compiling(bar) if self.step == start else nullcontext():
+                        self.take_step(self.x[batch.to(self.x.device)])
+                    bar.update(self.step - bar.n)
                     if self.step % BAR_STEPS == 0 or self.step == total:
                         bar.set_postfix_str(self.running(), refresh=False)
                     if interrupted():
                         break
                 self.check_finite(self.sums)
                 if self.step % self.steps_per_epoch == 0:
-                    self.end_epoch()
+                    with self.compiling(bar) if self.step - start <= self.steps_per_epoch else nullcontext():
+                        self.end_epoch()
                 if time.monotonic() - last_saved > SAVE_SECONDS:
                     self.save()
                     last_saved = time.monotonic()
         self.save()
         return self.step >= total
+
+    @contextmanager
+    def compiling(self, bar: tqdm) -> Iterator[None]:
+        """Say that kernels compile while a first call does so, and leave it out of the rate of steps."""
+        began = time.time()
+        bar.set_description(f"{self.data.name}: compiling kernels")
+        yield
+        steps, seconds = self.step - bar.n, time.time() - began
+        bar.n += steps
+        if not bar.disable:  # as TQDM_DISABLE=1 in the environment does
+            bar.initial += steps
+            bar.last_print_n += steps
+            bar.start_t += seconds
+            bar.last_print_t += seconds
+        bar.set_description(self.data.name)
 
     def take_step(self, x: Tensor) -> None:
         """One step of Adam up the ELBO of a batch."""
