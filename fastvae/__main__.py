@@ -188,7 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--hidden", type=positive_int, metavar="H", help="width of the two networks; default 256")
     p.add_argument("--epochs", type=positive_int, metavar="N", help="default 100")
     p.add_argument("--batch-size", type=positive_int, metavar="N", help="default 64")
-    p.add_argument("--lr", type=positive_float, metavar="RATE", help="Adam's step size; default 0.002")
+    p.add_argument("--lr", type=step_size, metavar="RATE", help="Adam's step size; default 0.002")
     p.add_argument("--beta", type=weight, metavar="BETA", help="weight of the KL; default 1")
     p.add_argument("--seed", type=seed_number, metavar="SEED", help="of everything random; default 0")
     p.add_argument("--device", type=device, metavar="DEVICE", help="cpu or cuda; default cpu")
@@ -229,9 +229,10 @@ def positive_int(text: str) -> int:
     return number(text, lambda _: value, lambda v: v <= MOST, f"a whole number up to {MOST}")
 
 
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    return number(text, float, lambda v: 0 < v < math.inf, "a positive number")
+def step_size(text: str) -> float:
+    """A number above 0, up to what Adam can multiply in float32."""
+    value = number(text, float, lambda v: 0 < v < math.inf, "a positive number")
+    return number(text, lambda _: value, lambda v: v <= 1e30, "a number up to 1e30")
 
 
 def weight(text: str) -> float:

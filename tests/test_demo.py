@@ -191,6 +191,7 @@ def test_bernoulli_needs_data_between_0_and_1(tmp_path, capsys):
         (["--latent", "2.5"], "argument --latent: expected a whole number from 1 on, got '2.5'"),
         (["--scale", "0"], "argument --scale: expected a positive number or 'learned', got '0'"),
         (["--lr", "nan"], "argument --lr: expected a positive number, got 'nan'"),
+        (["--lr", "1e300"], "argument --lr: expected a number up to 1e30, got '1e300'"),
         (["--beta", "-1"], "argument --beta: expected a number from 0 on"),
         (["--seed", "-1"], "argument --seed: expected a whole number from 0 to"),
         (["--device", "abacus"], "argument --device: 'abacus' cannot be used here"),

@@ -225,3 +225,18 @@ def test_a_standardized_run_is_resumed_as_one(standardized, tmp_path, capsys):
 def test_what_cannot_be_trained_says_why(tmp_path, capsys, x, args, message):
     code = train(tmp_path / "run", "--data", save(tmp_path / "x.npy", x * 1e15 if args == () else x), *SMALL, *args)
     assert message in error_of(capsys, code)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4, 4)])
+@pytest.mark.parametrize("value", [0, 1])
+def test_constant_data_are_trained_on_and_drawn(tmp_path, shape, value):
+    path, out = save(tmp_path / "x.npy", np.full((12, *shape), value, np.uint8)), tmp_path / "run"
+    assert train(out, "--data", path, "--epochs", "1", "--hidden", "4", "--latent", "2") == 0
+    assert main(["sample", str(out / "checkpoint.pt"), "--num", "3"]) == 0
+    assert (out / "draws.png").exists()
+
+
+def test_a_collapsed_encoder_is_drawn():
+    points, names = pictures.in_the_plane(np.full((12, 3), 0.25, np.float32))
+    assert points.tolist() == [[0.25, 0.25]] * 12
+    assert names == ("z[0]", "z[1]")

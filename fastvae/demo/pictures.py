@@ -147,11 +147,11 @@ def draw_latents(model: VAE, data: Tensor, labels: np.ndarray | None) -> Figure:
 
 
 def in_the_plane(mu: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
-    """``[N, L]`` -> ``[N, 2]`` and the names of the axes: as it is for L <= 2, else by t-SNE."""
+    """``[N, L]`` -> ``[N, 2]`` and the names of the axes: as it is for L <= 2, or one point, else by t-SNE."""
     if mu.shape[1] == 1:
         return np.column_stack((mu, np.zeros(len(mu)))), ("z[0]", "")
-    if mu.shape[1] == 2:
-        return mu, ("z[0]", "z[1]")
+    if mu.shape[1] == 2 or not np.ptp(mu, axis=0).any():
+        return mu[:, :2], ("z[0]", "z[1]")
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(mu) - 1) / 3)
@@ -179,6 +179,8 @@ def as_images(x: Tensor) -> np.ndarray | None:
 def show_tiles(axes: Axes, x: Tensor, columns: int, low: float, high: float) -> None:
     """Rows as a grid of images with a gap between; rows that are no images as curves over their features."""
     axes.set_axis_off()
+    if low == high:  # constant data
+        low, high = low - 0.5, high + 0.5
     images = as_images(x)
     if images is None:
         axes.set_axis_on()
