@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .demo.storage import CHECKPOINT, CommandError, make_folder, reason, write_array, write_table
 from .demo.streams import Unfailing, open_streams, put, say
@@ -141,7 +141,7 @@ def info() -> tuple[int, str]:
 class Parser(argparse.ArgumentParser):
     """Help that fails where stdout cannot be written, as a command does; argparse's own says nothing then."""
 
-    def print_help(self, file: IO[str] | None = None) -> None:
+    def print_help(self, file: Any = None) -> None:
         """To stdout."""
         put(self.format_help())
 

@@ -176,7 +176,8 @@ def test_a_full_disk_leaves_no_half_of_a_file(tmp_path, capsys, monkeypatch, ful
 
 @without_pictures
 def test_of_two_runs_into_one_folder_the_last_to_finish_is_there_and_whole(run, tmp_path, monkeypatch):
-    take_step, begun = training.Run.take_step, []
+    take_step = training.Run.take_step
+    begun: list[int] = []
 
     def take_step_beside_another(self, x):
         if self.step == 4 and not begun:
