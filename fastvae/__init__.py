@@ -1,13 +1,23 @@
 """fastvae: the ELBO of a variational autoencoder in one pass over the data, for PyTorch training loops."""
 
-from . import gmm as gmm
-from . import reference as reference
-from . import regression as regression
-from ._backend import BackendError, show_config
-from ._elbo import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
-from ._status import Status
-from .likelihoods import Bernoulli, Gaussian, Laplace
-from .vae import VAE
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+# `python -m fastvae --help`, and the script of that name, need not wait seconds for torch.
+_PROGRAM = os.path.basename(sys.argv[0]) if sys.argv else ""
+_IS_COMMAND = _PROGRAM == "fastvae" or (_PROGRAM == "-m" and "fastvae" in sys.orig_argv)
+
+if TYPE_CHECKING or not _IS_COMMAND:
+    from . import gmm as gmm
+    from . import reference as reference
+    from . import regression as regression
+    from ._backend import BackendError, show_config
+    from ._elbo import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
+    from ._status import Status
+    from .likelihoods import Bernoulli, Gaussian, Laplace
+    from .vae import VAE
 
 __all__ = [
     "VAE",
@@ -26,3 +36,26 @@ __all__ = [
     "reparameterize",
     "show_config",
 ]
+
+# Of the command: each public name is loaded when it is first asked for.
+_HOMES = {
+    **dict.fromkeys(("BackendError", "show_config"), "_backend"),
+    **dict.fromkeys(("ElboTerms", "elbo", "elbo_terms", "kl_divergence", "reparameterize"), "_elbo"),
+    **dict.fromkeys(("Bernoulli", "Gaussian", "Laplace"), "likelihoods"),
+    "Status": "_status",
+    "VAE": "vae",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name that is not loaded yet."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    value = globals()[name] = getattr(module, name) if name in _HOMES else module
+    return value
+
+
+def __dir__() -> list[str]:
+    """With the public names that are not loaded yet."""
+    return sorted({*globals(), *__all__})

@@ -1,42 +1,69 @@
 """The command line, `python -m fastvae` or `fastvae`: train, sample, info."""
 
 import argparse
+import contextlib
+import io
 import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
+from .demo.storage import CHECKPOINT, CommandError, make_folder, reason, write_array, write_table
+from .demo.streams import Unfailing, open_streams, put, say
 
-from ._backend import package_version, show_config
-from .demo.storage import CHECKPOINT, CommandError, make_folder, write_whole
-from .likelihoods import LIKELIHOODS
+# Nothing here imports torch, which takes seconds, before a command needs it.
 
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
+BROKEN_PIPE = 141  # of one whose output nobody reads on
+LIKELIHOODS = ("gaussian", "laplace", "bernoulli")
+MOST_TILES = 10_000  # of a picture
+MOST = 2**31 - 1
+# torch has no class of error for it on a CPU
+OUT_OF_MEMORY = ("allocate memory", "out of memory", "multiplication overflow", "size calculation overflow")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it was done, 2 with one line on stderr if it can't be, 130 after Ctrl-C."""
+    """Run one command and return its exit status.
+
+    0 if it was done; 2 with one line on stderr if it can't be; 130 after Ctrl-C, 141, without a word, after a broken
+    pipe.
+    """
+    heard = open_streams()
     parser = build_parser()
-    args = vars(parser.parse_args(argv))
-    command: Callable[..., int] = args.pop("command")
     try:
-        return command(**args)
+        if not heard:
+            raise CommandError("stdout is closed; to print nothing, use > /dev/null")
+        args = vars(parser.parse_args(argv))
+        command: Callable[..., tuple[int, str]] = args.pop("command")
+        status, text = command(**args)
+        put(text)
+        return status
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("matplotlib", "tqdm", "sklearn"):
             raise
         message = f"{error.name} is not installed: pip install 'fastvae-kernels[demo]'"
     except CommandError as error:
         message = str(error)
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    except OSError as error:
+        message = f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        message = f"not enough memory: {reason(error).rpartition('memory: ')[2]}"
     except KeyboardInterrupt:
         return INTERRUPTED
-    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    finally:
+        Unfailing(sys.stderr).flush()  # at exit, an error here would change the exit status
+    say(f"{parser.prog}: error: {message}")
     return 2
 
 
-def train(*, out: Path, resume: bool, overwrite: bool, **given: Any) -> int:
+def train(*, out: Path, resume: bool, overwrite: bool, **given: Any) -> tuple[int, str]:
     """Train a VAE; write checkpoint, history and pictures."""
     from .demo import pictures, training
 
@@ -52,70 +79,116 @@ def train(*, out: Path, resume: bool, overwrite: bool, **given: Any) -> int:
             )
         if given.get("likelihood") == "bernoulli" and "scale" in given:
             raise CommandError("--scale belongs to a Gaussian or Laplace likelihood, a Bernoulli has none")
+        if given.get("likelihood") == "bernoulli" and "standardize" in given:
+            raise CommandError("--standardize belongs to a Gaussian or Laplace likelihood, a Bernoulli takes 0 to 1")
         run = training.Run(training.Options(**given), out)
         make_folder(out)
     finished = run.train()
     if not finished:
-        print(
+        return INTERRUPTED, (
             f"stopped in epoch {run.epoch + 1} of {run.options.epochs}, and saved; to go on:\n"
             f"  {shlex.join([sys.executable, '-m', 'fastvae', 'train', '--out', str(out), '--resume'])}"
         )
-        return INTERRUPTED
     log_p = run.log_likelihood()
     paths = pictures.draw_run(run, log_p)
     first, last = run.history[0]["test"], run.history[-1]["test"]
-    print(
+    return 0, (
         f"test ELBO {first['elbo']:.2f} nats a row after epoch 1, {last['elbo']:.2f} after epoch {run.epoch}"
         f" (log-likelihood {last['log_likelihood']:.2f} - KL {last['kl']:.2f});"
-        f" log p(x), estimated with {training.LOG_P_SAMPLES} draws a row: {log_p:.2f}"
+        f" log p(x), estimated with {training.LOG_P_SAMPLES} draws a row: {log_p:.2f}\n"
+        + "\n".join(f"  {path}" for path in [*paths, out / "history.json", checkpoint])
     )
-    print("\n".join(f"  {path}" for path in [*paths, out / "history.json", checkpoint]))
-    return 0
 
 
-def sample(*, checkpoint: Path, num: int, out: Path | None, seed: int, mean: bool) -> int:
+def sample(*, checkpoint: Path, num: int, out: Path | None, seed: int, mean: bool) -> tuple[int, str]:
     """Draw x ~ p(x) from a trained model."""
     from .demo import pictures, training
 
-    out = checkpoint.with_name("draws.png") if out is None else out
-    if out.suffix not in (".png", ".npy"):
-        raise CommandError(f"--out {out}: expected a .png or .npy file")
-    model, bounds = training.load_model(checkpoint)
-    x = model.sample(num, mean=mean, generator=torch.Generator().manual_seed(seed))
+    out = checkpoint.parent / "draws.png" if out is None else out
+    kind = out.suffix.lower()
+    if kind not in (".png", ".npy", ".csv"):
+        raise CommandError(f"--out {out}: expected a .png or .npy file, or a .csv for a table")
+    if kind == ".png" and num > MOST_TILES:
+        raise CommandError(f"--num {num}: a picture has room for {MOST_TILES} draws, for more use --out FILE.npy")
+    trained = training.load_model(checkpoint)
+    if kind == ".csv" and len(trained.event) != 1:
+        shape = " x ".join(map(str, trained.event))
+        raise CommandError(f"--out {out}: a table has rows of numbers, these draws are {shape} each: use a .npy file")
+    x = trained.sample(num, seed, mean)
     make_folder(out.parent)
-    if out.suffix == ".npy":
-        import numpy as np
-
-        write_whole(out, lambda path: np.save(path, x.numpy()))
+    if kind == ".npy":
+        write_array(out, x.numpy())
+    elif kind == ".csv":
+        write_table(out, x.numpy(), trained.names)
     else:
         title = "E[x | z], z ~ N(0, I)" if mean else "x ~ p(x)"
-        pictures.save(pictures.draw_draws(x, title, bounds), out)
-    print(f"  {out}")
-    return 0
+        pictures.save(pictures.draw_draws(x, title, trained.bounds), out)
+        if not mean:
+            return 0, f"  {out}\nwith the noise of p(x|z), which can look like static; --mean draws E[x|z] without it"
+    return 0, f"  {out}"
 
 
-def info() -> int:
-    """Print `fastvae.show_config()`."""
-    show_config()
-    return 0
+def info() -> tuple[int, str]:
+    """What `fastvae.show_config()` prints."""
+    from ._backend import show_config
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        show_config()
+    return 0, printed.getvalue()
+
+
+class Parser(argparse.ArgumentParser):
+    """Help that fails where stdout cannot be written, as a command does; argparse's own says nothing then."""
+
+    def print_help(self, file: Any = None) -> None:
+        """To stdout."""
+        put(self.format_help())
+
+
+class Version(argparse.Action):
+    """Print the version and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """As argparse's own, by way of `put`."""
+        try:
+            put(version("fastvae-kernels"))
+        except PackageNotFoundError:
+            put("not installed")
+        parser.exit()
+
+
+STANDARDIZE = (
+    "for tables whose columns have different scales: train on (x - mean) / std, both of each feature over the training"
+    " rows. Draws and log-likelihoods are in the data's own units all the same: log p(x) = log p(standardized x) -"
+    " sum log std"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Options that are not given are left out, so that --resume can tell them from the stored ones."""
-    parser = argparse.ArgumentParser(prog="fastvae", description="Train and sample variational autoencoders.")
-    parser.add_argument("--version", action="version", version=package_version("fastvae-kernels"))
+    parser = Parser(
+        prog="fastvae",
+        description="Train and sample variational autoencoders.",
+        epilog="Exit status: 0 if it was done, 2 with one line on stderr if it can't be, 130 after Ctrl-C, 141 after a"
+        " broken pipe.",
+    )
+    parser.add_argument(
+        "--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="show the version and exit"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     p = commands.add_parser("train", help="train a VAE and draw what it learned", argument_default=argparse.SUPPRESS)
     p.set_defaults(command=train)
     p.add_argument("--data", metavar="FILE", help=".npy, .npz or .csv of rows [N, ...]; default: scikit-learn's digits")
-    p.add_argument("--likelihood", choices=tuple(LIKELIHOODS), help="p(x|z); default gaussian")
+    p.add_argument("--standardize", action="store_true", help=STANDARDIZE)
+    p.add_argument("--likelihood", choices=LIKELIHOODS, help="p(x|z); default gaussian")
     p.add_argument("--scale", type=scale, metavar="1|learned", help="that of the Gaussian or Laplace; default learned")
     p.add_argument("--latent", type=positive_int, metavar="L", help="latent elements; default 8")
     p.add_argument("--hidden", type=positive_int, metavar="H", help="width of the two networks; default 256")
     p.add_argument("--epochs", type=positive_int, metavar="N", help="default 100")
     p.add_argument("--batch-size", type=positive_int, metavar="N", help="default 64")
-    p.add_argument("--lr", type=positive_float, metavar="RATE", help="Adam's step size; default 0.002")
+    p.add_argument("--lr", type=step_size, metavar="RATE", help="Adam's step size; default 0.002")
     p.add_argument("--beta", type=weight, metavar="BETA", help="weight of the KL; default 1")
     p.add_argument("--seed", type=seed_number, metavar="SEED", help="of everything random; default 0")
     p.add_argument("--device", type=device, metavar="DEVICE", help="cpu or cuda; default cpu")
@@ -127,9 +200,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.set_defaults(command=sample)
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a run")
     p.add_argument("--num", type=positive_int, default=64, metavar="N", help="how many; default 64")
-    p.add_argument("--out", type=Path, metavar="FILE", help=".png or .npy; default draws.png beside the checkpoint")
+    p.add_argument(
+        "--out", type=Path, metavar="FILE", help=".png, .npy or .csv; default draws.png beside the checkpoint"
+    )
     p.add_argument("--seed", type=seed_number, default=0, metavar="SEED", help="default 0")
-    p.add_argument("--mean", action="store_true", help="E[x|z] of a drawn z, without the noise of p(x|z)")
+    p.add_argument(
+        "--mean", action="store_true", help="draw E[x|z], what the decoder makes of z, without the noise of p(x|z)"
+    )
 
     p = commands.add_parser("info", help="versions, devices, threads, and which backend each op takes here")
     p.set_defaults(command=info)
@@ -141,19 +218,21 @@ def number(text: str, kind: Callable[[str], Any], allowed: Callable[[Any], bool]
     try:
         if allowed(value := kind(text)):
             return value
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
 
 
 def positive_int(text: str) -> int:
-    """A whole number from 1 on."""
-    return number(text, int, lambda v: v >= 1, "a whole number from 1 on")
+    """A whole number from 1 to 2147483647."""
+    value = number(text, int, lambda v: v >= 1, "a whole number from 1 on")
+    return number(text, lambda _: value, lambda v: v <= MOST, f"a whole number up to {MOST}")
 
 
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    return number(text, float, lambda v: 0 < v < math.inf, "a positive number")
+def step_size(text: str) -> float:
+    """A number above 0, up to what Adam can multiply in float32."""
+    value = number(text, float, lambda v: 0 < v < math.inf, "a positive number")
+    return number(text, lambda _: value, lambda v: v <= 1e30, "a number up to 1e30")
 
 
 def weight(text: str) -> float:
@@ -163,7 +242,7 @@ def weight(text: str) -> float:
 
 def seed_number(text: str) -> int:
     """A whole number that fits the high word of a noise seed."""
-    return number(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2147483647")
+    return number(text, int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST}")
 
 
 def scale(text: str) -> float | str:
@@ -174,11 +253,15 @@ def scale(text: str) -> float | str:
 
 
 def device(text: str) -> str:
-    """A device that torch knows and this machine has."""
+    """A device that torch knows, this machine has, and on which numbers can be read."""
+    if text == "cpu":
+        return text
+    import torch
+
     try:
-        torch.zeros(1, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        torch.zeros(1, dtype=torch.float64, device=text).item()
+    except Exception as error:  # each kind of device has its own for not being there
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {reason(error)}") from error
     return text
 
 

@@ -9,8 +9,8 @@ import fastvae
 import fastvae_kernels
 
 
-def in_python(code, timeout=60, **environment):
-    """The words that the code prints; a deadlock ends after a minute."""
+def in_python(code, timeout=300, **environment):
+    """The words that the code prints; a deadlock ends after five minutes."""
     path = [str(Path(m.__file__).parents[1]) for m in (fastvae, fastvae_kernels) if m.__file__]
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"import sys\nsys.path[:0] = {path}\n{code}"],

@@ -50,7 +50,7 @@ def test_ended_from_outside_it_has_left_what_it_had(tmp_path):
     while not (tmp_path / "tables.md").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 143
     assert load(tmp_path / "results.json")["tuning"][0]["seconds"]["fastvae"] > 0
     verdicts = load(tmp_path / "stages.json")
@@ -91,10 +91,10 @@ def test_a_stage_has_a_verdict_of_its_own(log):
 
 def test_a_stage_that_hears_no_interrupt_is_killed(log, monkeypatch):
     monkeypatch.setattr(command, "GRACE", 0.2)
-    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     began = time.monotonic()
     assert command.run(python(deaf, 1.0), log) == "stopped at its limit of 1 s"
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 300
 
 
 def test_where_the_gpu_stops_to_answer_the_stage_goes_on_in_a_new_process(log, tmp_path):

@@ -8,38 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from demo_runs import SMALL, assert_same_run, error_of, save, state_of, train, write
+from tqdm import tqdm
 
 from fastvae.__main__ import main
 from fastvae.demo import data, pictures, training
 
 PICTURES = ("elbo.png", "samples.png", "reconstructions.png", "latents.png")
-SMALL = ("--hidden", "16", "--latent", "3", "--epochs", "3", "--batch-size", "512")  # 3 steps an epoch, the last short
-
-
-def train(out, *args):
-    return main(["train", "--out", str(out), *args])
-
-
-def state_of(out):
-    return torch.load(out / "checkpoint.pt", weights_only=True)
-
-
-def assert_same_run(a, b):
-    a, b = state_of(a), state_of(b)
-    assert a["history"] == b["history"]
-    assert all(torch.equal(a["model"][k], b["model"][k]) for k in b["model"])
-    for moments, expected in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
-        assert all(torch.equal(moments[k], expected[k]) for k in expected)
-
-
-def error_of(capsys, code):
-    """The one line on stderr, besides a progress bar, of a command that failed with code 2."""
-    assert code == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.strip() and "step/s" not in line]
-    assert len(lines) == 1, err
-    return lines[0]
+format_dict = tqdm.format_dict.fget
 
 
 @pytest.fixture
@@ -175,16 +151,6 @@ def test_info_says_which_backend_answers(capsys):
     assert "reference" in out or "numba" in out
 
 
-def write(path, text):
-    path.write_text(text)
-    return str(path)
-
-
-def save(path, array):
-    np.save(path, array, allow_pickle=True)
-    return str(path)
-
-
 X = np.random.default_rng(0).standard_normal((20, 4))
 with_nan = X.copy()
 with_nan[3, 2] = np.nan
@@ -225,6 +191,7 @@ def test_bernoulli_needs_data_between_0_and_1(tmp_path, capsys):
         (["--latent", "2.5"], "argument --latent: expected a whole number from 1 on, got '2.5'"),
         (["--scale", "0"], "argument --scale: expected a positive number or 'learned', got '0'"),
         (["--lr", "nan"], "argument --lr: expected a positive number, got 'nan'"),
+        (["--lr", "1e300"], "argument --lr: expected a number up to 1e30, got '1e300'"),
         (["--beta", "-1"], "argument --beta: expected a number from 0 on"),
         (["--seed", "-1"], "argument --seed: expected a whole number from 0 to"),
         (["--device", "abacus"], "argument --device: 'abacus' cannot be used here"),
@@ -237,6 +204,15 @@ def test_bad_options_are_refused_by_name(tmp_path, capsys, args, message):
         train(tmp_path / "run", *args)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0.01, 200.0])
+def test_a_progress_bar_is_told_from_an_error_at_any_speed(capsys, monkeypatch, seconds):
+    monkeypatch.setattr(tqdm, "format_dict", property(lambda bar: {**format_dict(bar), "elapsed": seconds * bar.n}))
+    with tqdm(total=9, unit="step", desc="digits") as bar:
+        bar.update(2)
+    print("fastvae: error: the disk is full", file=sys.stderr)
+    assert error_of(capsys, 2) == "fastvae: error: the disk is full"
 
 
 def test_a_run_is_never_lost_by_accident(run, capsys):

@@ -129,7 +129,7 @@ def in_python(script, env=None):
     """What the script prints, and what it says of errors."""
     kept = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
     command = [sys.executable, "-B", str(script)]
-    done = subprocess.run(command, env=kept | (env or {}), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=kept | (env or {}), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 

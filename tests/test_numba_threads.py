@@ -146,7 +146,7 @@ def recorded(units, meet, launch):
     return times, int(ends[0]), who, numbers
 
 
-def in_python(code, timeout=60):
+def in_python(code, timeout=300):
     """Run the code in a Python of its own, where this file is known: with torch's team, then with helpers alone."""
     code = (
         "import os, threading, time\nfrom test_numba_threads import *\nfrom test_numba_threads import _threads\n"
@@ -265,12 +265,12 @@ def test_the_caller_begins_at_once_and_waits_for_no_helper_that_has_not_begun(he
 
         def help(self):
             held.release()
-            release.wait(20)
+            release.wait(300)
 
     for _ in range(size):
         _threads._pool.jobs.put(Busy())
     for _ in range(size):
-        assert held.acquire(timeout=20)
+        assert held.acquire(timeout=300)
     try:
         assert record(1000)[2] == {threading.get_ident()}
         check()
@@ -415,7 +415,7 @@ def at_exit(team=_threads._team):
 atexit.register(at_exit)
 """
     ended = map(float, in_python(code))
-    assert time.time() - min(ended) < 5
+    assert time.time() - min(ended) < 60  # a thread that keeps Python waits forever
 
 
 def test_it_wants_no_more_helpers_than_the_system_grants(helpers, monkeypatch):

@@ -227,7 +227,7 @@ def test_eight_threads_at_once_get_their_own_gradients():
         for t in threads:
             t.start()
         for t in threads:
-            t.join(60)
+            t.join(300)
     finally:
         torch.set_num_threads(before)
     for ours, theirs in zip(results, expected, strict=True):

@@ -93,7 +93,7 @@ def test_two_data_parallel_processes_average_their_gradients(tmp_path):
     out, store = tmp_path / "gradients.pt", tmp_path / "store"
     workers = [subprocess.Popen([*command, str(rank), str(store), str(out)], stderr=subprocess.PIPE) for rank in (0, 1)]
     for worker in workers:
-        _, errors = worker.communicate(timeout=120)
+        _, errors = worker.communicate(timeout=300)
         assert worker.returncode == 0, errors.decode()
     x = torch.rand(2 * N, D, generator=torch.Generator().manual_seed(3))
     model = Model()

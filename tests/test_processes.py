@@ -22,7 +22,7 @@ def elbo(backend="numba"):
 def in_a_child(work):
     child = os.fork()
     if child == 0:
-        signal.alarm(40)  # a deadlock ends
+        signal.alarm(200)  # a deadlock ends
         os._exit(0 if work() else 1)
     return os.waitpid(child, 0)[1]
 """
@@ -41,7 +41,7 @@ def work():
 print(in_a_child(work), in_a_child(lambda: in_a_child(work) == 0))
 print(work(), in_a_child(work))  # and now it has
 """
-    assert in_python(START + code, 100, FASTVAE_BACKEND="reference") == ["0", "0", "True", "0"]
+    assert in_python(START + code, FASTVAE_BACKEND="reference") == ["0", "0", "True", "0"]
 
 
 def test_joblib_with_processes_that_are_forked():
@@ -54,7 +54,7 @@ alone = [fit(seed) for seed in range(2)]
 large.exp()
 print(joblib.Parallel(2, backend="multiprocessing")(joblib.delayed(fit)(seed) for seed in range(2)) == alone)
 """
-    assert in_python(START + code, 100, FASTVAE_BACKEND="reference") == ["True"]
+    assert in_python(START + code, FASTVAE_BACKEND="reference") == ["True"]
 
 
 def test_a_fork_waits_for_what_another_thread_compiles(tmp_path):
@@ -73,7 +73,7 @@ compiling.wait()
 print(in_a_child(lambda: _kl.make_columns(_memory.F64, _memory.F64)))
 thread.join()
 """
-    assert in_python(START + code, 100, NUMBA_CACHE_DIR=str(tmp_path)) == ["0"]
+    assert in_python(START + code, NUMBA_CACHE_DIR=str(tmp_path)) == ["0"]
 
 
 def test_an_interrupt_while_numba_is_imported_or_compiles_comes_later():
@@ -110,7 +110,7 @@ caching.CompileResultCacheImpl._locator_classes = places
 print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 print(abs(elbo() - elbo("reference")) < 1e-2, armed)
 """
-    assert in_python(START + code, 100) == ["interrupted", "interrupted", "True", "True", "[]"]
+    assert in_python(START + code) == ["interrupted", "interrupted", "True", "True", "[]"]
 
 
 def test_the_team_is_given_up_before_a_fork_only_where_one_can_be_formed_anew(monkeypatch):

@@ -1,7 +1,10 @@
-"""The data of a run: the digits that ship with scikit-learn, or a .npy, .npz or .csv file of yours."""
+"""The data of a run: the digits that ship with scikit-learn, or a .npy, .npz or .csv file of yours.
+
+Where a file is wrong, an error says where: in a .csv by line and column, both from 1 and the line that of the file; in
+an array by its NumPy index, from 0.
+"""
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,94 +12,156 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .storage import CommandError
+from .storage import CommandError, reason
+from .tables import Table
 
 TEST_SHARE = 0.2
 FEWEST_ROWS = 10
 
 
 @dataclass(frozen=True)
+class Units:
+    """Mean and scale of each feature, ``[*event]`` in float64: x = mean + scale u, where the model is one of u."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def restore(self, u: Tensor) -> Tensor:
+        """The rows x in the data's own units, float64 on the CPU."""
+        return self.mean + self.scale * u.cpu().double()
+
+    @property
+    def log_jacobian(self) -> float:
+        """What a log density of u lacks to that of x, in nats: log p(x) = log p(u) - sum log scale."""
+        return -float(self.scale.log().sum())
+
+
+@dataclass(frozen=True)
 class Data:
-    """Rows x ``[N, *event]`` in float32, their labels if any, and a fingerprint by which a resumed run knows them."""
+    """Rows x ``[N, *event]`` in float32, and what else is known of them.
+
+    ``names`` are those of the columns, ``units`` what standardized x were before, and ``fingerprint`` is how a resumed
+    run knows its data.
+    """
 
     name: str
     x: Tensor
-    labels: Tensor | None
+    labels: np.ndarray | None
+    names: list[str] | None
+    units: Units | None
     fingerprint: str
 
     def split(self, seed: int) -> tuple[Tensor, Tensor]:
         """Row numbers of the training and the held-out test part, a function of N and the seed."""
-        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(seed))
-        n_test = max(1, round(TEST_SHARE * len(order)))
-        return order[n_test:], order[:n_test]
+        return split_rows(len(self.x), seed)
 
 
-def load_data(path: str | None, likelihood: str) -> Data:
-    """Read and check the data; ``None`` is the 1,797 digits of 8 x 8 grey pixels, scaled to [0, 1]."""
+def split_rows(N: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers of the training and the held-out test part."""
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+    n_test = max(1, round(TEST_SHARE * N))
+    return order[n_test:], order[:n_test]
+
+
+class Source:
+    """An array that was read, with what errors about it need: its file's name, and where each element stood."""
+
+    def __init__(self, name: str, array: np.ndarray, labels: np.ndarray | None = None, table: Table | None = None):
+        self.name, self.array, self.labels, self.table = name, array, labels, table
+
+    def place(self, chosen: np.ndarray) -> str:
+        """Where the first chosen element is: ``line 5, column 2 (weight)`` of a .csv, the index of an array."""
+        index = [int(i) for i in np.unravel_index(chosen.argmax(), chosen.shape)]
+        return str(index) if self.table is None else self.table.place(*index)
+
+
+def load_data(path: str | None, likelihood: str, standardize: bool = False, seed: int = 0) -> Data:
+    """Read and check the data; ``None`` is the 1,797 digits of 8 x 8 grey pixels, scaled to [0, 1].
+
+    To standardize takes mean and standard deviation over the rows that ``seed`` chooses to train on, in float64.
+    """
     if path is None:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        name, array, labels = "digits", digits.images / 16.0, digits.target
+        source = Source("digits", digits.images / 16.0, digits.target)
     else:
-        name = Path(path).name
-        array, labels = read_array(Path(path))
-    x = checked_rows(name, array)
-    if likelihood == "bernoulli" and not bool(((x >= 0) & (x <= 1)).all()):
-        raise CommandError(f"{name}: a Bernoulli likelihood needs values in [0, 1], found [{x.min():g}, {x.max():g}]")
-    fingerprint = hashlib.sha256(x.numpy().tobytes() + repr(tuple(x.shape)).encode()).hexdigest()
-    return Data(name, x, None if labels is None else torch.as_tensor(labels), fingerprint)
+        source = read_array(Path(path))
+    x, units = checked_rows(source), None
+    if likelihood == "bernoulli" and bool((outside := (x < 0) | (x > 1)).any()):
+        raise CommandError(
+            f"{source.name}: a Bernoulli likelihood needs values in [0, 1], found [{x.min():g}, {x.max():g}],"
+            f" the first of them at {source.place(outside.numpy())}"
+        )
+    digest = hashlib.sha256(x.numpy().tobytes() + repr(tuple(x.shape)).encode())
+    if standardize:
+        x, units = standardized(source, split_rows(len(x), seed)[0].numpy())
+        digest.update(units.mean.numpy().tobytes() + units.scale.numpy().tobytes())
+    names = None if source.table is None else source.table.names
+    return Data(source.name, x, source.labels, names, units, digest.hexdigest())
 
 
-def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array in the file, and labels where an .npz has an array ``y`` of as many rows."""
+def standardized(source: Source, train_rows: np.ndarray) -> tuple[Tensor, Units]:
+    """``[N, *event]`` in float32 of mean 0 and standard deviation 1 a feature; where it is constant, of scale 1."""
+    x = source.array.astype(np.float64) / (255 if source.array.dtype == np.uint8 else 1)
+    train = x[train_rows]
+    low, span = train.min(0), np.ptp(train, 0)
+    varies = span > 0
+    mean = np.where(varies, train.mean(0), low)
+    unit = np.where(varies, span, 1.0)  # so that no square underflows
+    scale = np.where(varies, unit * np.sqrt((((train - mean) / unit) ** 2).mean(0)), 1.0)
+    with np.errstate(over="ignore"):
+        u = ((x - mean) / scale).astype(np.float32)
+    if not (finite := np.isfinite(u)).all():
+        raise CommandError(
+            f"{source.name}: standardized, values do not fit in float32, the first at {source.place(~finite)}"
+        )
+    return torch.from_numpy(u), Units(torch.from_numpy(mean), torch.from_numpy(scale))
+
+
+def read_array(path: Path) -> Source:
+    """The array in the file, and labels where an .npz has an array ``y`` of as many numbers or strings."""
     try:
-        if path.suffix == ".csv":
-            return read_csv(path), None
-        if path.suffix not in (".npy", ".npz"):
+        if path.suffix.lower() == ".csv":
+            table = Table(path)
+            return Source(path.name, table.array, table=table)
+        if path.suffix.lower() not in (".npy", ".npz"):
             raise CommandError(f"--data {path}: expected a .npy, .npz or .csv file")
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded, None
-        with loaded:
+        with path.open("rb") as file:  # NumPy would leave it open where it fails
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return Source(path.name, loaded)
             if "x" not in loaded.files and len(loaded.files) != 1:
                 raise CommandError(f"--data {path}: expected an array 'x' or a single one, found {loaded.files}")
             array = loaded["x" if "x" in loaded.files else loaded.files[0]]
             labels = loaded["y"] if "y" in loaded.files else None
-            return array, labels if labels is not None and labels.shape == array.shape[:1] else None
+            usable = labels is not None and labels.shape == array.shape[:1] and labels.dtype.kind in "fiubU"
+            return Source(path.name, array, labels if usable else None)
+    except CommandError:
+        raise
     except FileNotFoundError as error:
         raise CommandError(f"--data {path}: no such file") from error
     except OSError as error:
-        raise CommandError(f"--data {path}: {error.strerror or 'cannot be read'}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CommandError(f"--data {path}: malformed: {str(error).splitlines()[0]}") from error
+        raise CommandError(f"--data {path}: {reason(error)}") from error
+    except Exception as error:  # bytes that are no array can fail anywhere in the readers of zip, zlib and NumPy
+        raise CommandError(f"--data {path}: malformed: {reason(error)}") from error
 
 
-def read_csv(path: Path) -> np.ndarray:
-    """Numbers separated by commas, ``[N, D]``; the first line may name the columns."""
-    with path.open(encoding="utf-8") as file:
-        first = file.readline().split(",")
-    try:
-        [float(cell) for cell in first]
-        header = 0
-    except ValueError:
-        header = 1
-    if path.read_text(encoding="utf-8").count("\n") <= header and header:
-        raise CommandError(f"--data {path}: no rows of numbers")
-    return np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2)
-
-
-def checked_rows(name: str, array: np.ndarray) -> Tensor:
+def checked_rows(source: Source) -> Tensor:
     """``[N, *event]`` in float32; uint8 becomes [0, 1], anything not finite is an error."""
+    name, array = source.name, source.array
     if array.dtype.kind not in "fiub":
         raise CommandError(f"{name}: expected numbers, found an array of {array.dtype}")
     if array.ndim < 2 or array.shape[0] < FEWEST_ROWS or array[0].size == 0:
         raise CommandError(f"{name}: expected [N, ...] with N >= {FEWEST_ROWS} rows, found {list(array.shape)}")
-    bad = np.argwhere(~np.isfinite(array)) if array.dtype.kind == "f" else np.empty((0,))
-    if len(bad):
-        raise CommandError(f"{name}: {len(bad)} values are NaN or infinite, the first at {bad[0].tolist()}")
+    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+        count = array.size - np.count_nonzero(finite)
+        raise CommandError(f"{name}: {count} values are NaN or infinite, the first at {source.place(~finite)}")
     with np.errstate(over="ignore"):
         x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if not bool(x.isfinite().all()):
-        raise CommandError(f"{name}: values as large as {np.abs(array).max():g} do not fit in float32")
+    if not bool((finite := x.isfinite().numpy()).all()):
+        raise CommandError(
+            f"{name}: values as large as {np.abs(array).max():g} do not fit in float32,"
+            f" the first at {source.place(~finite)}"
+        )
     return x / 255 if array.dtype == np.uint8 else x

@@ -26,12 +26,13 @@ STYLE = {"font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.
 def draw_run(run: Run, log_p: float) -> list[Path]:
     """All four pictures of a run, into its folder."""
     test = run.x[run.test_rows.to(run.x.device)]
-    labels = None if run.data.labels is None else run.data.labels[run.test_rows].numpy()
+    shown, own = run.own_units(test), run.own_units
+    labels = None if run.data.labels is None else run.data.labels[run.test_rows.numpy()]
     generator = torch.Generator(run.x.device).manual_seed(run.options.seed)
     pictures = {
         "elbo.png": draw_elbo(run.history, log_p, run.data.name),
-        "samples.png": draw_samples(test, run.model.sample(GRID * GRID, mean=True, generator=generator)),
-        "reconstructions.png": draw_reconstructions(test, run.model.reconstruct(test)),
+        "samples.png": draw_samples(shown, own(run.model.sample(GRID * GRID, mean=True, generator=generator))),
+        "reconstructions.png": draw_reconstructions(shown, own(run.model.reconstruct(test))),
         "latents.png": draw_latents(run.model, test, labels),
     }
     return [save(figure, run.out / name) for name, figure in pictures.items()]
@@ -65,7 +66,8 @@ def draw_elbo(history: list[dict[str, Any]], log_p: float, name: str) -> Figure:
         values = [entry[part]["elbo"] for entry in history]
         left.plot(epochs, values, color=color, marker=marker, label=f"{part}, last {values[-1]:.1f}")
     left.axhline(log_p, color=TEST, linestyle=":", label=f"log p(x), test, about {log_p:.1f}")
-    left.set(title=f"ELBO, {name}", xlabel="epoch", ylabel="nats a row")
+    left.set(xlabel="epoch", ylabel="nats a row")
+    left.set_title(f"ELBO, {name}", parse_math=False)  # of a file called $x$.csv, too
     left.legend(frameon=False, loc="lower right")
     for term, color, label in (("log_likelihood", OTHER, "E log p(x|z)"), ("kl", TEST, "KL(q || p)")):
         right.plot(epochs, [entry["test"][term] for entry in history], color=color, marker=marker, label=label)
@@ -124,18 +126,19 @@ def draw_latents(model: VAE, data: Tensor, labels: np.ndarray | None) -> Figure:
         mu, logvar = (t.flatten(1) for t in model.encode(data))
         kl = kl_elements(mu, logvar).mean(0).cpu().numpy()
     points, names = in_the_plane(mu[:MOST_POINTS].cpu().numpy())
-    groups = np.zeros(len(points), int) if labels is None else labels[: len(points)]
+    labels = np.zeros(len(points), int) if labels is None else labels[: len(points)]
+    values, groups = np.unique(labels, return_inverse=True)
     figure = new_figure(9, 4.2)
     left, right = axes_of(figure, 1, 2, width_ratios=(3, 2))
-    if len(values := np.unique(groups)) <= 10:
+    if len(values) <= 10:
         for i, value in enumerate(values):
-            chosen = points[groups == value]
+            chosen = points[groups == i]
             left.scatter(*chosen.T, s=14, color=matplotlib.colormaps["tab10"](i), alpha=0.8, linewidths=0)
             if len(values) > 1:
                 centre = np.median(chosen, axis=0)
-                left.annotate(str(value), centre, weight="bold", size=15, ha="center", va="center")
+                left.annotate(str(value), centre, weight="bold", size=15, ha="center", va="center", parse_math=False)
     else:
-        left.scatter(*points.T, s=14, c=groups, alpha=0.8, linewidths=0)
+        left.scatter(*points.T, s=14, c=labels if labels.dtype.kind in "fiu" else groups, alpha=0.8, linewidths=0)
     left.set(title="where the encoder puts test rows: mu", xlabel=names[0], ylabel=names[1])
     order = np.argsort(kl)[::-1]
     right.bar([str(i) for i in order] if len(kl) <= 32 else np.arange(len(kl)), kl[order], color=OTHER)
@@ -144,11 +147,11 @@ def draw_latents(model: VAE, data: Tensor, labels: np.ndarray | None) -> Figure:
 
 
 def in_the_plane(mu: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
-    """``[N, L]`` -> ``[N, 2]`` and the names of the axes: as it is for L <= 2, else by t-SNE."""
+    """``[N, L]`` -> ``[N, 2]`` and the names of the axes: as it is for L <= 2, or one point, else by t-SNE."""
     if mu.shape[1] == 1:
         return np.column_stack((mu, np.zeros(len(mu)))), ("z[0]", "")
-    if mu.shape[1] == 2:
-        return mu, ("z[0]", "z[1]")
+    if mu.shape[1] == 2 or not np.ptp(mu, axis=0).any():
+        return mu[:, :2], ("z[0]", "z[1]")
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(mu) - 1) / 3)
@@ -176,6 +179,8 @@ def as_images(x: Tensor) -> np.ndarray | None:
 def show_tiles(axes: Axes, x: Tensor, columns: int, low: float, high: float) -> None:
     """Rows as a grid of images with a gap between; rows that are no images as curves over their features."""
     axes.set_axis_off()
+    if low == high:  # constant data
+        low, high = low - 0.5, high + 0.5
     images = as_images(x)
     if images is None:
         axes.set_axis_on()

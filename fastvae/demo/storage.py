@@ -1,14 +1,17 @@
 """Files of a run: each is written beside its place and then renamed, so what was there stays whole until the new is."""
 
+import csv
+import hashlib
+import io
 import json
 import os
-import pickle
-import zipfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # what needs torch imports it: `fastvae --help` does not wait for it
+    import numpy as np
 
 CHECKPOINT = "checkpoint.pt"
 FORMAT = 1
@@ -18,6 +21,12 @@ class CommandError(Exception):
     """A request that can't be carried out: one line for the user, no traceback."""
 
 
+def reason(error: BaseException) -> str:
+    """What an error says, in one line: the system's words where it comes from there."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+    return said.splitlines()[0]
+
+
 def make_folder(path: Path) -> None:
     """Create the folder, and find out now, not after the training, that it can be written to."""
     try:
@@ -25,7 +34,7 @@ def make_folder(path: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise CommandError(f"--out {path}: there is a file where the folder should be") from error
     except OSError as error:
-        raise CommandError(f"--out {path}: {error.strerror}") from error
+        raise CommandError(f"--out {path}: {reason(error)}") from error
     if not os.access(path, os.W_OK):
         raise CommandError(f"--out {path}: the folder cannot be written to")
 
@@ -35,33 +44,98 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # a disk may be found full only now
         os.replace(temporary, path)
     except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}") from error
+        raise CommandError(f"cannot write {path}: {reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, one trailing newline."""
-    write_whole(path, lambda p: p.write_text(json.dumps(value, indent=1) + "\n"))
+    write_whole(path, lambda p: p.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+
+
+def write_array(path: Path, array: "np.ndarray") -> None:
+    """A .npy file."""
+    import numpy as np
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+
+    write_whole(path, write)
+
+
+def write_table(path: Path, array: "np.ndarray", names: list[str] | None) -> None:
+    """A .csv file: the names of the columns, if there are any, and the rows with all digits of their dtype."""
+    import numpy as np
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            if names is not None:
+                csv.writer(file, lineterminator="\n").writerow(names)
+            np.savetxt(file, array, delimiter=",", fmt="%.9g" if array.dtype.itemsize <= 4 else "%.17g")
+
+    write_whole(path, write)
+
+
+def checksum(state: Any) -> str:
+    """SHA-256 of nested dicts, lists, numbers, strings and tensors: of what they hold, not of how a file stores it."""
+    import torch
+
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(value, dict | list | tuple):
+            digest.update(f"{'dict' if isinstance(value, dict) else 'list'} {len(value)}".encode())
+            for item in value.items() if isinstance(value, dict) else value:
+                add(item)
+        else:
+            text = repr(value).encode()
+            digest.update(b"%d " % len(text) + text)
+
+    add(state)
+    return digest.hexdigest()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Tensors and plain Python values only, so that ``torch.load(path, weights_only=True)`` reads it."""
-    write_whole(path, lambda p: torch.save({"format": FORMAT, **state}, p))
+    import torch
+
+    buffer = io.BytesIO()  # to a file, torch.save would raise a RuntimeError where the disk is full
+    torch.save({"format": FORMAT, "checksum": checksum(state), **state}, buffer)
+    write_whole(path, lambda p: p.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state that `save_checkpoint` wrote; nothing in the file is executed."""
+    import torch
+
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other kinds of files
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CommandError(f"{path}: no such checkpoint") from error
     except OSError as error:
-        raise CommandError(f"{path}: {error.strerror}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CommandError(f"{path}: {reason(error)}") from error
+    except Exception as error:  # a file that is not one of torch's can fail anywhere in its readers
         raise CommandError(f"{path} is not a fastvae checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CommandError(f"{path} is not a fastvae checkpoint of format {FORMAT}")
-    return state
+    if "checksum" not in state:
+        raise CommandError(f"{path} was not written by this version of fastvae train")
+    content = {name: value for name, value in state.items() if name not in ("format", "checksum")}
+    try:
+        intact = checksum(content) == state["checksum"]
+    except (TypeError, ValueError, RuntimeError):  # of kinds of tensors that are never saved here
+        intact = False
+    if not intact:
+        raise CommandError(f"{path} is damaged: its contents do not match its checksum")
+    return content

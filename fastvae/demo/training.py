@@ -5,9 +5,10 @@ the noise of a step of (seed, step). So a run that was stopped at any step and r
 """
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..vae import VAE
-from .data import Data, load_data
+from .data import Data, Units, load_data
 from .storage import CHECKPOINT, CommandError, load_checkpoint, save_checkpoint, write_json
+from .streams import Unfailing
 
 TEST_SAMPLES = 10  # draws a test row: a steadier curve than one
 TEST_SEEDS = 2**31  # test noise is numbered from here on, training noise below
@@ -42,6 +44,7 @@ class Options:
     beta: float = 1.0
     seed: int = 0
     device: str = "cpu"
+    standardize: bool = False
 
 
 class Run:
@@ -49,7 +52,7 @@ class Run:
 
     def __init__(self, options: Options, out: Path) -> None:
         self.options, self.out = options, out
-        self.data: Data = load_data(options.data, options.likelihood)
+        self.data: Data = load_data(options.data, options.likelihood, options.standardize, options.seed)
         self.train_rows, self.test_rows = self.data.split(options.seed)
         torch.manual_seed(options.seed)
         self.model = VAE.mlp(
@@ -61,6 +64,8 @@ class Run:
         ).to(options.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), options.lr)
         self.x = self.data.x.to(options.device)
+        own = self.own_units(self.data.x)
+        self.bounds = [float(own.min()), float(own.max())]
         self.step = 0  # steps taken, over all epochs
         self.sums = self.no_sums()
         self.history: list[dict[str, Any]] = []
@@ -82,10 +87,13 @@ class Run:
         run = cls(Options(**{**asdict(stored), **given}), out)
         if run.data.fingerprint != state["fingerprint"]:
             raise CommandError(f"the data ({run.data.name}) have changed since the run in {out} was started")
-        run.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.step, run.history = state["step"], state["history"]
-        run.sums = state["sums"].to(run.x.device)
+        try:
+            run.model.load_state_dict(state["model"])
+            run.optimizer.load_state_dict(state["optimizer"])
+            run.step, run.history = state["step"], state["history"]
+            run.sums = state["sums"].to(run.x.device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CommandError(f"{out / CHECKPOINT} was not written by this version of fastvae train") from error
         return run
 
     @property
@@ -98,36 +106,78 @@ class Run:
         """Whole epochs behind us."""
         return self.step // self.steps_per_epoch
 
+    def own_units(self, u: Tensor) -> Tensor:
+        """Rows as the model has them, in the data's own units."""
+        return u if self.data.units is None else self.data.units.restore(u)
+
+    def means(self, sums: Tensor) -> dict[str, float]:
+        """Means a row, by name, for x in the data's own units: standardized or not, their densities compare.
+
+        The ELBO is the bound itself, whatever beta weighs the KL with in training.
+        """
+        log_likelihood, kl = (sums[:2] / sums[2]).tolist()
+        log_likelihood += self.log_jacobian
+        return {"elbo": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl}
+
+    @property
+    def log_jacobian(self) -> float:
+        """What a log density of a row, as the model has it, lacks to that in the data's own units."""
+        return 0.0 if self.data.units is None else self.data.units.log_jacobian
+
     def no_sums(self) -> Tensor:
         """Log-likelihood and KL summed over the rows of this epoch so far, and their number."""
         return torch.zeros(3, dtype=torch.float64, device=self.options.device)
 
     def train(self) -> bool:
         """Train to the last epoch, or to a Ctrl-C; True if finished. Either way the run lies in ``out``."""
-        total = self.options.epochs * self.steps_per_epoch
+        start, total = self.step, self.options.epochs * self.steps_per_epoch
         last_saved = time.monotonic()
         with (
             interruptible() as interrupted,
-            tqdm(total=total, initial=self.step, unit="step", desc=self.data.name, dynamic_ncols=True) as bar,
+            tqdm(
+                total=total,
+                initial=self.step,
+                unit="step",
+                desc=self.data.name,
+                dynamic_ncols=True,
+                file=Unfailing(sys.stderr),
+            ) as bar,
         ):
             while self.step < total and not interrupted():
                 order = torch.Generator().manual_seed((self.options.seed << 32) + self.epoch)
                 rows = self.train_rows[torch.randperm(len(self.train_rows), generator=order)]
                 for batch in rows.split(self.options.batch_size)[self.step % self.steps_per_epoch :]:
-                    self.take_step(self.x[batch.to(self.x.device)])
-                    bar.update()
+                    with self.compiling(bar) if self.step == start else nullcontext():
+                        self.take_step(self.x[batch.to(self.x.device)])
+                    bar.update(self.step - bar.n)
                     if self.step % BAR_STEPS == 0 or self.step == total:
                         bar.set_postfix_str(self.running(), refresh=False)
                     if interrupted():
                         break
                 self.check_finite(self.sums)
                 if self.step % self.steps_per_epoch == 0:
-                    self.end_epoch()
+                    with self.compiling(bar) if self.step - start <= self.steps_per_epoch else nullcontext():
+                        self.end_epoch()
                 if time.monotonic() - last_saved > SAVE_SECONDS:
                     self.save()
                     last_saved = time.monotonic()
         self.save()
         return self.step >= total
+
+    @contextmanager
+    def compiling(self, bar: tqdm) -> Iterator[None]:
+        """Say that kernels compile while a first call does so, and leave it out of the rate of steps."""
+        began = time.time()
+        bar.set_description(f"{self.data.name}: compiling kernels")
+        yield
+        steps, seconds = self.step - bar.n, time.time() - began
+        bar.n += steps
+        if not bar.disable:  # as TQDM_DISABLE=1 in the environment does
+            bar.initial += steps
+            bar.last_print_n += steps
+            bar.start_t += seconds
+            bar.last_print_t += seconds
+        bar.set_description(self.data.name)
 
     def take_step(self, x: Tensor) -> None:
         """One step of Adam up the ELBO of a batch."""
@@ -147,8 +197,8 @@ class Run:
         self.history.append(
             {
                 "epoch": self.epoch,
-                "train": named_means(self.sums),
-                "test": named_means(test),
+                "train": self.means(self.sums),
+                "test": self.means(test),
                 "scale": None if log_scale is None else float(log_scale.detach().exp()),
             }
         )
@@ -165,14 +215,16 @@ class Run:
     def log_likelihood(self) -> float:
         """Estimate of log p(x), the mean over the test rows, in nats: what the ELBO is a bound of."""
         x = self.x[self.test_rows.to(self.x.device)]
-        return float(self.model.log_likelihood(x, LOG_P_SAMPLES, seed=self.noise_seed(2 * TEST_SEEDS - 1)).mean())
+        log_p = self.model.log_likelihood(x, LOG_P_SAMPLES, seed=self.noise_seed(2 * TEST_SEEDS - 1)).mean()
+        return float(log_p) + self.log_jacobian
 
     def check_finite(self, sums: Tensor) -> None:
         """Stop a run that has diverged before anything good is overwritten."""
         if not bool(sums.isfinite().all()):
+            hint = "" if self.options.standardize or self.options.likelihood == "bernoulli" else " by --standardize"
             raise CommandError(
-                f"the ELBO is no longer finite in epoch {self.epoch}: try a smaller --lr, or data nearer to unit scale;"
-                f" nothing in {self.out} was overwritten"
+                f"the ELBO is no longer finite in epoch {-(-self.step // self.steps_per_epoch)}: try a smaller --lr,"
+                f" or data nearer to unit scale{hint}; nothing in {self.out} was overwritten"
             )
 
     def noise_seed(self, number: int) -> int:
@@ -182,7 +234,7 @@ class Run:
     def running(self) -> str:
         """Means of the epoch so far, for the progress bar."""
         return "ELBO {elbo:.2f} = log-likelihood {log_likelihood:.2f} - KL {kl:.2f} nats".format(
-            **named_means(self.sums)
+            **self.means(self.sums)
         )
 
     def save(self) -> None:
@@ -190,7 +242,9 @@ class Run:
         state = {
             "options": asdict(self.options),
             "event": list(self.data.x.shape[1:]),
-            "bounds": [float(self.data.x.min()), float(self.data.x.max())],
+            "names": self.data.names,
+            "units": None if self.data.units is None else asdict(self.data.units),
+            "bounds": self.bounds,
             "fingerprint": self.data.fingerprint,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -202,19 +256,29 @@ class Run:
         write_json(self.out / "history.json", {"options": asdict(self.options), "epochs": self.history})
 
 
-def named_means(sums: Tensor) -> dict[str, float]:
-    """Means a row, by name. The ELBO is the bound itself, whatever beta weighs the KL with in training."""
-    log_likelihood, kl = (sums[:2] / sums[2]).tolist()
-    return {"elbo": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl}
+@dataclass(frozen=True)
+class Trained:
+    """The model of a checkpoint, on the CPU, for sampling; and of its data the names of columns, units and range."""
+
+    model: VAE
+    event: tuple[int, ...]
+    names: list[str] | None
+    units: Units | None
+    bounds: tuple[float, float]
+
+    def sample(self, num: int, seed: int, mean: bool) -> Tensor:
+        """Draws ``[num, *event]`` of x, or of E[x|z], in the data's own units."""
+        u = self.model.sample(num, mean=mean, generator=torch.Generator().manual_seed(seed))
+        return u if self.units is None else self.units.restore(u)
 
 
-def load_model(path: Path) -> tuple[VAE, tuple[float, float]]:
-    """The model of a checkpoint, on the CPU, for sampling, and the range of the data it was trained on."""
+def load_model(path: Path) -> Trained:
+    """What a checkpoint holds for sampling."""
     state = load_checkpoint(path)
     try:
-        options = Options(**state["options"])
+        options, event = Options(**state["options"]), tuple(state["event"])
         model = VAE.mlp(
-            tuple(state["event"]),
+            event,
             latent=options.latent,
             hidden=options.hidden,
             likelihood=options.likelihood,
@@ -222,9 +286,10 @@ def load_model(path: Path) -> tuple[VAE, tuple[float, float]]:
         )
         model.load_state_dict(state["model"])
         low, high = state["bounds"]
+        units = None if state["units"] is None else Units(**state["units"])
+        return Trained(model, event, state["names"], units, (low, high))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CommandError(f"{path} was not written by this version of fastvae train") from error
-    return model, (low, high)
 
 
 @contextmanager
