@@ -50,11 +50,15 @@ import joblib
 from fastvae.sklearn import GaussianMixture
 def fit(seed):
     return GaussianMixture(2, random_state=seed).fit(X[:2000]).score(X)
-alone = [fit(seed) for seed in range(2)]
+def several(seeds, backend="threading"):
+    return joblib.Parallel(2, backend=backend)(joblib.delayed(fit)(seed) for seed in seeds)
+alone = [fit(seed) for seed in range(4)]
 large.exp()
-print(joblib.Parallel(2, backend="multiprocessing")(joblib.delayed(fit)(seed) for seed in range(2)) == alone)
+print(several(range(4), "multiprocessing") == alone)
+nested = joblib.Parallel(2, backend="multiprocessing")(joblib.delayed(several)(range(i, i + 2)) for i in (0, 2))
+print(nested == [alone[:2], alone[2:]])
 """
-    assert in_python(START + code, FASTVAE_BACKEND="reference") == ["True"]
+    assert in_python(START + code, FASTVAE_BACKEND="reference") == ["True", "True"]
 
 
 def test_a_fork_waits_for_what_another_thread_compiles(tmp_path):

@@ -56,7 +56,7 @@ class _Forgiving:
         try:
             return self.cache.load_overload(*args)
         except Exception as error:  # whatever pickle raises for a file that is cut short
-            self.warn(error, "read: the kernel is compiled anew")
+            self.warn("read: the kernel is compiled anew", error)
             with suppress(OSError):
                 self.cache.flush()
         return None
@@ -66,14 +66,19 @@ class _Forgiving:
         try:
             self.cache.save_overload(*args)
         except Exception as error:
-            self.warn(error, "written: each process compiles the kernels for itself")
+            self.warn("written: each process compiles the kernels for itself", error)
 
-    def warn(self, error: Exception, what: str) -> None:
-        """Once in a process."""
-        if not _Forgiving.warned:
-            _Forgiving.warned = True
-            text = f"the cache of compiled kernels in {self.cache.cache_path} cannot be {what}"
-            warnings.warn(f"{text} ({type(error).__name__}: {error})", RuntimeWarning, stacklevel=2)
+    def warn(self, what: str, error: Exception) -> None:
+        """Name the folder."""
+        text = f"the cache of compiled kernels in {self.cache.cache_path} cannot be {what}"
+        warn_once(f"{text} ({type(error).__name__}: {error})")
+
+
+def warn_once(text: str) -> None:
+    """Of the cache, once in a process."""
+    if not _Forgiving.warned:
+        _Forgiving.warned = True
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 class Kernel:
@@ -84,14 +89,16 @@ class Kernel:
     def __init__(self, function: Callable, fields: str) -> None:
         options = {"nopython": True, "_nrt": False, "error_model": "numpy", "fastmath": set(FASTMATH)}
         compiled: Any = CFunc(function, ((types.intp,), types.void), locals={}, options=options)
-        self.cached = False
-        with suppress(RuntimeError):  # no directory is writable: "cannot cache function ...: no locator available"
+        try:
             compiled.enable_caching()
             self.cached = True
-            with suppress(AttributeError):  # Numba's own stamp stays alone if it renames these
-                file = compiled._cache._cache_file
-                file._source_stamp = f"{_STAMP} {file._source_stamp}"
-                compiled._cache = _Forgiving(compiled._cache)
+        except RuntimeError as error:  # "cannot cache function ...: no locator available", as no folder can be written
+            self.cached = False
+            warn_once(f"each process compiles the kernels for itself, unless NUMBA_CACHE_DIR can be written ({error})")
+        with suppress(AttributeError):  # where there is no cache; and Numba's own stamp stays alone if it renames these
+            file = compiled._cache._cache_file
+            file._source_stamp = f"{_STAMP} {file._source_stamp}"
+            compiled._cache = _Forgiving(compiled._cache)
         collecting = gc.isenabled()
         gc.disable()  # a tenth of the time went into looking through the compiler's many objects
         try:
