@@ -87,10 +87,12 @@ def test_a_kernel_unpacks_what_was_packed():
     assert out.tolist() == [*numbers]
 
 
-def test_a_kernel_without_a_source_file_is_not_cached_and_works():
+def test_a_kernel_without_a_source_file_is_not_cached_and_works(monkeypatch):
+    monkeypatch.setattr(_jit._Forgiving, "warned", False)
     names = {"unpack": unpack, "array_at": array_at, "F64": F64}
     exec("def three(block):\n    address, = unpack(block, 'q')\n    array_at(address, 1, F64)[0] = 3", names)
-    made, out = kernel("q")(names["three"]), np.zeros(1)
+    with pytest.warns(RuntimeWarning, match="each process compiles the kernels for itself"):
+        made, out = kernel("q")(names["three"]), np.zeros(1)
     assert not made.cached
     run(made, (out.ctypes.data,), 1, 0)
     assert out[0] == 3
