@@ -67,6 +67,13 @@ class Gram:
         self._lost: Tensor | None = None  # [B] bool: problems with weights that are inf or NaN
         self._rows = 0  # of each problem
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}  # protocols 0 and 1 ask for it where slots are
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
     def update(self, X: Any, y: Any, sample_weight: Any = None) -> "Gram":
         """Add rows: X ``[*batch, n, P]``, y ``[*batch, n]`` or ``[*batch, n, R]``, weights ``[*batch, n]``.
 
