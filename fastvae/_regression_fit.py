@@ -33,7 +33,7 @@ def fit(
         One target or several, which share X and weights: read from y.ndim against X.ndim.
     sample_weight : array or tensor ``[*batch, N]`` or ``[N]``
         A row's variance is sigma2 / w. A weight of 2 gives W and b of the row twice, but counts as one row in N and
-        df; a row of weight 0 counts nowhere.
+        df; a row of weight 0 counts nowhere, whatever it holds.
     alpha : float
         Ridge penalty on the sum of squares of W, in units of X as given; never on b.
     fit_intercept : bool
@@ -109,7 +109,7 @@ def fit(
     if lost is not None:
         fitted = problems.mark_lost(fitted, lost)
     if told & problems.UNFITTED and not data.form.batch:
-        problems.refuse(data, fitted)
+        problems.refuse(data, w, fitted)
     if told & problems.RANK_DEFICIENT:
         problems.say_singular(fitted, data.form, fit_intercept, on_singular)
     return RegressionFit._of(fitted, data.form, options["alpha"], fit_intercept)

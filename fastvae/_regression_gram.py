@@ -77,6 +77,8 @@ class Gram:
     def update(self, X: Any, y: Any, sample_weight: Any = None) -> "Gram":
         """Add rows: X ``[*batch, n, P]``, y ``[*batch, n]`` or ``[*batch, n, R]``, weights ``[*batch, n]``.
 
+        A row of weight 0 may hold anything.
+
         Raises
         ------
         TypeError, ValueError

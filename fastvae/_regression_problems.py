@@ -54,7 +54,9 @@ def rescaled(engine: Any, data: checks.Data, w: Tensor | None, fitted: Fitted, o
     suspect |= ~((fitted.total_weight > LEAST_WEIGHT) & (fitted.total_weight < MOST_WEIGHT))
     at = suspect.nonzero()[:, 0]
     tensors = [data.X[at].to(torch.float64), data.y[at].to(torch.float64)]  # [b, N, P], [b, N, R]
-    tensors += [] if w is None else [w[at][..., None]]  # [b, N, 1]
+    if w is not None:
+        weights = w[at][..., None]  # [b, N, 1]
+        tensors = [*(t.masked_fill(weights == 0, 0.0) for t in tensors), weights]
     peaks = [t.detach().abs().amax(1) for t in tensors]  # [b, P], [b, R], [b, 1]
     root = 1.0 if w is None else peaks[2].sqrt()
     wild = torch.stack([((p > MOST) | (p < LEAST) & (p > 0)).any(1) for p in (peaks[0] * root, peaks[1] * root)]).any(0)
@@ -131,13 +133,14 @@ def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:
     return Fitted(**{name: nan(t) for name, t in whole.items()}, inverse_gram=lambda: nan(inverse_gram()))
 
 
-def refuse(data: checks.Data, fitted: Fitted) -> None:
+def refuse(data: checks.Data, w: Tensor | None, fitted: Fitted) -> None:
     """Raise ValueError for the one problem that has no fit."""
     if int(fitted.status) & Status.TOO_FEW_ROWS:
         raise ValueError(NO_ROWS)
     form = data.form
     for name, t, dim in (("X", data.X[0], form.features), ("y", data.y[0], form.targets)):
-        if not (finite := t.isfinite()).all():
+        finite = t.isfinite() if w is None else t.isfinite() | (w[0] == 0)[:, None]
+        if not finite.all():
             n, column = (~finite).nonzero()[0].tolist()
             at = [n] if dim is None else [n, column]
             raise ValueError(f"{name} must be finite, got {t[n, column].item()} at {at}")

@@ -153,6 +153,7 @@ class Solution(NamedTuple):
 
 def centre(X: Tensor, y: Tensor, w: Tensor, fit_intercept: bool) -> Centred:
     """The data `[*batch, N, P]`, `[*batch, N, R]` with weights `[*batch, N, 1]`, in one dtype."""
+    X, y = without_ignored(X, w), without_ignored(y, w)
     # About the means b leaves the equations: the condition no longer knows how far the data lie from the origin.
     total_weight = w.sum(-2)  # [*batch, 1]
     mean_x, mean_y = torch.zeros_like(X[..., :1, :]), torch.zeros_like(y[..., :1, :])  # [*batch, 1, P], [*batch, 1, R]
@@ -236,8 +237,10 @@ def log_likelihood(
     """
     w = X.new_ones(X.shape[:-1]) if sample_weight is None else sample_weight
     X, y, coef, intercept, sigma2, w = _promote(X, y, coef, intercept, sigma2, w)
+    one_target = y.ndim < X.ndim
+    X, y = without_ignored(X, w[..., None]), without_ignored(y, w if one_target else w[..., None])
     residual, axis = _residual(X, y, coef, intercept)
-    w = w if axis == -1 else w[..., None]  # [*batch, N] or [*batch, N, 1]
+    w = w if one_target else w[..., None]  # [*batch, N] or [*batch, N, 1]
     sigma2 = sigma2.unsqueeze(axis)  # [*batch, 1] or [*batch, 1, R]
     log_normal = -0.5 * (torch.log(2 * math.pi * sigma2) - log_weight(w) + w * residual.square() / sigma2)
     return log_normal.masked_fill(w == 0, 0.0).sum(axis)
@@ -278,6 +281,11 @@ def power_of_two(A: Tensor) -> Tensor:
     peak = A.detach().abs().amax(-2, keepdim=True)
     mantissa, _ = torch.frexp(peak)  # in [1/2, 1)
     return torch.where(peak > 0, peak / (2 * mantissa), 1.0)
+
+
+def without_ignored(rows: Tensor, w: Tensor) -> Tensor:
+    """Zeros in the rows of weight 0, w `[*batch, N, 1]`: they may hold anything, and 0 times inf or NaN is NaN."""
+    return rows.masked_fill(w == 0, 0.0)
 
 
 def log_weight(w: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ def accumulate(
 ) -> Sums:
     """The sums with the rows of X and y added; None for none yet."""
     w = _weights(X, sample_weight)  # [B, N]
+    X, y = (regression.without_ignored(t, w[..., None]) for t in (X, y))
     root = w.sqrt()[..., None]
     columns = [root] if fit_intercept else []
     columns += [root * X, root * y]

@@ -109,7 +109,7 @@ class Rows(Problems):
         self.data = (
             X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), y.data_ptr(), CODES[y.dtype], y.stride(1),
             y.stride(0), *((0, 0, 0) if w is None else (w.data_ptr(), w.stride(1), w.stride(0))), *self.X.shape[1:],
-            y.shape[2],
+            y.shape[2], int(rows is not None and rows.min() < X.shape[1]),
         )  # fmt: skip
         self.columns = 1 + self.P + self.R
         self.centers = np.zeros((self.B, self.columns))
