@@ -112,8 +112,8 @@ def _overview(fit: "Inference", target: int | None) -> Iterator[str]:
         array = array[..., target] if target is not None and name != "condition" and fit._targets else array
         array = np.sqrt(array) if name == "sigma" else array
         array = np.sort(array[~np.isnan(array)])
-        picked = array[np.round(np.linspace(0, len(array) - 1, 5)).astype(int)] if len(array) else array
-        lines.append((f"  {name:<16}", *(f"{v:.5g}" for v in picked)))
+        picked = array[np.round(np.linspace(0, len(array) - 1, 5)).astype(int)] if len(array) else [math.nan] * 5
+        lines.append((f"  {name:<16}", *(_word(f"{v:.5g}") for v in picked)))
     yield from _aligned(lines)
     yield ""
     yield f"  {_condition_note(fit)}"

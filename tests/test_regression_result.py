@@ -157,6 +157,8 @@ def test_summary_of_batches_and_targets(backend):
     assert "1  not fitted: the data hold inf or NaN" in text
     assert all(word in text for word in ("R^2", "sigma", "condition", "median"))
     assert "nan" not in text
+    unknown = regression.fit(X, y, alpha=1, backend=backend).summary().splitlines()[-4]
+    assert unknown.split() == ["sigma", *"-----"]
     one = fit.summary(problem=(1, 2), target=1)
     assert one.startswith("Linear regression of problem [1, 2], target 1")
     assert f"{fit.coef[1, 2, 1, 0]:.6g}" in one
