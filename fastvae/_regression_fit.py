@@ -5,6 +5,7 @@ from typing import Any
 from . import _regression_checks as checks
 from . import _regression_problems as problems
 from ._regression_result import RegressionFit
+from .reference.regression_fit import mark_lost
 
 
 def fit(
@@ -57,7 +58,8 @@ def fit(
     TypeError, ValueError
         For an argument of the wrong type, shape or device, and for negative weights. For inf or NaN in one problem, and
         where it has no row of positive weight; in a batch the status of that problem says NONFINITE or TOO_FEW_ROWS,
-        its results are NaN, and all others are answered.
+        its results are NaN, and all others are answered. Where some of several targets alone hold inf or NaN, so are
+        the other targets of that problem, and ``X[None], y[None]`` is a batch of one.
     numpy.linalg.LinAlgError
         For linearly dependent columns, with ``on_singular="raise"``.
     BackendError
@@ -102,12 +104,17 @@ def fit(
     w, lost = checks.row_weights(sample_weight, data.form, data.X.shape[1])
     engine = checks.engine(checks.engine_name(backend, precision, data.X, data.y, w))
     fitted = engine.fit(data.X, data.y, sample_weight=w, **options)
-    told = problems.flags(fitted.status)
+    told, lost_targets = problems.flags(fitted.status), None
+    if told & problems.NONFINITE and data.form.batch and data.form.R > 1:
+        data, fitted, lost_targets = problems.without_lost_targets(engine, data, w, fitted, options)
+        told = problems.flags(fitted.status)
     if told & problems.SUSPECT or problems.extreme(fitted, w is not None):
         fitted = problems.rescaled(engine, data, w, fitted, options)
         told = problems.flags(fitted.status)
+    if lost_targets is not None:
+        fitted = mark_lost(fitted, lost_targets)
     if lost is not None:
-        fitted = problems.mark_lost(fitted, lost)
+        fitted = mark_lost(fitted, lost)
     if told & problems.UNFITTED and not data.form.batch:
         problems.refuse(data, w, fitted)
     if told & problems.RANK_DEFICIENT:

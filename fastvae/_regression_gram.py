@@ -10,6 +10,7 @@ from . import _regression_checks as checks
 from . import _regression_problems as problems
 from ._checks import describe
 from ._regression_result import RegressionFit
+from .reference.regression_fit import mark_lost
 
 
 class Gram:
@@ -152,7 +153,7 @@ class Gram:
             raise ValueError("a Gram has nothing to solve before update has been called with rows")
         fitted = checks.engine(self._engine).solve(self._sums, alpha=ridge)
         if self._lost is not None:
-            fitted = problems.mark_lost(fitted, self._lost)
+            fitted = mark_lost(fitted, self._lost)
         told = problems.flags(fitted.status)
         if told & problems.UNFITTED and not self._form.batch:
             if told & problems.NONFINITE:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _regression_checks as checks
 from ._status import Status
-from .reference.regression_fit import Fitted
+from .reference.regression_fit import Fitted, put
 
 NONFINITE, RANK_DEFICIENT = int(Status.NONFINITE), int(Status.RANK_DEFICIENT)
 SUSPECT = NONFINITE | RANK_DEFICIENT  # maybe because squares left the range of float64
@@ -47,6 +47,25 @@ def extreme(fitted: Fitted, weighted: bool) -> bool:
     return fitted.rss.detach().min().item() < 1e-250
 
 
+def without_lost_targets(
+    engine: Any, data: checks.Data, w: Tensor | None, fitted: Fitted, options: dict[str, Any]
+) -> tuple[checks.Data, Fitted, Tensor | None]:
+    """Data with another target in place of those that hold inf or NaN, the results, and which these are: [B, R].
+
+    So what is done about the other targets is as if these were not there, and gradients pass them by.
+    """
+    bad = ~data.y.detach().isfinite()  # [B, N, R]
+    lost = (bad if w is None else bad & (w > 0)[..., None]).any(1)
+    lost &= ~lost.all(1, keepdim=True)
+    at = lost.any(1).nonzero()[:, 0]
+    if not len(at):
+        return data, fitted, None
+    own, sound = torch.arange(lost.shape[1], device=lost.device), (~lost).to(torch.uint8).argmax(1, keepdim=True)
+    y = data.y.gather(2, torch.where(lost, sound, own)[:, None].expand_as(data.y))
+    again = engine.fit(data.X[at], y[at], sample_weight=None if w is None else w[at], **options)
+    return data._replace(y=y), put(fitted, at, again), lost
+
+
 def rescaled(engine: Any, data: checks.Data, w: Tensor | None, fitted: Fitted, options: dict[str, Any]) -> Fitted:
     """Results, with problems of extreme magnitude fitted once more: columns, y and weights times powers of two."""
     coef, rss = fitted.coef.detach(), fitted.rss.detach()  # [B, R, P], [B, R]
@@ -66,7 +85,7 @@ def rescaled(engine: Any, data: checks.Data, w: Tensor | None, fitted: Fitted, o
     alone = options["alpha"] > 0  # each has an alpha of its own then
     for one in wild.nonzero() if alone else [wild.nonzero()[:, 0]] if wild.any() else []:
         again = _refit(engine, [t[one] for t in tensors], [p[one] for p in peaks], options)
-        fitted = _put(fitted, at[one], again)
+        fitted = put(fitted, at[one], again)
     return fitted
 
 
@@ -111,26 +130,6 @@ def _times(t: Tensor, exponent: Tensor) -> Tensor:
     for e in (part, part, part, rest):
         t = t * torch.exp2(e.to(torch.float64))
     return t
-
-
-def _put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
-    """The results, those of the problems `at` replaced."""
-    whole, parts = fitted._asdict(), part._asdict()
-    inverse_gram, inverse_part = whole.pop("inverse_gram"), parts.pop("inverse_gram")
-    tensors = {name: whole[name].index_copy(0, at, parts[name]) for name in whole}
-    return Fitted(**tensors, inverse_gram=lambda: inverse_gram().index_copy(0, at, inverse_part()))
-
-
-def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:
-    """The results, NaN and NONFINITE in the problems `lost`."""
-
-    def nan(t: Tensor) -> Tensor:
-        return t.masked_fill(lost.reshape(-1, *[1] * (t.dim() - 1)), math.nan) if t.is_floating_point() else t
-
-    whole = fitted._asdict()
-    inverse_gram = whole.pop("inverse_gram")
-    whole |= {"status": torch.where(lost, NONFINITE, fitted.status)}
-    return Fitted(**{name: nan(t) for name, t in whole.items()}, inverse_gram=lambda: nan(inverse_gram()))
 
 
 def refuse(data: checks.Data, w: Tensor | None, fitted: Fitted) -> None:

@@ -64,8 +64,9 @@ def _table(fit: "Inference", names: list[str], level: float, title: str, target:
     ]
     yield title + ("" if target is None else f", target {target}")
     width = max(12, len(r2) + 2)
-    yield from (f"  {a:<20}{b:>14}    {c:<{width}}{d:>14}" for a, b, c, d in facts)
-    yield from (f"  {note}" for note in (*_notes(fit, math.isnan(unbiased)), _condition_note(fit)))
+    yield from (f"  {a:<20}{_word(b):>14}    {c:<{width}}{_word(d):>14}" for a, b, c, d in facts)
+    notes = _notes(fit, math.isnan(unbiased), math.isnan(float(of(fit.rss))))
+    yield from (f"  {note}" for note in (*notes, _condition_note(fit)))
     ends = f"[{(1 - level) / 2:.4g}", f"{(1 + level) / 2:.4g}]"
     yield ""
     rows = []
@@ -83,9 +84,9 @@ def _table(fit: "Inference", names: list[str], level: float, title: str, target:
     yield from _aligned(lines)
 
 
-def _notes(fit: "Inference", no_errors: bool) -> Iterator[str]:
+def _notes(fit: "Inference", no_errors: bool, lost: bool) -> Iterator[str]:
     """How it was computed, and why something is missing."""
-    status = Status(int(fit.status))
+    status = Status(int(fit.status)) & (~Status(0) if lost else ~Status.NONFINITE)  # of another target else
     said = [words for flag, words in SAID.items() if status & flag]
     how = status & (Status.DOUBLE_DOUBLE | Status.REFINED | Status.NONFINITE | Status.TOO_FEW_ROWS)
     yield "computed in float64" if not how and not said else "; ".join(["computed in float64"] * (not how) + said)
@@ -103,7 +104,11 @@ def _overview(fit: "Inference", target: int | None) -> Iterator[str]:
     number = len(status)
     yield f"Linear regressions: {number} problems" + (f" ({' x '.join(map(str, batch))})" if len(batch) > 1 else "")
     told = [(int(np.count_nonzero(status == 0)), "in float64")]
+    lost = np.isnan(_array(fit.rss))
+    partly = (status & Status.NONFINITE != 0) & ~(lost if fit._targets is None else lost.all(-1)).ravel()
+    status = np.where(partly, status & ~Status.NONFINITE, status)
     told += [(int(np.count_nonzero(status & flag)), words) for flag, words in SAID.items()]
+    told += [(int(np.count_nonzero(partly)), "with targets that are not fitted: they hold inf or NaN")]
     yield from (f"  {count:>10}  {words}" for count, words in told if count)
     yield ""
     lines: list[tuple[str, ...]] = [("", "least", "25 %", "median", "75 %", "most")]

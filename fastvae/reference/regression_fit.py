@@ -8,8 +8,9 @@ and calls the one that serves them. All it hands over are tensors of one device:
     sample_weight  `[B, N]`     float64, finite, >= 0; or None for ones
 
 and all that comes back is float64, counts and status int64. Values of X and y are not looked at before: a problem with
-inf or NaN comes back with NaN everywhere, and NONFINITE in its own status only. Status flags are the numbers of
-`fastvae.Status`. This engine also takes B = 0 and P = 0, and is differentiable where the columns are independent.
+inf or NaN comes back with NaN everywhere, and NONFINITE in its own status only; `solve` answers the targets beside
+those that hold them. Status flags are the numbers of `fastvae.Status`. This engine also takes B = 0 and P = 0, and is
+differentiable where the columns are independent.
 """
 
 import math
@@ -48,6 +49,9 @@ class Fitted(NamedTuple):
     inverse_gram: Callable[[], Tensor]  # () -> [B, P, P]: V, with Var coef = sigma2_unbiased V
 
 
+OVER_TARGETS = Fitted._fields[:9]
+
+
 class Sums(NamedTuple):
     """What is kept of rows: the triangle T of a QR of [1 X y], or [X y], each row times the root of its weight.
 
@@ -58,6 +62,7 @@ class Sums(NamedTuple):
     rows: Tensor  # [B] int64, of positive weight
     total_weight: Tensor  # [B]
     log_weight: Tensor  # [B] sum_n log w_n over w_n > 0
+    lost: Tensor  # [B, R] bool: targets with inf or NaN, in whose place are zeros
     P: int
     fit_intercept: bool
 
@@ -76,6 +81,8 @@ def accumulate(
     """The sums with the rows of X and y added; None for none yet."""
     w = _weights(X, sample_weight)  # [B, N]
     X, y = (regression.without_ignored(t, w[..., None]) for t in (X, y))
+    lost = ~y.isfinite().all(1)  # [B, R]
+    y = y.masked_fill(lost[:, None], 0.0)
     root = w.sqrt()[..., None]
     columns = [root] if fit_intercept else []
     columns += [root * X, root * y]
@@ -85,6 +92,7 @@ def accumulate(
         (w > 0).sum(-1),
         w.sum(-1),
         regression.log_weight(w).sum(-1),
+        lost,
         X.shape[-1],
         fit_intercept,
     )
@@ -98,6 +106,7 @@ def merge(sums: Sums, other: Sums) -> Sums:
         rows=sums.rows + other.rows,
         total_weight=sums.total_weight + other.total_weight,
         log_weight=sums.log_weight + other.log_weight,
+        lost=sums.lost | other.lost,
     )
 
 
@@ -110,7 +119,11 @@ def solve(sums: Sums, *, alpha: float) -> Fitted:
         mean_x, mean_y = T[:, :1, 1 : 1 + P] / T[:, :1, :1], T[:, :1, 1 + P :] / T[:, :1, :1]
     A, c = T[:, first:, first : first + P], T[:, first:, first + P :]
     counts = (t[:, None] for t in (sums.total_weight, sums.log_weight, sums.rows))
-    return _answered(Centred(A, c, mean_x, mean_y, *counts), alpha, sums.fit_intercept)
+    whole = sums.lost.all(1)
+    c = c.masked_fill(whole[:, None, None], math.nan)
+    fitted = _answered(Centred(A, c, mean_x, mean_y, *counts), alpha, sums.fit_intercept)
+    some = sums.lost & ~whole[:, None]
+    return mark_lost(fitted, some) if some.any() else fitted
 
 
 def _weights(X: Tensor, sample_weight: Tensor | None) -> Tensor:
@@ -150,7 +163,7 @@ def _answered(data: Centred, alpha: float, fit_intercept: bool) -> Fitted:
                 if full
                 else _minimum_norm(part, alpha, (length * scale[:, 0])[at], allowed[at])
             )
-            fitted = _put(fitted, at, _fitted(part, solution, alpha, fit_intercept, status[at]))
+            fitted = put(fitted, at, _fitted(part, solution, alpha, fit_intercept, status[at]))
     return fitted
 
 
@@ -215,12 +228,29 @@ def _blank(data: Centred, fit_intercept: bool, status: Tensor) -> Fitted:
     )
 
 
-def _put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
+def put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
     """The results, with those of the problems `at`."""
     whole, parts = fitted._asdict(), part._asdict()
     inverse_gram, inverse_part = whole.pop("inverse_gram"), parts.pop("inverse_gram")
     tensors = {name: whole[name].index_copy(0, at, parts[name]) for name in whole}
     return Fitted(**tensors, inverse_gram=lambda: inverse_gram().index_copy(0, at, inverse_part()))
+
+
+def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:
+    """The results, NaN and NONFINITE in the problems `lost` `[B]`; or in the targets `[B, R]`."""
+
+    def nan(t: Tensor) -> Tensor:
+        return t.masked_fill(lost.reshape(*lost.shape, *[1] * (t.dim() - lost.dim())), math.nan)
+
+    whole = fitted._asdict()
+    inverse_gram = whole.pop("inverse_gram")
+    if lost.dim() == 2:
+        names, inverse = OVER_TARGETS, inverse_gram
+        whole["status"] = fitted.status | NONFINITE * lost.any(1)
+    else:
+        names, inverse = tuple(name for name, t in whole.items() if t.is_floating_point()), lambda: nan(inverse_gram())
+        whole["status"] = torch.where(lost, NONFINITE, fitted.status)
+    return Fitted(**whole | {name: nan(whole[name]) for name in names}, inverse_gram=inverse)
 
 
 def _minimum_norm(data: Centred, ridge: float, length: Tensor, allowed: Tensor) -> Solution:

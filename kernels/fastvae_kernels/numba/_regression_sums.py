@@ -98,6 +98,17 @@ def moved(s: Sums, centers: np.ndarray) -> Pair:
     return add(result, multiply(of(d, i), add(of(sums, j), multiply(of(d, j), all_))))
 
 
+def without_lost_targets(s: Sums) -> tuple[Sums, np.ndarray]:
+    """The sums, zeros in place of those that are inf or NaN of some targets but not all; and which, [B, R]."""
+    of = columns_of(s.P, s.R)[0] - s.P - 1  # the target of each number
+    lost = np.stack([~np.isfinite(s.numbers[:, of == r]).all((1, 2)) for r in range(s.R)], axis=1)
+    lost &= ~lost.all(1, keepdims=True)
+    centers = s.centers.copy()
+    centers[:, s.P + 1 :][lost] = 0.0
+    spoilt = np.where(of < 0, False, lost[:, np.maximum(of, 0)])  # [B, F]
+    return s._replace(numbers=np.where(spoilt[..., None], 0.0, s.numbers), centers=centers), lost
+
+
 def joined(a: Sums, b: Sums) -> Sums:
     """Of the rows of both, about the centers of the first."""
     with np.errstate(invalid="ignore", over="ignore"):

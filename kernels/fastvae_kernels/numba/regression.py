@@ -33,7 +33,7 @@ from ._regression_fields import (
 )
 from ._regression_gram import FIND, GIVEN, ORIGIN
 from ._regression_launch import Limits, Problems, Rows
-from ._regression_sums import Sums, add, joined
+from ._regression_sums import Sums, add, joined, without_lost_targets
 
 BAD_DATA, TOO_FEW_ROWS, REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = 16, 32, 64, 128, 256  # the values of fastvae.Status
 CLOSE = 2.0**-50  # times P: how near, relative to its length, a dependent column is to the others
@@ -170,15 +170,29 @@ def merge(sums: Sums, other: Sums) -> Sums:
 
 def solve(sums: Sums, *, alpha: float) -> Fitted:
     """Estimates of all problems from their sums."""
+    m, doubts = solved(sums, alpha)
+    lost = None
+    if sums.R > 1 and any_of(doubts, NONFINITE):
+        sums, lost = without_lost_targets(sums)
+        m, doubts = solved(sums, alpha) if lost.any() else (m, doubts)
+    status = DOUBLE_DOUBLE * sums.exact + RANK_DEFICIENT * (doubts & DEPENDENT != 0)
+    fitted = outcome(m, status, np.flatnonzero(doubts & NONFINITE))
+    if lost is not None:
+        status[lost.any(1)] |= BAD_DATA
+        for t in fitted[:9]:
+            t[torch.from_numpy(lost)] = math.nan
+    return fitted
+
+
+def solved(sums: Sums, alpha: float) -> tuple[Problems, np.ndarray]:
+    """Estimates of all problems, and what is in doubt about them."""
     B, exact = len(sums.rows), sums.exact
     m = Problems((B, 0, sums.P, sums.R), sums.rows, sums.log_weights, alpha, sums.fit_intercept)
     close = m.P * CLOSE if exact else CLOSE_SUMS
     m.solve(
         np.arange(B), np.ascontiguousarray(sums.numbers), sums.centers, 1, True, Limits(0.0, close, math.inf, math.inf)
     )
-    doubts = m.doubts(np.arange(B))
-    status = DOUBLE_DOUBLE * exact + RANK_DEFICIENT * (doubts & DEPENDENT != 0)
-    return outcome(m, status, np.flatnonzero(doubts & NONFINITE))
+    return m, m.doubts(np.arange(B))
 
 
 def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
