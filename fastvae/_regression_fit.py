@@ -117,6 +117,8 @@ def fit(
         fitted = mark_lost(fitted, lost)
     if told & problems.UNFITTED and not data.form.batch:
         problems.refuse(data, w, fitted)
-    if told & problems.RANK_DEFICIENT:
+    if told & problems.RANK_DEFICIENT and options["alpha"] > 0:
+        fitted = problems.of_full_rank(fitted, fit_intercept)
+    elif told & problems.RANK_DEFICIENT:
         problems.say_singular(fitted, data.form, fit_intercept, on_singular)
     return RegressionFit._of(fitted, data.form, options["alpha"], fit_intercept)

@@ -159,7 +159,9 @@ class Gram:
             if told & problems.NONFINITE:
                 raise ValueError("X, y or sample_weight of a chunk held inf or NaN, or magnitudes beyond 1e140")
             raise ValueError(problems.NO_ROWS)
-        if told & problems.RANK_DEFICIENT:
+        if told & problems.RANK_DEFICIENT and ridge > 0:
+            fitted = problems.of_full_rank(fitted, self.fit_intercept)
+        elif told & problems.RANK_DEFICIENT:
             problems.say_singular(fitted, self._form, self.fit_intercept, on_singular)
         return RegressionFit._of(fitted, self._form, ridge, self.fit_intercept)
 

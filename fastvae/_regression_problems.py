@@ -21,6 +21,7 @@ RankWarning: Any = vars(np.exceptions).get("RankWarning") or vars(np)["RankWarni
 
 LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
 LEAST_WEIGHT, MOST_WEIGHT = 1e-100, 1e100
+LEAST_ALPHA = 1e-300  # so small beside squares of 1 that it counts for nothing, but a ridge
 SPREAD = 900  # powers of two between the largest and the least column that one common factor brings into that range
 
 
@@ -99,12 +100,15 @@ def _refit(engine: Any, tensors: list[Tensor], peaks: list[Tensor], options: dic
         high = ex.masked_fill(zero, -(10**4)).amax(1, keepdim=True)
         common = (high - low <= SPREAD) | (options["alpha"] > 0)
         exponents[0] = torch.where(common, (low + high) // 2, ex)
+        if options["alpha"] > 0:  # where it is more than their squares it is scaled to 1, not beyond float64
+            of_alpha = math.frexp(options["alpha"])[1] - (exponents[2] if len(exponents) > 2 else 0)
+            exponents[0] = torch.maximum(exponents[0], torch.div(of_alpha, 2, rounding_mode="floor"))
     X, y, *w = (_times(t, -e[:, None]) for t, e in zip(tensors, exponents, strict=True))
     ex, ey = exponents[:2]
     ew = exponents[2] if w else torch.zeros_like(ey[:, :1])
     if options["alpha"] > 0 and ex.shape[1]:
         shrunk = _times(torch.tensor(options["alpha"], dtype=torch.float64), -2 * ex[0, 0] - ew[0, 0])
-        options = options | {"alpha": min(shrunk.item(), 1e300)}
+        options = options | {"alpha": max(shrunk.item(), LEAST_ALPHA)}
     found = engine.fit(X, y, sample_weight=w[0][..., 0] if w else None, **options)
     by_coef, by_square = ey[..., None] - ex[:, None], 2 * ey + ew  # [b, R, P], [b, R]
     by_log = math.log(2) * (found.rows[:, None] * ey).to(torch.float64)
@@ -130,6 +134,13 @@ def _times(t: Tensor, exponent: Tensor) -> Tensor:
     for e in (part, part, part, rest):
         t = t * torch.exp2(e.to(torch.float64))
     return t
+
+
+def of_full_rank(fitted: Fitted, fit_intercept: bool) -> Fitted:
+    """Results under a ridge: it has one solution, that of minimum norm where a tiny alpha is lost beside rounding."""
+    rank = torch.where(fitted.status & RANK_DEFICIENT != 0, fitted.coef.shape[-1], fitted.rank)
+    df = fitted.rows - rank - int(fit_intercept)
+    return fitted._replace(status=fitted.status & ~RANK_DEFICIENT, rank=rank, df=df)
 
 
 def refuse(data: checks.Data, w: Tensor | None, fitted: Fitted) -> None:

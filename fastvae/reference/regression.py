@@ -169,13 +169,16 @@ def least_squares(data: Centred, ridge: float = 0.0) -> Solution:
     # Why QR, when the kernels form the Gram matrix of these columns and take its Cholesky factor, the same triangle but
     # for signs: a Gram matrix has the square of their condition. Kernels accept that for one pass over X and no Q, and
     # win the digits back by refinement; what they are measured against must have them from the start.
-    # The ridge is P more rows, sqrt(ridge) I, with 0 for y: their squares add the penalty to the RSS.
+    # The ridge is P more rows, sqrt(ridge) I, with 0 for y: their squares add the penalty to the RSS. They come first:
+    # a reflection that begins with them keeps what is tiny beside them, one that ends with them rounds it away. Where
+    # they are 0 they come last, so that a pivot of too few rows is exactly 0.
     A, c = data[:2]
     N, P = A.shape[-2:]
-    scale = power_of_two(A)  # [*batch, 1, P]
+    scale = power_of_two(A, math.sqrt(ridge))  # [*batch, 1, P]
     ridge_rows = torch.diag_embed(math.sqrt(ridge) / scale[..., 0, :])  # [*batch, P, P]
-    Q, triangle = torch.linalg.qr(torch.cat([A / scale, ridge_rows], -2))  # [*batch, N + P, P], [*batch, P, P]
-    z = Q[..., :N, :].mT @ c  # [*batch, P, R]
+    stacked = [ridge_rows, A / scale] if ridge > 0 else [A / scale, ridge_rows]
+    Q, triangle = torch.linalg.qr(torch.cat(stacked, -2))  # [*batch, N + P, P], [*batch, P, P]
+    z = (Q[..., P:, :] if ridge > 0 else Q[..., :N, :]).mT @ c  # [*batch, P, R]
     coef = torch.linalg.solve_triangular(triangle, z, upper=True) / scale.mT  # [*batch, P, R]
     # V = T^-1 T^-T for the triangle T.
     root = torch.linalg.solve_triangular(triangle, torch.eye(P).to(triangle), upper=True)  # [*batch, P, P]
@@ -272,13 +275,14 @@ def _residual(X: Tensor, y: Tensor, coef: Tensor, intercept: Tensor) -> tuple[Te
     return y - X @ coef.mT - intercept[..., None, :], -2
 
 
-def power_of_two(A: Tensor) -> Tensor:
-    """For each column the power of two at or below its largest entry, `[*batch, 1, P]`; 1 for a zero column.
+def power_of_two(A: Tensor, least: float | Tensor = 0.0) -> Tensor:
+    """For each column the power of two at or below its largest entry, or `least` if that is more, `[*batch, 1, P]`.
 
-    Dividing by it costs no digit, and keeps squares in range, which those of 1e20 are not in float32. The fit does not
-    depend on it, hence no gradient.
+    1 for a zero column. Dividing by it costs no digit, and keeps squares in range, which those of 1e20 are not in
+    float32. The fit does not depend on it, hence no gradient.
     """
     peak = A.detach().abs().amax(-2, keepdim=True)
+    peak = torch.maximum(peak, torch.as_tensor(least, dtype=peak.dtype, device=peak.device))
     mantissa, _ = torch.frexp(peak)  # in [1/2, 1)
     return torch.where(peak > 0, peak / (2 * mantissa), 1.0)
 

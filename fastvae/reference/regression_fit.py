@@ -144,10 +144,12 @@ def _answered(data: Centred, alpha: float, fit_intercept: bool) -> Fitted:
 
     # How far each column lies from the span of the others, against its length before centring: what rounding leaves of
     # a column that is a combination of others, or constant, is a few eps of that.
-    root, scale, mean_x = (t.detach() for t in (solution.root, solution.scale, data.mean_x))
-    squares = (data.A.detach() / scale).square().sum(-2) + data.total_weight.detach() * (mean_x / scale)[:, 0].square()
-    length, allowed = squares.sqrt(), 8 * EPS * (P + data.rows.sqrt())  # [B, P], [B, 1]
-    independent = (1 / root.norm(dim=-1) > allowed * length).all(-1)
+    A, mean_x, total_weight = (t.detach() for t in (data.A, data.mean_x, data.total_weight))
+    unit = regression.power_of_two(A, mean_x.abs())  # [B, 1, P]
+    squares = (A / unit).square().sum(-2) + total_weight * (mean_x / unit)[:, 0].square()
+    length, allowed = squares.sqrt() * unit[:, 0], 8 * EPS * (P + data.rows.sqrt())  # [B, P], [B, 1]
+    distance = solution.scale[:, 0] / solution.root.detach().norm(dim=-1)
+    independent = (distance > allowed * length).all(-1)
 
     sound = finite & ~empty
     status = NONFINITE * (~finite & ~empty) + TOO_FEW_ROWS * empty + RANK_DEFICIENT * (sound & ~independent)  # [B]
@@ -161,7 +163,7 @@ def _answered(data: Centred, alpha: float, fit_intercept: bool) -> Fitted:
             solution = (
                 regression.least_squares(part, alpha)  # again: gradients of the others would be NaN
                 if full
-                else _minimum_norm(part, alpha, (length * scale[:, 0])[at], allowed[at])
+                else _minimum_norm(part, alpha, length[at], allowed[at])
             )
             fitted = put(fitted, at, _fitted(part, solution, alpha, fit_intercept, status[at]))
     return fitted
