@@ -122,6 +122,8 @@ def _refit(engine: Any, tensors: list[Tensor], peaks: list[Tensor], options: dic
         log_likelihood=found.log_likelihood - by_log,  # a factor of w leaves it
         rss=_times(found.rss, by_square),
         mean_x=_times(found.mean_x, ex),
+        small_mean_x=_times(found.small_mean_x, ex),
+        mean_y=_times(found.mean_y, ey),
         total_weight=_times(found.total_weight, ew[:, 0]),
         inverse_gram=lambda: _times(found.inverse_gram(), -ex[..., None] - ex[:, None] - ew[..., None]),
     )

@@ -134,8 +134,9 @@ class Centred(NamedTuple):
 
     A: Tensor  # [*batch, N, P] sqrt(w) (x - xbar)
     c: Tensor  # [*batch, N, R] sqrt(w) (y - ybar)
-    mean_x: Tensor  # [*batch, 1, P] xbar, 0 without an intercept
-    mean_y: Tensor  # [*batch, 1, R] ybar, likewise
+    mean_x: Tensor  # [*batch, 1, P] xbar, 0 without an intercept, as all of these
+    small_mean_x: Tensor  # [*batch, 1, P] what rounding left of xbar
+    mean_y: Tensor  # [*batch, 1, R] ybar
     total_weight: Tensor  # [*batch, 1] sum_n w_n
     log_weight: Tensor  # [*batch, 1] sum_n log w_n over w_n > 0
     rows: Tensor  # [*batch, 1] of w_n > 0, an integer
@@ -156,12 +157,17 @@ def centre(X: Tensor, y: Tensor, w: Tensor, fit_intercept: bool) -> Centred:
     X, y = without_ignored(X, w), without_ignored(y, w)
     # About the means b leaves the equations: the condition no longer knows how far the data lie from the origin.
     total_weight = w.sum(-2)  # [*batch, 1]
-    mean_x, mean_y = torch.zeros_like(X[..., :1, :]), torch.zeros_like(y[..., :1, :])  # [*batch, 1, P], [*batch, 1, R]
+    mean_x = small_x = torch.zeros_like(X[..., :1, :])  # [*batch, 1, P]
+    mean_y = torch.zeros_like(y[..., :1, :])  # [*batch, 1, R]
     if fit_intercept:
+        # Twice: the second mean, of what is left of the first, is its rounding.
         mean_x, mean_y = ((w * v).sum(-2, keepdim=True) / total_weight[..., None] for v in (X, y))
+        X, y = X - mean_x, y - mean_y
+        small_x, small_y = ((w * v).sum(-2, keepdim=True) / total_weight[..., None] for v in (X, y))
+        X, y, mean_y = X - small_x, y - small_y, mean_y + small_y
     root = w.sqrt()
     rows = (w > 0).sum(-2)
-    return Centred(root * (X - mean_x), root * (y - mean_y), mean_x, mean_y, total_weight, log_weight(w).sum(-2), rows)
+    return Centred(root * X, root * y, mean_x, small_x, mean_y, total_weight, log_weight(w).sum(-2), rows)
 
 
 def least_squares(data: Centred, ridge: float = 0.0) -> Solution:
@@ -187,9 +193,9 @@ def least_squares(data: Centred, ridge: float = 0.0) -> Solution:
 
 def estimates(data: Centred, solution: Solution, ridge: float, fit_intercept: bool) -> RegressionFit:
     """All estimates, given W; every field with its dim of targets."""
-    A, c, mean_x, mean_y, total_weight, log_weight, rows = data
+    A, c, mean_x, small_mean_x, mean_y, total_weight, log_weight, rows = data
     coef, root, scale = solution[:3]
-    intercept = (mean_y - mean_x @ coef)[..., 0, :]  # [*batch, R]
+    intercept = (mean_y - small_mean_x @ coef - mean_x @ coef)[..., 0, :]  # [*batch, R]
 
     # From the residuals: c'c - W A'c would cancel where the fit is good.
     rss = (c - A @ coef).square().sum(-2)  # [*batch, R]

@@ -44,12 +44,14 @@ class Fitted(NamedTuple):
     rows: Tensor  # [B] int64, of positive weight
     df: Tensor  # [B] int64, rows - rank - fit_intercept
     status: Tensor  # [B] int64
-    mean_x: Tensor  # [B, P], 0 without an intercept
+    mean_x: Tensor  # [B, P], 0 without an intercept, as all of these
+    small_mean_x: Tensor  # [B, P], what rounding left of these
+    mean_y: Tensor  # [B, R]
     total_weight: Tensor  # [B]
     inverse_gram: Callable[[], Tensor]  # () -> [B, P, P]: V, with Var coef = sigma2_unbiased V
 
 
-OVER_TARGETS = Fitted._fields[:9]
+OVER_TARGETS = (*Fitted._fields[:9], "mean_y")
 
 
 class Sums(NamedTuple):
@@ -121,7 +123,7 @@ def solve(sums: Sums, *, alpha: float) -> Fitted:
     counts = (t[:, None] for t in (sums.total_weight, sums.log_weight, sums.rows))
     whole = sums.lost.all(1)
     c = c.masked_fill(whole[:, None, None], math.nan)
-    fitted = _answered(Centred(A, c, mean_x, mean_y, *counts), alpha, sums.fit_intercept)
+    fitted = _answered(Centred(A, c, mean_x, torch.zeros_like(mean_x), mean_y, *counts), alpha, sums.fit_intercept)
     some = sums.lost & ~whole[:, None]
     return mark_lost(fitted, some) if some.any() else fitted
 
@@ -186,6 +188,8 @@ def _fitted(data: Centred, solution: Solution, alpha: float, fit_intercept: bool
         df=rows - rank - int(fit_intercept),
         status=status,
         mean_x=data.mean_x[:, 0],
+        small_mean_x=data.small_mean_x[:, 0],
+        mean_y=data.mean_y[:, 0],
         total_weight=data.total_weight[:, 0],
         inverse_gram=inverse_gram,
     )
@@ -225,6 +229,8 @@ def _blank(data: Centred, fit_intercept: bool, status: Tensor) -> Fitted:
         df=rows - int(fit_intercept),
         status=status,
         mean_x=nan["P"],
+        small_mean_x=nan["P"],
+        mean_y=nan["R"],
         total_weight=data.total_weight[:, 0],
         inverse_gram=lambda: data.A.new_full((B, P, P), math.nan),
     )

@@ -29,6 +29,7 @@ from ._regression_fields import (
     RANK,
     REFINE,
     REPEAT,
+    SMALL_MEANS,
     WEIGHT,
 )
 from ._regression_gram import FIND, GIVEN, ORIGIN
@@ -62,6 +63,8 @@ class Fitted(NamedTuple):
     df: Tensor
     status: Tensor
     mean_x: Tensor  # [B, P]
+    small_mean_x: Tensor  # [B, P], what rounding left of these
+    mean_y: Tensor  # [B, R]
     total_weight: Tensor
     inverse_gram: Callable[[], Tensor]  # of [B, P, P]
 
@@ -207,7 +210,7 @@ def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
         m.field(RANK)[bad] = 0
     shapes = [(R, P), (R,), (R, P), *[(R,)] * 6]
     estimates = [torch.from_numpy(m.field(k, *shape)) for k, shape in enumerate(shapes)]
-    rank = m.field(RANK).astype(np.int64)
+    means, rank = m.field(MEANS, P + R), m.field(RANK).astype(np.int64)
     rows = np.full(B, m.N) if m.rows is None else m.rows.astype(np.int64)
 
     def inverse_gram() -> Tensor:
@@ -221,7 +224,9 @@ def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
             *estimates,
             torch.from_numpy(m.field(CONDITION)),
             *map(torch.from_numpy, (rank, rows, rows - rank - int(m.fit_intercept), status)),
-            torch.from_numpy(m.field(MEANS, P + R)[:, :P]),
+            torch.from_numpy(means[:, :P]),
+            torch.from_numpy(m.field(SMALL_MEANS, P)),
+            torch.from_numpy(means[:, P:]),
             torch.from_numpy(m.field(WEIGHT)),
             inverse_gram,
         ]
