@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _regression_checks as checks
 from ._status import Status
-from .reference.regression_fit import Fitted, put
+from .reference.regression_fit import LEAST, MOST, Fitted, put, scale_targets, times
 
 NONFINITE, RANK_DEFICIENT = int(Status.NONFINITE), int(Status.RANK_DEFICIENT)
 SUSPECT = NONFINITE | RANK_DEFICIENT  # maybe because squares left the range of float64
@@ -19,7 +19,6 @@ NO_ROWS = "sample_weight must be positive for at least one row, got 0"
 
 RankWarning: Any = vars(np.exceptions).get("RankWarning") or vars(np)["RankWarning"]  # the second before NumPy 2
 
-LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
 LEAST_WEIGHT, MOST_WEIGHT = 1e-100, 1e100
 LEAST_ALPHA = 1e-300  # so small beside squares of 1 that it counts for nothing, but a ridge
 SPREAD = 900  # powers of two between the largest and the least column that one common factor brings into that range
@@ -103,39 +102,19 @@ def _refit(engine: Any, tensors: list[Tensor], peaks: list[Tensor], options: dic
         if options["alpha"] > 0:  # where it is more than their squares it is scaled to 1, not beyond float64
             of_alpha = math.frexp(options["alpha"])[1] - (exponents[2] if len(exponents) > 2 else 0)
             exponents[0] = torch.maximum(exponents[0], torch.div(of_alpha, 2, rounding_mode="floor"))
-    X, y, *w = (_times(t, -e[:, None]) for t, e in zip(tensors, exponents, strict=True))
+    X, y, *w = (times(t, -e[:, None]) for t, e in zip(tensors, exponents, strict=True))
     ex, ey = exponents[:2]
     ew = exponents[2] if w else torch.zeros_like(ey[:, :1])
     if options["alpha"] > 0 and ex.shape[1]:
-        shrunk = _times(torch.tensor(options["alpha"], dtype=torch.float64), -2 * ex[0, 0] - ew[0, 0])
+        shrunk = times(torch.tensor(options["alpha"], dtype=torch.float64), -2 * ex[0, 0] - ew[0, 0])
         options = options | {"alpha": max(shrunk.item(), LEAST_ALPHA)}
     found = engine.fit(X, y, sample_weight=w[0][..., 0] if w else None, **options)
-    by_coef, by_square = ey[..., None] - ex[:, None], 2 * ey + ew  # [b, R, P], [b, R]
-    by_log = math.log(2) * (found.rows[:, None] * ey).to(torch.float64)
-    return found._replace(
-        coef=_times(found.coef, by_coef),
-        intercept=_times(found.intercept, ey),
-        standard_errors=_times(found.standard_errors, by_coef),
-        intercept_standard_error=_times(found.intercept_standard_error, ey),
-        sigma2=_times(found.sigma2, by_square),
-        sigma2_unbiased=_times(found.sigma2_unbiased, by_square),
-        log_likelihood=found.log_likelihood - by_log,  # a factor of w leaves it
-        rss=_times(found.rss, by_square),
-        mean_x=_times(found.mean_x, ex),
-        small_mean_x=_times(found.small_mean_x, ex),
-        mean_y=_times(found.mean_y, ey),
-        total_weight=_times(found.total_weight, ew[:, 0]),
-        inverse_gram=lambda: _times(found.inverse_gram(), -ex[..., None] - ex[:, None] - ew[..., None]),
-    )
-
-
-def _times(t: Tensor, exponent: Tensor) -> Tensor:
-    """t 2^exponent, in parts that do not overflow where the whole does not."""
-    part = torch.div(exponent, 4, rounding_mode="trunc")
-    rest = exponent - 3 * part
-    for e in (part, part, part, rest):
-        t = t * torch.exp2(e.to(torch.float64))
-    return t
+    found = scale_targets(found, ey)
+    back = {"coef": -ex[:, None], "standard_errors": -ex[:, None], "mean_x": ex, "small_mean_x": ex}
+    back |= {"total_weight": ew[:, 0], "rss": ew, "sigma2": ew, "sigma2_unbiased": ew}  # which the likelihood cancels
+    scaled = {name: times(getattr(found, name), exponent) for name, exponent in back.items()}
+    inverse = found.inverse_gram
+    return found._replace(**scaled, inverse_gram=lambda: times(inverse(), -ex[..., None] - ex[:, None] - ew[..., None]))
 
 
 def of_full_rank(fitted: Fitted, fit_intercept: bool) -> Fitted:

@@ -1,7 +1,7 @@
 """The reference engine of `fastvae.regression`: many problems at once, by QR, with rank, condition and status.
 
-An engine is a module with `fit`, `accumulate`, `merge` and `solve` as here; `fastvae.regression` checks the arguments
-and calls the one that serves them. All it hands over are tensors of one device:
+An engine is a module with `fit`, `accumulate`, `merge`, `solve` and `target_exponents` as here; `fastvae.regression`
+checks the arguments and calls the one that serves them. All it hands over are tensors of one device:
 
     X              `[B, N, P]`  float32 or float64, any strides
     y              `[B, N, R]`  float32 or float64, of its own dtype, any strides
@@ -24,6 +24,7 @@ from . import regression
 from .regression import Centred, Solution
 
 NONFINITE, TOO_FEW_ROWS, RANK_DEFICIENT = 16, 32, 256
+LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -51,6 +52,7 @@ class Fitted(NamedTuple):
     inverse_gram: Callable[[], Tensor]  # () -> [B, P, P]: V, with Var coef = sigma2_unbiased V
 
 
+OF_TARGETS = ("intercept", "intercept_standard_error", "mean_y")  # in their units
 OVER_TARGETS = (*Fitted._fields[:9], "mean_y")
 
 
@@ -112,10 +114,22 @@ def merge(sums: Sums, other: Sums) -> Sums:
     )
 
 
+def target_exponents(sums: Sums) -> Tensor | None:
+    """What `solve` takes the targets divided by, powers of two `[B, R]`; None where it takes them as they are."""
+    peak = sums.triangle[..., sums.P + int(sums.fit_intercept) :].abs().amax(1)
+    wild = ((peak > MOST) | (peak < LEAST) & (peak > 0)) & peak.isfinite()
+    return torch.where(wild, torch.frexp(peak).exponent, 0) if wild.any() else None
+
+
 def solve(sums: Sums, *, alpha: float) -> Fitted:
-    """Fit each problem: the triangle is a data set of K rows with the same sums of squares, its first row the means."""
+    """Fit each problem: the triangle is a data set of K rows with the same sums of squares, its first row the means.
+
+    Targets and what follows from them are in units of 2^`target_exponents`.
+    """
     T, P = sums.triangle, sums.P
     first = int(sums.fit_intercept)
+    if (exponents := target_exponents(sums)) is not None:
+        T = torch.cat([T[..., : first + P], times(T[..., first + P :], -exponents[:, None])], -1)
     mean_x, mean_y = torch.zeros_like(T[:, :1, first : first + P]), torch.zeros_like(T[:, :1, first + P :])
     if first:
         mean_x, mean_y = T[:, :1, 1 : 1 + P] / T[:, :1, :1], T[:, :1, 1 + P :] / T[:, :1, :1]
@@ -242,6 +256,24 @@ def put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
     inverse_gram, inverse_part = whole.pop("inverse_gram"), parts.pop("inverse_gram")
     tensors = {name: whole[name].index_copy(0, at, parts[name]) for name in whole}
     return Fitted(**tensors, inverse_gram=lambda: inverse_gram().index_copy(0, at, inverse_part()))
+
+
+def times(t: Tensor, exponent: Tensor) -> Tensor:
+    """t 2^exponent, in parts that do not overflow where the whole does not."""
+    part = torch.div(exponent, 4, rounding_mode="trunc")
+    rest = exponent - 3 * part
+    for e in (part, part, part, rest):
+        t = t * torch.exp2(e.to(torch.float64))
+    return t
+
+
+def scale_targets(fitted: Fitted, exponents: Tensor) -> Fitted:
+    """The results for targets times 2^exponents, `[B, R]`."""
+    by_log = math.log(2) * (fitted.rows[:, None] * exponents).to(torch.float64)
+    scaled = {name: times(getattr(fitted, name), exponents) for name in OF_TARGETS}
+    scaled |= {name: times(getattr(fitted, name), exponents[..., None]) for name in ("coef", "standard_errors")}
+    scaled |= {name: times(getattr(fitted, name), 2 * exponents) for name in ("sigma2", "sigma2_unbiased", "rss")}
+    return fitted._replace(**scaled, log_likelihood=fitted.log_likelihood - by_log)
 
 
 def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:

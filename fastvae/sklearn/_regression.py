@@ -174,8 +174,8 @@ class LinearRegression(sklearn.linear_model.LinearRegression):
         """Estimate from these rows and those of all calls of `partial_fit` before: the `fit` of them together.
 
         Only sums are kept, in double-double, and the equations solved when an estimate is next asked for. Rows that
-        `fit` has seen do not count: after it, the first call begins anew. Magnitudes beyond 1e140, which `fit` scales,
-        are a ValueError when an estimate is asked for.
+        `fit` has seen do not count: after it, the first call begins anew. Magnitudes of X beyond 1e140, which `fit`
+        scales, are a ValueError when an estimate is asked for.
 
         Parameters
         ----------

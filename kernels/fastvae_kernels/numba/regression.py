@@ -34,7 +34,16 @@ from ._regression_fields import (
 )
 from ._regression_gram import FIND, GIVEN, ORIGIN
 from ._regression_launch import Limits, Problems, Rows
-from ._regression_sums import Sums, add, joined, without_lost_targets
+from ._regression_sums import (
+    NOTHING,
+    Sums,
+    add,
+    exponents_of,
+    joined,
+    out_of_range,
+    scaled,
+    without_lost_targets,
+)
 
 BAD_DATA, TOO_FEW_ROWS, REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = 16, 32, 64, 128, 256  # the values of fastvae.Status
 CLOSE = 2.0**-50  # times P: how near, relative to its length, a dependent column is to the others
@@ -148,10 +157,25 @@ def accumulate(
     precision: str,
 ) -> Sums:
     """The sums, if there are any, and those of some more rows."""
-    m, exact = Rows(X, y, sample_weight, 0.0, fit_intercept), precision == "double-double"
-    from_ = GIVEN if sums else FIND if fit_intercept else ORIGIN
-    if sums:
-        m.centers = sums.centers.copy()
+    exact = precision == "double-double"
+    new = None
+    if sums is None or sums.exponents is None:
+        new = sums_of(Rows(X, y, sample_weight, 0.0, fit_intercept), sums, exact)
+    if new is None or out_of_range(new):
+        targets = y.numpy().astype(np.float64)
+        to = exponents_of(targets, None if sample_weight is None else sample_weight.numpy(), sums)
+        if new is None or ((to != 0) & (to != NOTHING)).any():
+            y = torch.from_numpy(np.ldexp(targets, -to[:, None]))
+            m = Rows(X, y, sample_weight, 0.0, fit_intercept)
+            new = sums_of(m, sums and scaled(sums, to), exact)._replace(exponents=to)
+    return joined(sums, new) if sums else new
+
+
+def sums_of(m: Rows, about: Sums | None, exact: bool) -> Sums:
+    """The sums of some rows, about the centers of others."""
+    from_ = GIVEN if about else FIND if m.fit_intercept else ORIGIN
+    if about:
+        m.centers = about.centers.copy()
     numbers = np.zeros((m.B, m.F, 2))
     for part in m.parts():
         some, slots = m.sums(part, exact, from_)
@@ -162,8 +186,12 @@ def accumulate(
             numbers[part] = np.stack(added, axis=-1)
     rows = np.full(m.B, float(m.N)) if m.rows is None else m.rows
     log_weights = np.zeros(m.B) if m.log_weights is None else m.log_weights
-    new = Sums(numbers, m.centers, rows, log_weights, m.P, m.R, fit_intercept, exact)
-    return joined(sums, new) if sums else new
+    return Sums(numbers, m.centers, rows, log_weights, m.P, m.R, m.fit_intercept, exact)
+
+
+def target_exponents(sums: Sums) -> Tensor | None:
+    """What `solve` takes the targets divided by, powers of two [B, R]; None where it takes them as they are."""
+    return None if sums.exponents is None else torch.from_numpy(sums.exponents)
 
 
 def merge(sums: Sums, other: Sums) -> Sums:
@@ -172,7 +200,7 @@ def merge(sums: Sums, other: Sums) -> Sums:
 
 
 def solve(sums: Sums, *, alpha: float) -> Fitted:
-    """Estimates of all problems from their sums."""
+    """Estimates of all problems from their sums, in units of 2^`target_exponents`."""
     m, doubts = solved(sums, alpha)
     lost = None
     if sums.R > 1 and any_of(doubts, NONFINITE):
