@@ -77,10 +77,10 @@ def _table(fit: "Inference", names: list[str], level: float, title: str, target:
     table = [np.reshape(of(v), -1) for v in values]
     low, high = np.reshape(of(fit.confidence_intervals(level)), (-1, 2)).T
     rows += zip(names, *table, low, high, strict=True)
-    lines = [("", "estimate", "std error", "t", "P>|t|", *ends)]
-    for name, *values in rows:
+    lines: list[tuple[str, ...]] = [("", "estimate", "std error", "t", "P>|t|", *ends)]
+    for name, *numbers in rows:
         digits = (6, 4, 4, 4, 6, 6)
-        lines.append((name, *(_word(f"{v:.{d}g}") for v, d in zip(values, digits, strict=True))))
+        lines.append((name, *(_word(f"{v:.{d}g}") for v, d in zip(numbers, digits, strict=True))))
     yield from _aligned(lines)
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def drawn(vae):
 
 
 # What is made, and what is asked of it and of its copies.
-OBJECTS = {
+OBJECTS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "a Gram of no rows": (regression.Gram(), lambda gram: copy.copy(gram).update(X, y).solve().coef),
     **{
         f"a Gram by {name}": (

@@ -50,7 +50,9 @@ def test_a_ridge_in_rationals(backend, alpha, scales):
         assert relative_error(fit.coef, truth) < 2e-13
     six = 6 * X, 6 * target  # means of whole numbers
     centred = regression.fit(*six, alpha=36 * alpha, backend=backend)
-    assert relative_error(centred.coef, in_rationals(*(v - v.mean(0) for v in six), 36 * alpha)) < 2e-13
+    assert (
+        relative_error(centred.coef, in_rationals(six[0] - six[0].mean(0), six[1] - six[1].mean(), 36 * alpha)) < 2e-13
+    )
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -77,11 +79,11 @@ def test_gradients_of_a_large_ridge(backend):
     for alpha in ALPHAS[:7]:
         X = torch.from_numpy(x).clone().requires_grad_()
         fit = regression.fit(X, torch.from_numpy(y), alpha=alpha, fit_intercept=False)
-        fit.coef.sum().backward()
+        slope = torch.autograd.grad(fit.coef.sum(), X)[0]
         # d/dx of x'y / (x'x + alpha)
         total = 30 + Fraction(alpha)
         truth = [Fraction(t) / total - 17 * 2 * Fraction(v) / total**2 for v, t in zip(x[:, 0], y, strict=True)]
-        close(X.grad[:, 0], [float(t) for t in truth], 1e-12)
+        close(slope[:, 0], [float(t) for t in truth], 1e-12)
 
 
 @pytest.mark.parametrize("by_x", [1e-155, 2.0**-500, 1e-120])

@@ -15,7 +15,7 @@ differentiable where the columns are independent.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -270,7 +270,7 @@ def times(t: Tensor, exponent: Tensor) -> Tensor:
 def scale_targets(fitted: Fitted, exponents: Tensor) -> Fitted:
     """The results for targets times 2^exponents, `[B, R]`."""
     by_log = math.log(2) * (fitted.rows[:, None] * exponents).to(torch.float64)
-    scaled = {name: times(getattr(fitted, name), exponents) for name in OF_TARGETS}
+    scaled: dict[str, Any] = {name: times(getattr(fitted, name), exponents) for name in OF_TARGETS}
     scaled |= {name: times(getattr(fitted, name), exponents[..., None]) for name in ("coef", "standard_errors")}
     scaled |= {name: times(getattr(fitted, name), 2 * exponents) for name in ("sigma2", "sigma2_unbiased", "rss")}
     return fitted._replace(**scaled, log_likelihood=fitted.log_likelihood - by_log)
@@ -284,8 +284,9 @@ def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:
 
     whole = fitted._asdict()
     inverse_gram = whole.pop("inverse_gram")
+    names: tuple[str, ...] = OVER_TARGETS
+    inverse = inverse_gram
     if lost.dim() == 2:
-        names, inverse = OVER_TARGETS, inverse_gram
         whole["status"] = fitted.status | NONFINITE * lost.any(1)
     else:
         names, inverse = tuple(name for name, t in whole.items() if t.is_floating_point()), lambda: nan(inverse_gram())

@@ -56,8 +56,12 @@ class Problems:
         at, B = self.at, self.B
         if k < STATE:
             return self.out[B * at[k] : B * at[k + 1]].reshape(B, *shape)
-        state = self.out[B * at[STATE] :].reshape(B, -1)[:, at[k] - at[STATE] : at[k + 1] - at[STATE]]
+        state = self.state()[:, at[k] - at[STATE] : at[k + 1] - at[STATE]]
         return state if shape else state[:, 0]
+
+    def state(self) -> np.ndarray:
+        """The fields that lie together, [B, numbers of each problem], WEIGHT the first."""
+        return self.out[self.B * self.at[STATE] :].reshape(self.B, -1)
 
     def doubts(self, active: np.ndarray) -> np.ndarray:
         """What is to be done about problems, or wrong with them."""

@@ -77,11 +77,9 @@ def split(a: np.ndarray) -> Pair:
     return upper, a - upper
 
 
-@cache
-def squares_at(P: int, R: int) -> np.ndarray:
-    """Where the squares of targets are."""
-    i, j = columns_of(P, R)
-    return np.flatnonzero((i == j) & (i > P))
+def squares_of(s: Sums) -> np.ndarray:
+    """The squares of targets, [B, R], the last of each P + 2 sums."""
+    return s.numbers[:, (s.P + 1) * (s.P + 2) // 2 + s.P + 1 :: s.P + 2, 0]
 
 
 @cache
@@ -126,7 +124,7 @@ def without_lost_targets(s: Sums) -> tuple[Sums, np.ndarray]:
 
 def out_of_range(s: Sums) -> bool:
     """Whether squares of targets may have left the range of float64, or are 0."""
-    squares = s.numbers[:, squares_at(s.P, s.R), 0]
+    squares = squares_of(s)
     least, most = np.minimum.reduce(squares, axis=None), np.maximum.reduce(squares, axis=None)  # both pass NaN on
     if least > SMALL**2 and most < np.inf:
         return False
@@ -147,7 +145,7 @@ def exponents(s: Sums) -> np.ndarray:
     """Those of the sums, NOTHING where targets were 0 so far."""
     if s.exponents is not None:
         return s.exponents
-    squares = s.numbers[:, squares_at(s.P, s.R), 0]
+    squares = squares_of(s)
     return np.where((squares == 0) & (s.centers[:, s.P + 1 :] == 0), NOTHING, 0)
 
 

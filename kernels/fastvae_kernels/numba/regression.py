@@ -29,7 +29,6 @@ from ._regression_fields import (
     RANK,
     REFINE,
     REPEAT,
-    SMALL_MEANS,
     WEIGHT,
 )
 from ._regression_gram import FIND, GIVEN, ORIGIN
@@ -238,7 +237,8 @@ def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
         m.field(RANK)[bad] = 0
     shapes = [(R, P), (R,), (R, P), *[(R,)] * 6]
     estimates = [torch.from_numpy(m.field(k, *shape)) for k, shape in enumerate(shapes)]
-    means, rank = m.field(MEANS, P + R), m.field(RANK).astype(np.int64)
+    state, rank = m.state(), m.field(RANK).astype(np.int64)
+    mean = m.at[MEANS] - m.at[WEIGHT]  # where they begin: of columns, of targets, small parts
     rows = np.full(B, m.N) if m.rows is None else m.rows.astype(np.int64)
 
     def inverse_gram() -> Tensor:
@@ -252,10 +252,10 @@ def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
             *estimates,
             torch.from_numpy(m.field(CONDITION)),
             *map(torch.from_numpy, (rank, rows, rows - rank - int(m.fit_intercept), status)),
-            torch.from_numpy(means[:, :P]),
-            torch.from_numpy(m.field(SMALL_MEANS, P)),
-            torch.from_numpy(means[:, P:]),
-            torch.from_numpy(m.field(WEIGHT)),
+            torch.from_numpy(state[:, mean : mean + P]),
+            torch.from_numpy(state[:, mean + P + R : mean + 2 * P + R]),
+            torch.from_numpy(state[:, mean + P : mean + P + R]),
+            torch.from_numpy(state[:, 0]),
             inverse_gram,
         ]
     )
