@@ -5,6 +5,7 @@ from typing import Any
 from . import _regression_checks as checks
 from . import _regression_problems as problems
 from ._regression_result import RegressionFit
+from .reference.regression_fit import mark_lost
 
 
 def fit(
@@ -33,7 +34,7 @@ def fit(
         One target or several, which share X and weights: read from y.ndim against X.ndim.
     sample_weight : array or tensor ``[*batch, N]`` or ``[N]``
         A row's variance is sigma2 / w. A weight of 2 gives W and b of the row twice, but counts as one row in N and
-        df; a row of weight 0 counts nowhere.
+        df; a row of weight 0 counts nowhere, whatever it holds.
     alpha : float
         Ridge penalty on the sum of squares of W, in units of X as given; never on b.
     fit_intercept : bool
@@ -57,7 +58,8 @@ def fit(
     TypeError, ValueError
         For an argument of the wrong type, shape or device, and for negative weights. For inf or NaN in one problem, and
         where it has no row of positive weight; in a batch the status of that problem says NONFINITE or TOO_FEW_ROWS,
-        its results are NaN, and all others are answered.
+        its results are NaN, and all others are answered. Where some of several targets alone hold inf or NaN, so are
+        the other targets of that problem, and ``X[None], y[None]`` is a batch of one.
     numpy.linalg.LinAlgError
         For linearly dependent columns, with ``on_singular="raise"``.
     BackendError
@@ -102,14 +104,21 @@ def fit(
     w, lost = checks.row_weights(sample_weight, data.form, data.X.shape[1])
     engine = checks.engine(checks.engine_name(backend, precision, data.X, data.y, w))
     fitted = engine.fit(data.X, data.y, sample_weight=w, **options)
-    told = problems.flags(fitted.status)
+    told, lost_targets = problems.flags(fitted.status), None
+    if told & problems.NONFINITE and data.form.batch and data.form.R > 1:
+        data, fitted, lost_targets = problems.without_lost_targets(engine, data, w, fitted, options)
+        told = problems.flags(fitted.status)
     if told & problems.SUSPECT or problems.extreme(fitted, w is not None):
         fitted = problems.rescaled(engine, data, w, fitted, options)
         told = problems.flags(fitted.status)
+    if lost_targets is not None:
+        fitted = mark_lost(fitted, lost_targets)
     if lost is not None:
-        fitted = problems.mark_lost(fitted, lost)
+        fitted = mark_lost(fitted, lost)
     if told & problems.UNFITTED and not data.form.batch:
-        problems.refuse(data, fitted)
-    if told & problems.RANK_DEFICIENT:
+        problems.refuse(data, w, fitted)
+    if told & problems.RANK_DEFICIENT and options["alpha"] > 0:
+        fitted = problems.of_full_rank(fitted, fit_intercept)
+    elif told & problems.RANK_DEFICIENT:
         problems.say_singular(fitted, data.form, fit_intercept, on_singular)
     return RegressionFit._of(fitted, data.form, options["alpha"], fit_intercept)

@@ -10,6 +10,7 @@ from . import _regression_checks as checks
 from . import _regression_problems as problems
 from ._checks import describe
 from ._regression_result import RegressionFit
+from .reference.regression_fit import mark_lost, scale_targets
 
 
 class Gram:
@@ -34,8 +35,8 @@ class Gram:
     -----
     Batches, targets, weights, dtypes and containers are as in `fit`, the same in every chunk but for the number of
     rows, which may be 0. Results are detached from any graph. The same chunks in the same order give the same bits, for
-    any number of threads. The sums themselves are kept, so that magnitudes beyond 1e140, which `fit` scales, are
-    NONFINITE here.
+    any number of threads. The sums themselves are kept: magnitudes of X beyond 1e140, which `fit` scales, are NONFINITE
+    here, and a column below 1e-140 counts as 0. Those of y are scaled.
 
     Equivalent to `fit` on the rows of all chunks at once, and to R's ``biglm``.
     Source: Miller, Algorithm AS 274 (1992), for the factor; Chan, Golub & LeVeque (1983) for merging about means.
@@ -67,8 +68,17 @@ class Gram:
         self._lost: Tensor | None = None  # [B] bool: problems with weights that are inf or NaN
         self._rows = 0  # of each problem
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}  # protocols 0 and 1 ask for it where slots are
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
     def update(self, X: Any, y: Any, sample_weight: Any = None) -> "Gram":
         """Add rows: X ``[*batch, n, P]``, y ``[*batch, n]`` or ``[*batch, n, R]``, weights ``[*batch, n]``.
+
+        A row of weight 0 may hold anything.
 
         Raises
         ------
@@ -141,15 +151,20 @@ class Gram:
         checks.choice("on_singular", on_singular, checks.ON_SINGULAR)
         if self._form is None:
             raise ValueError("a Gram has nothing to solve before update has been called with rows")
-        fitted = checks.engine(self._engine).solve(self._sums, alpha=ridge)
+        engine = checks.engine(self._engine)
+        fitted = engine.solve(self._sums, alpha=ridge)
+        if (exponents := engine.target_exponents(self._sums)) is not None:
+            fitted = scale_targets(fitted, exponents)
         if self._lost is not None:
-            fitted = problems.mark_lost(fitted, self._lost)
+            fitted = mark_lost(fitted, self._lost)
         told = problems.flags(fitted.status)
         if told & problems.UNFITTED and not self._form.batch:
             if told & problems.NONFINITE:
-                raise ValueError("X, y or sample_weight of a chunk held inf or NaN, or magnitudes beyond 1e140")
+                raise ValueError("X, y or sample_weight of a chunk held inf or NaN, or magnitudes of X beyond 1e140")
             raise ValueError(problems.NO_ROWS)
-        if told & problems.RANK_DEFICIENT:
+        if told & problems.RANK_DEFICIENT and ridge > 0:
+            fitted = problems.of_full_rank(fitted, self.fit_intercept)
+        elif told & problems.RANK_DEFICIENT:
             problems.say_singular(fitted, self._form, self.fit_intercept, on_singular)
         return RegressionFit._of(fitted, self._form, ridge, self.fit_intercept)
 

@@ -114,6 +114,7 @@ class Inference:
           degrees of freedom               2    sigma             0.387298
           log-likelihood            -0.49522    condition                1
           computed in ...
+          condition: of the columns, less their means, at unit norm; statsmodels' Cond. No. is that of the raw design
         <BLANKLINE>
                        estimate   std error           t       P>|t|      [0.025      0.975]
         intercept           0.8       0.324       2.469      0.1323   -0.594219     2.19422
@@ -121,7 +122,8 @@ class Inference:
 
         Notes
         -----
-        Equivalent to statsmodels' ``summary()`` and R's. What is not known is ``-``. A table needs SciPy.
+        Equivalent to statsmodels' ``summary()`` and R's, but for the condition, which is theirs of other columns. What
+        is not known is ``-``. A table needs SciPy.
         """
         return _regression_summary.text(self, names, check_level(level), problem, target)
 

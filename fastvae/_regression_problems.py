@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _regression_checks as checks
 from ._status import Status
-from .reference.regression_fit import Fitted
+from .reference.regression_fit import LEAST, MOST, Fitted, put, scale_targets, times
 
 NONFINITE, RANK_DEFICIENT = int(Status.NONFINITE), int(Status.RANK_DEFICIENT)
 SUSPECT = NONFINITE | RANK_DEFICIENT  # maybe because squares left the range of float64
@@ -19,8 +19,8 @@ NO_ROWS = "sample_weight must be positive for at least one row, got 0"
 
 RankWarning: Any = vars(np.exceptions).get("RankWarning") or vars(np)["RankWarning"]  # the second before NumPy 2
 
-LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
 LEAST_WEIGHT, MOST_WEIGHT = 1e-100, 1e100
+LEAST_ALPHA = 1e-300  # so small beside squares of 1 that it counts for nothing, but a ridge
 SPREAD = 900  # powers of two between the largest and the least column that one common factor brings into that range
 
 
@@ -47,6 +47,25 @@ def extreme(fitted: Fitted, weighted: bool) -> bool:
     return fitted.rss.detach().min().item() < 1e-250
 
 
+def without_lost_targets(
+    engine: Any, data: checks.Data, w: Tensor | None, fitted: Fitted, options: dict[str, Any]
+) -> tuple[checks.Data, Fitted, Tensor | None]:
+    """Data with another target in place of those that hold inf or NaN, the results, and which these are: [B, R].
+
+    So what is done about the other targets is as if these were not there, and gradients pass them by.
+    """
+    bad = ~data.y.detach().isfinite()  # [B, N, R]
+    lost = (bad if w is None else bad & (w > 0)[..., None]).any(1)
+    lost &= ~lost.all(1, keepdim=True)
+    at = lost.any(1).nonzero()[:, 0]
+    if not len(at):
+        return data, fitted, None
+    own, sound = torch.arange(lost.shape[1], device=lost.device), (~lost).to(torch.uint8).argmax(1, keepdim=True)
+    y = data.y.gather(2, torch.where(lost, sound, own)[:, None].expand_as(data.y))
+    again = engine.fit(data.X[at], y[at], sample_weight=None if w is None else w[at], **options)
+    return data._replace(y=y), put(fitted, at, again), lost
+
+
 def rescaled(engine: Any, data: checks.Data, w: Tensor | None, fitted: Fitted, options: dict[str, Any]) -> Fitted:
     """Results, with problems of extreme magnitude fitted once more: columns, y and weights times powers of two."""
     coef, rss = fitted.coef.detach(), fitted.rss.detach()  # [B, R, P], [B, R]
@@ -54,7 +73,9 @@ def rescaled(engine: Any, data: checks.Data, w: Tensor | None, fitted: Fitted, o
     suspect |= ~((fitted.total_weight > LEAST_WEIGHT) & (fitted.total_weight < MOST_WEIGHT))
     at = suspect.nonzero()[:, 0]
     tensors = [data.X[at].to(torch.float64), data.y[at].to(torch.float64)]  # [b, N, P], [b, N, R]
-    tensors += [] if w is None else [w[at][..., None]]  # [b, N, 1]
+    if w is not None:
+        weights = w[at][..., None]  # [b, N, 1]
+        tensors = [*(t.masked_fill(weights == 0, 0.0) for t in tensors), weights]
     peaks = [t.detach().abs().amax(1) for t in tensors]  # [b, P], [b, R], [b, 1]
     root = 1.0 if w is None else peaks[2].sqrt()
     wild = torch.stack([((p > MOST) | (p < LEAST) & (p > 0)).any(1) for p in (peaks[0] * root, peaks[1] * root)]).any(0)
@@ -64,7 +85,7 @@ def rescaled(engine: Any, data: checks.Data, w: Tensor | None, fitted: Fitted, o
     alone = options["alpha"] > 0  # each has an alpha of its own then
     for one in wild.nonzero() if alone else [wild.nonzero()[:, 0]] if wild.any() else []:
         again = _refit(engine, [t[one] for t in tensors], [p[one] for p in peaks], options)
-        fitted = _put(fitted, at[one], again)
+        fitted = put(fitted, at[one], again)
     return fitted
 
 
@@ -78,66 +99,39 @@ def _refit(engine: Any, tensors: list[Tensor], peaks: list[Tensor], options: dic
         high = ex.masked_fill(zero, -(10**4)).amax(1, keepdim=True)
         common = (high - low <= SPREAD) | (options["alpha"] > 0)
         exponents[0] = torch.where(common, (low + high) // 2, ex)
-    X, y, *w = (_times(t, -e[:, None]) for t, e in zip(tensors, exponents, strict=True))
+        if options["alpha"] > 0:  # where it is more than their squares it is scaled to 1, not beyond float64
+            of_alpha = math.frexp(options["alpha"])[1] - (exponents[2] if len(exponents) > 2 else 0)
+            exponents[0] = torch.maximum(exponents[0], torch.div(of_alpha, 2, rounding_mode="floor"))
+    X, y, *w = (times(t, -e[:, None]) for t, e in zip(tensors, exponents, strict=True))
     ex, ey = exponents[:2]
     ew = exponents[2] if w else torch.zeros_like(ey[:, :1])
     if options["alpha"] > 0 and ex.shape[1]:
-        shrunk = _times(torch.tensor(options["alpha"], dtype=torch.float64), -2 * ex[0, 0] - ew[0, 0])
-        options = options | {"alpha": min(shrunk.item(), 1e300)}
+        shrunk = times(torch.tensor(options["alpha"], dtype=torch.float64), -2 * ex[0, 0] - ew[0, 0])
+        options = options | {"alpha": max(shrunk.item(), LEAST_ALPHA)}
     found = engine.fit(X, y, sample_weight=w[0][..., 0] if w else None, **options)
-    by_coef, by_square = ey[..., None] - ex[:, None], 2 * ey + ew  # [b, R, P], [b, R]
-    by_log = math.log(2) * (found.rows[:, None] * ey).to(torch.float64)
-    return found._replace(
-        coef=_times(found.coef, by_coef),
-        intercept=_times(found.intercept, ey),
-        standard_errors=_times(found.standard_errors, by_coef),
-        intercept_standard_error=_times(found.intercept_standard_error, ey),
-        sigma2=_times(found.sigma2, by_square),
-        sigma2_unbiased=_times(found.sigma2_unbiased, by_square),
-        log_likelihood=found.log_likelihood - by_log,  # a factor of w leaves it
-        rss=_times(found.rss, by_square),
-        mean_x=_times(found.mean_x, ex),
-        total_weight=_times(found.total_weight, ew[:, 0]),
-        inverse_gram=lambda: _times(found.inverse_gram(), -ex[..., None] - ex[:, None] - ew[..., None]),
-    )
+    found = scale_targets(found, ey)
+    back = {"coef": -ex[:, None], "standard_errors": -ex[:, None], "mean_x": ex, "small_mean_x": ex}
+    back |= {"total_weight": ew[:, 0], "rss": ew, "sigma2": ew, "sigma2_unbiased": ew}  # which the likelihood cancels
+    scaled = {name: times(getattr(found, name), exponent) for name, exponent in back.items()}
+    inverse = found.inverse_gram
+    return found._replace(**scaled, inverse_gram=lambda: times(inverse(), -ex[..., None] - ex[:, None] - ew[..., None]))
 
 
-def _times(t: Tensor, exponent: Tensor) -> Tensor:
-    """t 2^exponent, in parts that do not overflow where the whole does not."""
-    part = torch.div(exponent, 4, rounding_mode="trunc")
-    rest = exponent - 3 * part
-    for e in (part, part, part, rest):
-        t = t * torch.exp2(e.to(torch.float64))
-    return t
+def of_full_rank(fitted: Fitted, fit_intercept: bool) -> Fitted:
+    """Results under a ridge: it has one solution, that of minimum norm where a tiny alpha is lost beside rounding."""
+    rank = torch.where(fitted.status & RANK_DEFICIENT != 0, fitted.coef.shape[-1], fitted.rank)
+    df = fitted.rows - rank - int(fit_intercept)
+    return fitted._replace(status=fitted.status & ~RANK_DEFICIENT, rank=rank, df=df)
 
 
-def _put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
-    """The results, those of the problems `at` replaced."""
-    whole, parts = fitted._asdict(), part._asdict()
-    inverse_gram, inverse_part = whole.pop("inverse_gram"), parts.pop("inverse_gram")
-    tensors = {name: whole[name].index_copy(0, at, parts[name]) for name in whole}
-    return Fitted(**tensors, inverse_gram=lambda: inverse_gram().index_copy(0, at, inverse_part()))
-
-
-def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:
-    """The results, NaN and NONFINITE in the problems `lost`."""
-
-    def nan(t: Tensor) -> Tensor:
-        return t.masked_fill(lost.reshape(-1, *[1] * (t.dim() - 1)), math.nan) if t.is_floating_point() else t
-
-    whole = fitted._asdict()
-    inverse_gram = whole.pop("inverse_gram")
-    whole |= {"status": torch.where(lost, NONFINITE, fitted.status)}
-    return Fitted(**{name: nan(t) for name, t in whole.items()}, inverse_gram=lambda: nan(inverse_gram()))
-
-
-def refuse(data: checks.Data, fitted: Fitted) -> None:
+def refuse(data: checks.Data, w: Tensor | None, fitted: Fitted) -> None:
     """Raise ValueError for the one problem that has no fit."""
     if int(fitted.status) & Status.TOO_FEW_ROWS:
         raise ValueError(NO_ROWS)
     form = data.form
     for name, t, dim in (("X", data.X[0], form.features), ("y", data.y[0], form.targets)):
-        if not (finite := t.isfinite()).all():
+        finite = t.isfinite() if w is None else t.isfinite() | (w[0] == 0)[:, None]
+        if not finite.all():
             n, column = (~finite).nonzero()[0].tolist()
             at = [n] if dim is None else [n, column]
             raise ValueError(f"{name} must be finite, got {t[n, column].item()} at {at}")

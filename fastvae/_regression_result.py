@@ -12,6 +12,7 @@ from ._arrays import as_floating, give_back
 from ._checks import check_device
 from ._regression_checks import Form
 from ._regression_inference import Inference, tensor
+from ._regression_predict import Center, about, center_of, is_far
 from ._status import Status
 from .reference.regression_fit import Fitted
 
@@ -78,10 +79,13 @@ class RegressionFit(Inference):
     """
 
     __slots__ = (
-        *("_alpha", "_columns", "_covariance", "_fit_intercept", "_inverse_gram", "_made", "_numpy", "_targets"),
+        *("_alpha", "_center", "_columns", "_covariance", "_far", "_fit_intercept", "_inverse_gram", "_made", "_numpy"),
+        "_targets",
         *FIELDS,
     )
 
+    _center: Any  # Center, [*batch, P] and [*batch, R]; None until asked for
+    _far: bool | None
     _inverse_gram: Callable[[], Tensor]  # [*batch, P, P]
     _covariance: Any
     _made: Any  # what the fields are made of, when first asked for: 14 views would take as long as a small batch
@@ -96,7 +100,9 @@ class RegressionFit(Inference):
         P, inverse_gram = form.P, fitted.inverse_gram
         return cls(
             _alpha=alpha,
+            _center=None,
             _columns=form.features,
+            _far=None,
             _covariance=None,
             _fit_intercept=fit_intercept,
             _inverse_gram=lambda: inverse_gram().reshape(*form.batch, P, P),
@@ -125,7 +131,7 @@ class RegressionFit(Inference):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in self.__slots__}
-        state |= {"_inverse_gram": self._inverse_gram(), "_made": None}
+        state |= {"_center": self._about().map(Tensor.detach), "_inverse_gram": self._inverse_gram(), "_made": None}
         return {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -168,6 +174,8 @@ class RegressionFit(Inference):
         return RegressionFit(
             **fields,
             _alpha=self._alpha,
+            _center=self._about().map(lambda t: pick(give_back(t, self._numpy))).map(tensor),
+            _far=None,
             _made=None,
             _fit_intercept=self._fit_intercept,
             _columns=self._columns,
@@ -203,6 +211,22 @@ class RegressionFit(Inference):
             object.__setattr__(self, "_covariance", give_back(V, self._numpy))
         return self._covariance
 
+    def _about(self) -> Center:
+        """Where the fit is given as well as at the origin."""
+        if self._center is None:
+            fitted, form = self._made
+            center = center_of(fitted.coef, fitted.mean_x, fitted.small_mean_x, fitted.mean_y)
+            shapes = (*form.batch, form.P), (*form.batch, form.R)
+            object.__setattr__(self, "_center", Center(*(t.reshape(s) for t, s in zip(center, shapes, strict=True))))
+        return self._center
+
+    def _is_far(self, W: Tensor, b: Tensor) -> bool:
+        """Whether W x loses digits that lie about the means."""
+        if self._far is None:
+            sigma2 = tensor(self.sigma2).detach().reshape(b.shape)
+            object.__setattr__(self, "_far", is_far(self._about().map(Tensor.detach), W.detach(), b.detach(), sigma2))
+        return bool(self._far)
+
     def predict(self, X: Any) -> Any:
         """W x + b for new rows: ``[*batch, M]`` or ``[*batch, M, R]``, in the promoted dtype, as array or tensor as X.
 
@@ -212,7 +236,8 @@ class RegressionFit(Inference):
 
         Notes
         -----
-        Equivalent to scikit-learn's ``predict`` and ``X @ coef + intercept``.
+        Equivalent to scikit-learn's ``predict`` and ``X @ coef + intercept``. Where the data lie far from the origin it
+        is taken about their means, ``y0 + (X - x0) @ coef``, so that no digit of the fit is lost.
         """
         rows = as_floating("X", X)
         W, b = tensor(self.coef), tensor(self.intercept)
@@ -222,7 +247,10 @@ class RegressionFit(Inference):
         if self._columns is None:
             if rows.dim() != 1:
                 raise ValueError(f"X must have the shape [M], as the fit's had, got {list(rows.shape)}")
-            return give_back(rows * W + b, not isinstance(X, Tensor))
+            W, b = W.reshape(1, 1), b.reshape(1)
+            if self._is_far(W, b):
+                return give_back(about(rows[:, None], W, self._about())[:, 0], not isinstance(X, Tensor))
+            return give_back(rows * W[0, 0] + b[0], not isinstance(X, Tensor))
         batch, P = self.batch_shape, self._columns
         lead = tuple(rows.shape[:-2])
         fits = rows.dim() >= 2 and rows.shape[-1] == P and len(lead) in (0, len(batch))
@@ -231,5 +259,9 @@ class RegressionFit(Inference):
             form = form.replace("'", "")
             raise ValueError(f"X must have the shape {form} to go with the fit, got {list(rows.shape)}")
         one = self._targets is None
-        y = (rows @ W[..., None])[..., 0] + b[..., None] if one else rows @ W.mT + b[..., None, :]
+        if self._far is False or not self._is_far(*((W[..., None, :], b[..., None]) if one else (W, b))):
+            y = (rows @ W[..., None])[..., 0] + b[..., None] if one else rows @ W.mT + b[..., None, :]
+        else:
+            y = about(rows, W[..., None, :] if one else W, self._about())
+            y = y[..., 0] if one else y
         return give_back(y, not isinstance(X, Tensor))

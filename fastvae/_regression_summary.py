@@ -13,7 +13,7 @@ from ._status import Status
 if TYPE_CHECKING:
     from ._regression_inference import Inference
 
-WIDTH = 12  # of a column of numbers
+WIDTH, GAP = 12, 2  # of a column of numbers, at least, and of what parts it from the one before
 SAID = {
     Status.REFINED: "corrected by residuals in double-double",
     Status.DOUBLE_DOUBLE: "in double-double throughout",
@@ -56,18 +56,19 @@ def _table(fit: "Inference", names: list[str], level: float, title: str, target:
 
     unbiased = float(of(fit.sigma2_unbiased))
     sigma = math.sqrt(unbiased if not math.isnan(unbiased) else float(of(fit.sigma2)))
+    r2 = _r2_name(fit)
     facts = [
-        ("rows", f"{int(fit.rows)}", "R^2", f"{float(of(fit.r2)):.6g}"),
+        ("rows", f"{int(fit.rows)}", r2, f"{float(of(fit.r2)):.6g}"),
         ("degrees of freedom", f"{int(fit.df)}", "sigma", f"{sigma:.6g}"),
         ("log-likelihood", f"{float(of(fit.log_likelihood)):.6g}", "condition", f"{float(fit.condition):.3g}"),
     ]
     yield title + ("" if target is None else f", target {target}")
-    yield from (f"  {a:<20}{b:>14}    {c:<12}{d:>14}" for a, b, c, d in facts)
-    yield from (f"  {note}" for note in _notes(fit, math.isnan(unbiased)))
-    width = max(len(name) for name in ("intercept", *names)) + 2
+    width = max(12, len(r2) + 2)
+    yield from (f"  {a:<20}{_word(b):>14}    {c:<{width}}{_word(d):>14}" for a, b, c, d in facts)
+    notes = _notes(fit, math.isnan(unbiased), math.isnan(float(of(fit.rss))))
+    yield from (f"  {note}" for note in (*notes, _condition_note(fit)))
     ends = f"[{(1 - level) / 2:.4g}", f"{(1 + level) / 2:.4g}]"
     yield ""
-    yield "".join([" " * width, *(f"{h:>{WIDTH}}" for h in ("estimate", "std error", "t", "P>|t|", *ends))])
     rows = []
     if fit._fit_intercept:
         values = fit.intercept, fit.intercept_standard_error, fit.intercept_t_value, fit.intercept_p_value
@@ -76,14 +77,16 @@ def _table(fit: "Inference", names: list[str], level: float, title: str, target:
     table = [np.reshape(of(v), -1) for v in values]
     low, high = np.reshape(of(fit.confidence_intervals(level)), (-1, 2)).T
     rows += zip(names, *table, low, high, strict=True)
-    for name, estimate, error, t, p, a, b in rows:
-        numbers = [f"{estimate:.6g}", f"{error:.4g}", f"{t:.4g}", f"{p:.4g}", f"{a:.6g}", f"{b:.6g}"]
-        yield f"{name:<{width}}" + "".join(f"{_word(number):>{WIDTH}}" for number in numbers)
+    lines: list[tuple[str, ...]] = [("", "estimate", "std error", "t", "P>|t|", *ends)]
+    for name, *numbers in rows:
+        digits = (6, 4, 4, 4, 6, 6)
+        lines.append((name, *(_word(f"{v:.{d}g}") for v, d in zip(numbers, digits, strict=True))))
+    yield from _aligned(lines)
 
 
-def _notes(fit: "Inference", no_errors: bool) -> Iterator[str]:
+def _notes(fit: "Inference", no_errors: bool, lost: bool) -> Iterator[str]:
     """How it was computed, and why something is missing."""
-    status = Status(int(fit.status))
+    status = Status(int(fit.status)) & (~Status(0) if lost else ~Status.NONFINITE)  # of another target else
     said = [words for flag, words in SAID.items() if status & flag]
     how = status & (Status.DOUBLE_DOUBLE | Status.REFINED | Status.NONFINITE | Status.TOO_FEW_ROWS)
     yield "computed in float64" if not how and not said else "; ".join(["computed in float64"] * (not how) + said)
@@ -101,17 +104,43 @@ def _overview(fit: "Inference", target: int | None) -> Iterator[str]:
     number = len(status)
     yield f"Linear regressions: {number} problems" + (f" ({' x '.join(map(str, batch))})" if len(batch) > 1 else "")
     told = [(int(np.count_nonzero(status == 0)), "in float64")]
+    lost = np.isnan(_array(fit.rss))
+    partly = (status & Status.NONFINITE != 0) & ~(lost if fit._targets is None else lost.all(-1)).ravel()
+    status = np.where(partly, status & ~Status.NONFINITE, status)
     told += [(int(np.count_nonzero(status & flag)), words) for flag, words in SAID.items()]
+    told += [(int(np.count_nonzero(partly)), "with targets that are not fitted: they hold inf or NaN")]
     yield from (f"  {count:>10}  {words}" for count, words in told if count)
     yield ""
-    yield "".join([" " * 20, *(f"{h:>{WIDTH}}" for h in ("least", "25 %", "median", "75 %", "most"))])
-    for name, value in (("R^2", fit.r2), ("sigma", fit.sigma2_unbiased), ("condition", fit.condition)):
+    lines: list[tuple[str, ...]] = [("", "least", "25 %", "median", "75 %", "most")]
+    for name, value in ((_r2_name(fit), fit.r2), ("sigma", fit.sigma2_unbiased), ("condition", fit.condition)):
         array = _array(value).astype(np.float64)
         array = array[..., target] if target is not None and name != "condition" and fit._targets else array
         array = np.sqrt(array) if name == "sigma" else array
         array = np.sort(array[~np.isnan(array)])
-        picked = array[np.round(np.linspace(0, len(array) - 1, 5)).astype(int)] if len(array) else array
-        yield f"  {name:<18}" + "".join(f"{v:>{WIDTH}.5g}" for v in picked)
+        picked = array[np.round(np.linspace(0, len(array) - 1, 5)).astype(int)] if len(array) else [math.nan] * 5
+        lines.append((f"  {name:<16}", *(_word(f"{v:.5g}") for v in picked)))
+    yield from _aligned(lines)
+    yield ""
+    yield f"  {_condition_note(fit)}"
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> Iterator[str]:
+    """Names to the left, numbers to the right, in columns that no number fills."""
+    names, *columns = zip(*lines, strict=True)
+    widths = [max(WIDTH, GAP + max(map(len, column))) for column in columns]
+    first = GAP + max(map(len, names))
+    for name, *cells in lines:
+        yield f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _r2_name(fit: "Inference") -> str:
+    """As statsmodels names it: without an intercept it is about 0, and no share of the variance."""
+    return "R^2" if fit._fit_intercept else "R^2 (uncentered)"
+
+
+def _condition_note(fit: "Inference") -> str:
+    about = "less their means, at unit norm" if fit._fit_intercept else "at unit norm"
+    return f"condition: of the columns, {about}; statsmodels' Cond. No. is that of the raw design"
 
 
 def _word(number: str) -> str:

@@ -18,7 +18,8 @@ class Status(enum.IntFlag):
         A component lost all its rows, or a covariance is not positive definite; the parameters are the last sound ones,
         NaN where there were none.
     NONFINITE
-        The problem's data hold inf or NaN: not fitted, parameters NaN.
+        The problem's data hold inf or NaN: not fitted, parameters NaN. Of several targets of a regression, only those
+        that hold them, unless X does.
     TOO_FEW_ROWS
         Fewer rows of positive weight than parameters need: not fitted, parameters NaN.
     REFINED

@@ -332,14 +332,14 @@ def test_a_bad_problem_spoils_no_other(backend):
     assert np.isfinite(result.coef[5:]).all()
 
 
-def test_rows_of_weight_zero_count_nowhere_but_must_be_finite(backend):
+def test_rows_of_weight_zero_count_nowhere_whatever_they_hold(backend):
     X, y, w = problem(B)
     X[0, 4], y[1, 4] = 1e6, -1e6
     result = regression.fit(X, y, sample_weight=w, backend=backend)
     keep = np.arange(N) != 4
     same(result, regression.fit(X[:, keep], y[:, keep], sample_weight=w[:, keep], backend=backend), fields=FITTED_ALONE)
     X[0, 4, 0] = np.nan
-    assert regression.fit(X, y, sample_weight=w, backend=backend).status[0] == Status.NONFINITE
+    same(regression.fit(X, y, sample_weight=w, backend=backend), result, 1e-12)
 
 
 @pytest.mark.parametrize("scale", [1e200, 1e-200, 1e-160, 1e150])

@@ -112,7 +112,7 @@ FIT_ALONE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "NaN weight": ({"w": spoilt(w, 9, np.nan)}, ValueError, r"^sample_weight must be finite, got nan at \[9\]$"),
     "inf weight": ({"w": spoilt(w, 9, np.inf)}, ValueError, r"^sample_weight must be finite, got inf at \[9\]$"),
     "no weight": ({"w": np.zeros(N)}, ValueError, r"^sample_weight must be positive for at least one row, got 0$"),
-    "NaN": ({"X": spoilt(X, (4, 1), np.nan)}, ValueError, r"^X must be finite, got nan at \[4, 1\]$"),
+    "NaN": ({"X": spoilt(X, (5, 1), np.nan)}, ValueError, r"^X must be finite, got nan at \[5, 1\]$"),
     "inf": ({"y": spoilt(y, 3, -np.inf)}, ValueError, r"^y must be finite, got -inf at \[3\]$"),
     "NaN targets": ({"y": spoilt(np.c_[y, y], (8, 1), np.nan)}, ValueError, r"^y must be finite, got nan at \[8, 1\]$"),
     "NaN vector": ({"X": spoilt(X[:, 0], 2, np.nan)}, ValueError, r"^X must be finite, got nan at \[2\]$"),
@@ -143,7 +143,7 @@ def test_what_has_no_fit_is_said_by_each_backend(backend):
         changes, error, message = FIT_ALONE[name]
         refused(error, message, fit, **({"X": X, "y": y, "w": w} | changes), backend=backend)
     message = "^X, y or sample_weight of a chunk held inf or NaN"
-    for changes in ({"X": spoilt(X, (4, 1), np.nan)}, {"y": spoilt(y, 0, np.inf)}, {"w": spoilt(w, 1, np.nan)}):
+    for changes in ({"X": spoilt(X, (5, 1), np.nan)}, {"y": spoilt(y, 0, np.inf)}, {"w": spoilt(w, 1, np.nan)}):
         refused(ValueError, message, through_a_gram, **({"X": X, "y": y, "w": w} | changes), backend=backend)
     message = "^sample_weight must be positive for at least one row"
     refused(ValueError, message, through_a_gram, X, y, np.zeros(N), backend=backend)

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -109,6 +110,33 @@ def test_summary_of_one_problem(backend):
     assert "x4" in without
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e-110, 1e110])
+def test_columns_of_a_summary_stay_apart(backend, scale):
+    X, y, _ = problem(B, rows=200)
+    fit = regression.fit(X, -scale * y, backend=backend)
+    one = fit[0]
+    lines = one.summary().splitlines()
+    values = np.c_[one.coef, one.standard_errors, one.t_values, one.p_values, one.confidence_intervals()]
+    for line, row in zip(lines[-4:], values, strict=True):
+        cells = re.split(" {2,}", line)
+        assert len(cells) == 7, line
+        np.testing.assert_allclose([float(cell) for cell in cells[1:]], row, rtol=1e-3)
+    assert len({len(line) for line in lines[-6:]}) == 1
+    assert max(map(len, lines)) <= 120
+    for line in fit.summary().splitlines()[-5:-2]:
+        assert len([float(cell) for cell in re.split(" {2,}", line.strip())[1:]]) == 5
+
+
+def test_summary_says_what_its_numbers_are(backend):
+    X, y, _ = problem(B)
+    for fit_intercept in (True, False):
+        fit = regression.fit(X, y, fit_intercept=fit_intercept, backend=backend)
+        for text in (fit.summary(), fit.summary(problem=0)):
+            assert ("R^2 (uncentered)" in text) == (not fit_intercept)
+            about = "less their means, at unit norm" if fit_intercept else "at unit norm"
+            assert f"condition: of the columns, {about}; statsmodels' Cond. No. is that of the raw design" in text
+
+
 def test_summary_says_what_is_missing(backend):
     X, y, _ = problem()
     double = np.c_[X, X[:, 0]]
@@ -129,6 +157,8 @@ def test_summary_of_batches_and_targets(backend):
     assert "1  not fitted: the data hold inf or NaN" in text
     assert all(word in text for word in ("R^2", "sigma", "condition", "median"))
     assert "nan" not in text
+    unknown = regression.fit(X, y, alpha=1, backend=backend).summary().splitlines()[-4]
+    assert unknown.split() == ["sigma", *"-----"]
     one = fit.summary(problem=(1, 2), target=1)
     assert one.startswith("Linear regression of problem [1, 2], target 1")
     assert f"{fit.coef[1, 2, 1, 0]:.6g}" in one

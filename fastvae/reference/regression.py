@@ -134,8 +134,9 @@ class Centred(NamedTuple):
 
     A: Tensor  # [*batch, N, P] sqrt(w) (x - xbar)
     c: Tensor  # [*batch, N, R] sqrt(w) (y - ybar)
-    mean_x: Tensor  # [*batch, 1, P] xbar, 0 without an intercept
-    mean_y: Tensor  # [*batch, 1, R] ybar, likewise
+    mean_x: Tensor  # [*batch, 1, P] xbar, 0 without an intercept, as all of these
+    small_mean_x: Tensor  # [*batch, 1, P] what rounding left of xbar
+    mean_y: Tensor  # [*batch, 1, R] ybar
     total_weight: Tensor  # [*batch, 1] sum_n w_n
     log_weight: Tensor  # [*batch, 1] sum_n log w_n over w_n > 0
     rows: Tensor  # [*batch, 1] of w_n > 0, an integer
@@ -153,14 +154,20 @@ class Solution(NamedTuple):
 
 def centre(X: Tensor, y: Tensor, w: Tensor, fit_intercept: bool) -> Centred:
     """The data `[*batch, N, P]`, `[*batch, N, R]` with weights `[*batch, N, 1]`, in one dtype."""
+    X, y = without_ignored(X, w), without_ignored(y, w)
     # About the means b leaves the equations: the condition no longer knows how far the data lie from the origin.
     total_weight = w.sum(-2)  # [*batch, 1]
-    mean_x, mean_y = torch.zeros_like(X[..., :1, :]), torch.zeros_like(y[..., :1, :])  # [*batch, 1, P], [*batch, 1, R]
+    mean_x = small_x = torch.zeros_like(X[..., :1, :])  # [*batch, 1, P]
+    mean_y = torch.zeros_like(y[..., :1, :])  # [*batch, 1, R]
     if fit_intercept:
+        # Twice: the second mean, of what is left of the first, is its rounding.
         mean_x, mean_y = ((w * v).sum(-2, keepdim=True) / total_weight[..., None] for v in (X, y))
+        X, y = X - mean_x, y - mean_y
+        small_x, small_y = ((w * v).sum(-2, keepdim=True) / total_weight[..., None] for v in (X, y))
+        X, y, mean_y = X - small_x, y - small_y, mean_y + small_y
     root = w.sqrt()
     rows = (w > 0).sum(-2)
-    return Centred(root * (X - mean_x), root * (y - mean_y), mean_x, mean_y, total_weight, log_weight(w).sum(-2), rows)
+    return Centred(root * X, root * y, mean_x, small_x, mean_y, total_weight, log_weight(w).sum(-2), rows)
 
 
 def least_squares(data: Centred, ridge: float = 0.0) -> Solution:
@@ -168,13 +175,16 @@ def least_squares(data: Centred, ridge: float = 0.0) -> Solution:
     # Why QR, when the kernels form the Gram matrix of these columns and take its Cholesky factor, the same triangle but
     # for signs: a Gram matrix has the square of their condition. Kernels accept that for one pass over X and no Q, and
     # win the digits back by refinement; what they are measured against must have them from the start.
-    # The ridge is P more rows, sqrt(ridge) I, with 0 for y: their squares add the penalty to the RSS.
+    # The ridge is P more rows, sqrt(ridge) I, with 0 for y: their squares add the penalty to the RSS. They come first:
+    # a reflection that begins with them keeps what is tiny beside them, one that ends with them rounds it away. Where
+    # they are 0 they come last, so that a pivot of too few rows is exactly 0.
     A, c = data[:2]
     N, P = A.shape[-2:]
-    scale = power_of_two(A)  # [*batch, 1, P]
+    scale = power_of_two(A, math.sqrt(ridge))  # [*batch, 1, P]
     ridge_rows = torch.diag_embed(math.sqrt(ridge) / scale[..., 0, :])  # [*batch, P, P]
-    Q, triangle = torch.linalg.qr(torch.cat([A / scale, ridge_rows], -2))  # [*batch, N + P, P], [*batch, P, P]
-    z = Q[..., :N, :].mT @ c  # [*batch, P, R]
+    stacked = [ridge_rows, A / scale] if ridge > 0 else [A / scale, ridge_rows]
+    Q, triangle = torch.linalg.qr(torch.cat(stacked, -2))  # [*batch, N + P, P], [*batch, P, P]
+    z = (Q[..., P:, :] if ridge > 0 else Q[..., :N, :]).mT @ c  # [*batch, P, R]
     coef = torch.linalg.solve_triangular(triangle, z, upper=True) / scale.mT  # [*batch, P, R]
     # V = T^-1 T^-T for the triangle T.
     root = torch.linalg.solve_triangular(triangle, torch.eye(P).to(triangle), upper=True)  # [*batch, P, P]
@@ -183,9 +193,9 @@ def least_squares(data: Centred, ridge: float = 0.0) -> Solution:
 
 def estimates(data: Centred, solution: Solution, ridge: float, fit_intercept: bool) -> RegressionFit:
     """All estimates, given W; every field with its dim of targets."""
-    A, c, mean_x, mean_y, total_weight, log_weight, rows = data
+    A, c, mean_x, small_mean_x, mean_y, total_weight, log_weight, rows = data
     coef, root, scale = solution[:3]
-    intercept = (mean_y - mean_x @ coef)[..., 0, :]  # [*batch, R]
+    intercept = (mean_y - small_mean_x @ coef - mean_x @ coef)[..., 0, :]  # [*batch, R]
 
     # From the residuals: c'c - W A'c would cancel where the fit is good.
     rss = (c - A @ coef).square().sum(-2)  # [*batch, R]
@@ -236,8 +246,10 @@ def log_likelihood(
     """
     w = X.new_ones(X.shape[:-1]) if sample_weight is None else sample_weight
     X, y, coef, intercept, sigma2, w = _promote(X, y, coef, intercept, sigma2, w)
+    one_target = y.ndim < X.ndim
+    X, y = without_ignored(X, w[..., None]), without_ignored(y, w if one_target else w[..., None])
     residual, axis = _residual(X, y, coef, intercept)
-    w = w if axis == -1 else w[..., None]  # [*batch, N] or [*batch, N, 1]
+    w = w if one_target else w[..., None]  # [*batch, N] or [*batch, N, 1]
     sigma2 = sigma2.unsqueeze(axis)  # [*batch, 1] or [*batch, 1, R]
     log_normal = -0.5 * (torch.log(2 * math.pi * sigma2) - log_weight(w) + w * residual.square() / sigma2)
     return log_normal.masked_fill(w == 0, 0.0).sum(axis)
@@ -269,15 +281,21 @@ def _residual(X: Tensor, y: Tensor, coef: Tensor, intercept: Tensor) -> tuple[Te
     return y - X @ coef.mT - intercept[..., None, :], -2
 
 
-def power_of_two(A: Tensor) -> Tensor:
-    """For each column the power of two at or below its largest entry, `[*batch, 1, P]`; 1 for a zero column.
+def power_of_two(A: Tensor, least: float | Tensor = 0.0) -> Tensor:
+    """For each column the power of two at or below its largest entry, or `least` if that is more, `[*batch, 1, P]`.
 
-    Dividing by it costs no digit, and keeps squares in range, which those of 1e20 are not in float32. The fit does not
-    depend on it, hence no gradient.
+    1 for a zero column. Dividing by it costs no digit, and keeps squares in range, which those of 1e20 are not in
+    float32. The fit does not depend on it, hence no gradient.
     """
     peak = A.detach().abs().amax(-2, keepdim=True)
+    peak = torch.maximum(peak, torch.as_tensor(least, dtype=peak.dtype, device=peak.device))
     mantissa, _ = torch.frexp(peak)  # in [1/2, 1)
     return torch.where(peak > 0, peak / (2 * mantissa), 1.0)
+
+
+def without_ignored(rows: Tensor, w: Tensor) -> Tensor:
+    """Zeros in the rows of weight 0, w `[*batch, N, 1]`: they may hold anything, and 0 times inf or NaN is NaN."""
+    return rows.masked_fill(w == 0, 0.0)
 
 
 def log_weight(w: Tensor) -> Tensor:

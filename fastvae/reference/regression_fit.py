@@ -1,20 +1,21 @@
 """The reference engine of `fastvae.regression`: many problems at once, by QR, with rank, condition and status.
 
-An engine is a module with `fit`, `accumulate`, `merge` and `solve` as here; `fastvae.regression` checks the arguments
-and calls the one that serves them. All it hands over are tensors of one device:
+An engine is a module with `fit`, `accumulate`, `merge`, `solve` and `target_exponents` as here; `fastvae.regression`
+checks the arguments and calls the one that serves them. All it hands over are tensors of one device:
 
     X              `[B, N, P]`  float32 or float64, any strides
     y              `[B, N, R]`  float32 or float64, of its own dtype, any strides
     sample_weight  `[B, N]`     float64, finite, >= 0; or None for ones
 
 and all that comes back is float64, counts and status int64. Values of X and y are not looked at before: a problem with
-inf or NaN comes back with NaN everywhere, and NONFINITE in its own status only. Status flags are the numbers of
-`fastvae.Status`. This engine also takes B = 0 and P = 0, and is differentiable where the columns are independent.
+inf or NaN comes back with NaN everywhere, and NONFINITE in its own status only; `solve` answers the targets beside
+those that hold them. Status flags are the numbers of `fastvae.Status`. This engine also takes B = 0 and P = 0, and is
+differentiable where the columns are independent.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from . import regression
 from .regression import Centred, Solution
 
 NONFINITE, TOO_FEW_ROWS, RANK_DEFICIENT = 16, 32, 256
+LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -43,9 +45,15 @@ class Fitted(NamedTuple):
     rows: Tensor  # [B] int64, of positive weight
     df: Tensor  # [B] int64, rows - rank - fit_intercept
     status: Tensor  # [B] int64
-    mean_x: Tensor  # [B, P], 0 without an intercept
+    mean_x: Tensor  # [B, P], 0 without an intercept, as all of these
+    small_mean_x: Tensor  # [B, P], what rounding left of these
+    mean_y: Tensor  # [B, R]
     total_weight: Tensor  # [B]
     inverse_gram: Callable[[], Tensor]  # () -> [B, P, P]: V, with Var coef = sigma2_unbiased V
+
+
+OF_TARGETS = ("intercept", "intercept_standard_error", "mean_y")  # in their units
+OVER_TARGETS = (*Fitted._fields[:9], "mean_y")
 
 
 class Sums(NamedTuple):
@@ -58,6 +66,7 @@ class Sums(NamedTuple):
     rows: Tensor  # [B] int64, of positive weight
     total_weight: Tensor  # [B]
     log_weight: Tensor  # [B] sum_n log w_n over w_n > 0
+    lost: Tensor  # [B, R] bool: targets with inf or NaN, in whose place are zeros
     P: int
     fit_intercept: bool
 
@@ -75,6 +84,9 @@ def accumulate(
 ) -> Sums:
     """The sums with the rows of X and y added; None for none yet."""
     w = _weights(X, sample_weight)  # [B, N]
+    X, y = (regression.without_ignored(t, w[..., None]) for t in (X, y))
+    lost = ~y.isfinite().all(1)  # [B, R]
+    y = y.masked_fill(lost[:, None], 0.0)
     root = w.sqrt()[..., None]
     columns = [root] if fit_intercept else []
     columns += [root * X, root * y]
@@ -84,6 +96,7 @@ def accumulate(
         (w > 0).sum(-1),
         w.sum(-1),
         regression.log_weight(w).sum(-1),
+        lost,
         X.shape[-1],
         fit_intercept,
     )
@@ -97,19 +110,36 @@ def merge(sums: Sums, other: Sums) -> Sums:
         rows=sums.rows + other.rows,
         total_weight=sums.total_weight + other.total_weight,
         log_weight=sums.log_weight + other.log_weight,
+        lost=sums.lost | other.lost,
     )
 
 
+def target_exponents(sums: Sums) -> Tensor | None:
+    """What `solve` takes the targets divided by, powers of two `[B, R]`; None where it takes them as they are."""
+    peak = sums.triangle[..., sums.P + int(sums.fit_intercept) :].abs().amax(1)
+    wild = ((peak > MOST) | (peak < LEAST) & (peak > 0)) & peak.isfinite()
+    return torch.where(wild, torch.frexp(peak).exponent, 0) if wild.any() else None
+
+
 def solve(sums: Sums, *, alpha: float) -> Fitted:
-    """Fit each problem: the triangle is a data set of K rows with the same sums of squares, its first row the means."""
+    """Fit each problem: the triangle is a data set of K rows with the same sums of squares, its first row the means.
+
+    Targets and what follows from them are in units of 2^`target_exponents`.
+    """
     T, P = sums.triangle, sums.P
     first = int(sums.fit_intercept)
+    if (exponents := target_exponents(sums)) is not None:
+        T = torch.cat([T[..., : first + P], times(T[..., first + P :], -exponents[:, None])], -1)
     mean_x, mean_y = torch.zeros_like(T[:, :1, first : first + P]), torch.zeros_like(T[:, :1, first + P :])
     if first:
         mean_x, mean_y = T[:, :1, 1 : 1 + P] / T[:, :1, :1], T[:, :1, 1 + P :] / T[:, :1, :1]
     A, c = T[:, first:, first : first + P], T[:, first:, first + P :]
     counts = (t[:, None] for t in (sums.total_weight, sums.log_weight, sums.rows))
-    return _answered(Centred(A, c, mean_x, mean_y, *counts), alpha, sums.fit_intercept)
+    whole = sums.lost.all(1)
+    c = c.masked_fill(whole[:, None, None], math.nan)
+    fitted = _answered(Centred(A, c, mean_x, torch.zeros_like(mean_x), mean_y, *counts), alpha, sums.fit_intercept)
+    some = sums.lost & ~whole[:, None]
+    return mark_lost(fitted, some) if some.any() else fitted
 
 
 def _weights(X: Tensor, sample_weight: Tensor | None) -> Tensor:
@@ -130,10 +160,12 @@ def _answered(data: Centred, alpha: float, fit_intercept: bool) -> Fitted:
 
     # How far each column lies from the span of the others, against its length before centring: what rounding leaves of
     # a column that is a combination of others, or constant, is a few eps of that.
-    root, scale, mean_x = (t.detach() for t in (solution.root, solution.scale, data.mean_x))
-    squares = (data.A.detach() / scale).square().sum(-2) + data.total_weight.detach() * (mean_x / scale)[:, 0].square()
-    length, allowed = squares.sqrt(), 8 * EPS * (P + data.rows.sqrt())  # [B, P], [B, 1]
-    independent = (1 / root.norm(dim=-1) > allowed * length).all(-1)
+    A, mean_x, total_weight = (t.detach() for t in (data.A, data.mean_x, data.total_weight))
+    unit = regression.power_of_two(A, mean_x.abs())  # [B, 1, P]
+    squares = (A / unit).square().sum(-2) + total_weight * (mean_x / unit)[:, 0].square()
+    length, allowed = squares.sqrt() * unit[:, 0], 8 * EPS * (P + data.rows.sqrt())  # [B, P], [B, 1]
+    distance = solution.scale[:, 0] / solution.root.detach().norm(dim=-1)
+    independent = (distance > allowed * length).all(-1)
 
     sound = finite & ~empty
     status = NONFINITE * (~finite & ~empty) + TOO_FEW_ROWS * empty + RANK_DEFICIENT * (sound & ~independent)  # [B]
@@ -147,9 +179,9 @@ def _answered(data: Centred, alpha: float, fit_intercept: bool) -> Fitted:
             solution = (
                 regression.least_squares(part, alpha)  # again: gradients of the others would be NaN
                 if full
-                else _minimum_norm(part, alpha, (length * scale[:, 0])[at], allowed[at])
+                else _minimum_norm(part, alpha, length[at], allowed[at])
             )
-            fitted = _put(fitted, at, _fitted(part, solution, alpha, fit_intercept, status[at]))
+            fitted = put(fitted, at, _fitted(part, solution, alpha, fit_intercept, status[at]))
     return fitted
 
 
@@ -170,6 +202,8 @@ def _fitted(data: Centred, solution: Solution, alpha: float, fit_intercept: bool
         df=rows - rank - int(fit_intercept),
         status=status,
         mean_x=data.mean_x[:, 0],
+        small_mean_x=data.small_mean_x[:, 0],
+        mean_y=data.mean_y[:, 0],
         total_weight=data.total_weight[:, 0],
         inverse_gram=inverse_gram,
     )
@@ -209,17 +243,55 @@ def _blank(data: Centred, fit_intercept: bool, status: Tensor) -> Fitted:
         df=rows - int(fit_intercept),
         status=status,
         mean_x=nan["P"],
+        small_mean_x=nan["P"],
+        mean_y=nan["R"],
         total_weight=data.total_weight[:, 0],
         inverse_gram=lambda: data.A.new_full((B, P, P), math.nan),
     )
 
 
-def _put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
+def put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
     """The results, with those of the problems `at`."""
     whole, parts = fitted._asdict(), part._asdict()
     inverse_gram, inverse_part = whole.pop("inverse_gram"), parts.pop("inverse_gram")
     tensors = {name: whole[name].index_copy(0, at, parts[name]) for name in whole}
     return Fitted(**tensors, inverse_gram=lambda: inverse_gram().index_copy(0, at, inverse_part()))
+
+
+def times(t: Tensor, exponent: Tensor) -> Tensor:
+    """t 2^exponent, in parts that do not overflow where the whole does not."""
+    part = torch.div(exponent, 4, rounding_mode="trunc")
+    rest = exponent - 3 * part
+    for e in (part, part, part, rest):
+        t = t * torch.exp2(e.to(torch.float64))
+    return t
+
+
+def scale_targets(fitted: Fitted, exponents: Tensor) -> Fitted:
+    """The results for targets times 2^exponents, `[B, R]`."""
+    by_log = math.log(2) * (fitted.rows[:, None] * exponents).to(torch.float64)
+    scaled: dict[str, Any] = {name: times(getattr(fitted, name), exponents) for name in OF_TARGETS}
+    scaled |= {name: times(getattr(fitted, name), exponents[..., None]) for name in ("coef", "standard_errors")}
+    scaled |= {name: times(getattr(fitted, name), 2 * exponents) for name in ("sigma2", "sigma2_unbiased", "rss")}
+    return fitted._replace(**scaled, log_likelihood=fitted.log_likelihood - by_log)
+
+
+def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:
+    """The results, NaN and NONFINITE in the problems `lost` `[B]`; or in the targets `[B, R]`."""
+
+    def nan(t: Tensor) -> Tensor:
+        return t.masked_fill(lost.reshape(*lost.shape, *[1] * (t.dim() - lost.dim())), math.nan)
+
+    whole = fitted._asdict()
+    inverse_gram = whole.pop("inverse_gram")
+    names: tuple[str, ...] = OVER_TARGETS
+    inverse = inverse_gram
+    if lost.dim() == 2:
+        whole["status"] = fitted.status | NONFINITE * lost.any(1)
+    else:
+        names, inverse = tuple(name for name, t in whole.items() if t.is_floating_point()), lambda: nan(inverse_gram())
+        whole["status"] = torch.where(lost, NONFINITE, fitted.status)
+    return Fitted(**whole | {name: nan(whole[name]) for name in names}, inverse_gram=inverse)
 
 
 def _minimum_norm(data: Centred, ridge: float, length: Tensor, allowed: Tensor) -> Solution:

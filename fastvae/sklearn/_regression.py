@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import sklearn.linear_model
+import torch
 from scipy.sparse import issparse
 from sklearn import get_config
 from sklearn.base import _fit_context
@@ -12,6 +13,8 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from .. import regression
+from .._arrays import as_tensor
+from .._regression_predict import Center, about
 from .._status import Status
 
 Array = np.ndarray
@@ -127,14 +130,52 @@ class LinearRegression(sklearn.linear_model.LinearRegression):
         self._forget()
         return super().fit(X, y, sample_weight)
 
+    def predict(self, X: Any) -> Array:
+        """W x + b, ``[N]`` or ``[N, R]``.
+
+        Far from the origin it is taken about the means of the fit, which keeps the digits that ``intercept_`` cannot
+        hold, as long as ``coef_`` and ``intercept_`` are those of the fit.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix ``[N, P]``
+
+        Returns
+        -------
+        ndarray
+        """
+        center = self._center_of_fit()
+        if center is None or issparse(X) or get_config()["array_api_dispatch"]:
+            return super().predict(X)
+        X = validate_data(self, X, accept_sparse=["csr", "csc", "coo"], reset=False)
+        if issparse(X):  # a frame of sparse columns
+            return super().predict(X)
+        dtype = np.result_type(X, self.coef_)
+        X, W = (as_tensor("X", np.asarray(t, dtype)) for t in (X, np.atleast_2d(self.coef_)))  # memory-mapped, perhaps
+        y = about(X, W, center).numpy()
+        return y if np.ndim(self.coef_) == 2 else y[:, 0]
+
+    def _center_of_fit(self) -> Center | None:
+        """The means, where W x is far larger than what they leave of it, and estimates still agree with them."""
+        getattr(self, "coef_", None)  # what partial_fit has left to be solved for
+        center = vars(self).get("_center")
+        if center is None:
+            return None
+        W, b = np.atleast_2d(self.coef_).astype(np.float64), np.atleast_1d(self.intercept_)
+        x0, y0 = (t.numpy() for t in center)
+        if W.shape != (len(y0), len(x0)) or b.shape != y0.shape:
+            return None
+        allowed = 4 * len(x0) * np.finfo(np.result_type(self.coef_)).eps * (np.abs(W) @ np.abs(x0) + np.abs(b))
+        return center if (np.abs(b + W @ x0 - y0) <= allowed).all() else None
+
     @available_if(lambda self: not self.positive)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> "LinearRegression":
         """Estimate from these rows and those of all calls of `partial_fit` before: the `fit` of them together.
 
         Only sums are kept, in double-double, and the equations solved when an estimate is next asked for. Rows that
-        `fit` has seen do not count: after it, the first call begins anew. Magnitudes beyond 1e140, which `fit` scales,
-        are a ValueError when an estimate is asked for.
+        `fit` has seen do not count: after it, the first call begins anew. Magnitudes of X beyond 1e140, which `fit`
+        scales, are a ValueError when an estimate is asked for.
 
         Parameters
         ----------
@@ -204,9 +245,12 @@ class LinearRegression(sklearn.linear_model.LinearRegression):
         self.intercept_standard_error_ = _as(dtype, fit.intercept_standard_error)
         self.sigma2_, self.log_likelihood_, self.r2_ = _as(dtype, fit.sigma2), fit.log_likelihood, fit.r2
         self.rank_, self.status_ = int(fit.rank), Status(int(fit.status))
+        W, b = torch.from_numpy(np.atleast_2d(fit.coef)), torch.from_numpy(np.atleast_1d(fit.intercept))
+        if fit._is_far(W, b):
+            self._center = fit._about()
 
     def _forget(self) -> None:
-        for name in (*ESTIMATES, "singular_", "_sums"):
+        for name in (*ESTIMATES, "singular_", "_sums", "_center"):
             self.__dict__.pop(name, None)
 
 

@@ -24,7 +24,7 @@ from ._gram_blocks import (
     totals_of_pairs,
 )
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
-from ._math import fma, like, sqrt
+from ._math import fma, like, select, sqrt
 from ._memory import F32, F64, I64, array_at, number, on_stack, read, vector, write
 from ._threads import finished, take, worker
 from ._turned import four, load, load_weights
@@ -32,7 +32,7 @@ from ._vector import lanes, total
 
 ORIGIN, FIND, GIVEN = range(3)  # where the columns are taken from: 0, the mean of a few rows, centers that are there
 FEW = 8
-FIELDS = "24q 1d"
+FIELDS = "25q 1d"
 
 
 @math_jit
@@ -105,6 +105,23 @@ def open_unit(unit, stop, slots, active, x, x_code, x_problem, y, y_code, y_prob
     b, following = array_at(active + 8 * (unit // slots), 1, I64)[0], array_at(active + 8 * (i // slots), 1, I64)[0]
     x_b, x_next = x + b * x_problem * x_size, x + following * x_problem * x_size
     return unit % slots, b, x_b, y + b * y_problem * y_size, w + b * w_problem * 8 if w else 0, x_next, x_size
+
+
+@loop_jit
+def drop_rows(z, w, rows, S, count):
+    """Zeros in the columns where the weight is 0: such a row may hold anything, inf and NaN as well."""
+    outlined()
+    v = vector(F64)
+    zero, unity = like(v, 0), like(v, 1)
+    found, whole, none = zero, rows // 8 * 8, 0
+    for t in range(0, whole, 8):
+        found = select(read(w, t, v) > zero, found, unity)
+    for t in range(whole, rows):
+        none += w[t] == 0
+    if none or total(found) > 0:
+        for j in range(count):
+            for t in range(0, rows, 8):  # behind the rows are zeros already
+                write(z, j * S + t, select(read(w, t, v) > zero, read(z, j * S + t, v), zero))
 
 
 @loop_jit
@@ -213,10 +230,11 @@ def make_gram(count: int, pairs: int) -> Kernel:
 
     @kernel(FIELDS)
     def regression_gram(block):
-        # *_problem, *_row are strides in elements; ``one`` is 1, see `_double.two_sum_mixed`
+        # *_problem, *_row are strides in elements; ``ignored`` tells of weights of 0; ``one`` is 1, see
+        # `_double.two_sum_mixed`
         (
             x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
-            N, P, R, T, W, slots, active, centers, from_, sums, F, room, room_size, one,
+            N, P, R, ignored, T, W, slots, active, centers, from_, sums, F, room, room_size, one,
         ) = unpack(block, FIELDS)  # fmt: skip
         S, columns, words = T + 8, P + 1 + R, 2 if pairs else 1
         gap = W * S
@@ -262,6 +280,8 @@ def make_gram(count: int, pairs: int) -> Kernel:
                     load(z[(P + 1) * S :], y_b, y_code, row, y_row, rows, whole, R, S, ahead[P + 1 :])
                     if w:
                         load_weights(w_t, w_b, row, w_row, rows, whole)
+                        if ignored:
+                            drop_rows(z[S:], w_t, rows, S, columns - 1)
                     for t in range(whole):
                         z[t] = 1.0
                     for t in range(rows, whole):

@@ -56,8 +56,12 @@ class Problems:
         at, B = self.at, self.B
         if k < STATE:
             return self.out[B * at[k] : B * at[k + 1]].reshape(B, *shape)
-        state = self.out[B * at[STATE] :].reshape(B, -1)[:, at[k] - at[STATE] : at[k + 1] - at[STATE]]
+        state = self.state()[:, at[k] - at[STATE] : at[k + 1] - at[STATE]]
         return state if shape else state[:, 0]
+
+    def state(self) -> np.ndarray:
+        """The fields that lie together, [B, numbers of each problem], WEIGHT the first."""
+        return self.out[self.B * self.at[STATE] :].reshape(self.B, -1)
 
     def doubts(self, active: np.ndarray) -> np.ndarray:
         """What is to be done about problems, or wrong with them."""
@@ -109,7 +113,7 @@ class Rows(Problems):
         self.data = (
             X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), y.data_ptr(), CODES[y.dtype], y.stride(1),
             y.stride(0), *((0, 0, 0) if w is None else (w.data_ptr(), w.stride(1), w.stride(0))), *self.X.shape[1:],
-            y.shape[2],
+            y.shape[2], int(rows is not None and rows.min() < X.shape[1]),
         )  # fmt: skip
         self.columns = 1 + self.P + self.R
         self.centers = np.zeros((self.B, self.columns))

@@ -31,14 +31,14 @@ from ._regression_fields import (
     WEIGHT,
     places,
 )
-from ._regression_gram import open_unit
+from ._regression_gram import drop_rows, open_unit
 from ._threads import finished, take, worker
 from ._turned import load, load_weights
 from ._vector import lanes, total
 
 SLACK, SLACK_PAIRS = 2.0**-30, 2.0**-80  # of y'y about the mean: more than RSS can be wrong by
 ROUNDING = 2.0**-50  # of a sum that an intercept is left of
-FIELDS = "25q"
+FIELDS = "26q"
 
 
 @loop_jit
@@ -72,7 +72,7 @@ def residuals(wr, y, z, w, plan, T, S, P, small, ahead, pace):
         r = exact_sum(high(r) - first, low(r))
         weighed = r
         if w:
-            r = choose(wt > zero, r, pair(zero, zero))  # beyond float64, perhaps, where a row counts for nothing
+            r = choose(wt > zero, r, pair(zero, zero))  # y may be anything where a row counts for nothing
             weighed = exact_product(wt, high(r))
             weighed = pair(high(weighed), fma(wt, low(r), low(weighed)))
         squares = fma(high(weighed), high(r), squares)
@@ -132,7 +132,7 @@ def make_residual() -> Kernel:
     def regression_residual(block):
         (
             x, x_code, x_row, x_problem, y, y_code, y_row, y_problem, w, w_row, w_problem,
-            N, P, R, T, W, slots, active, B, out, small, sums, F, room, room_size,
+            N, P, R, ignored, T, W, slots, active, B, out, small, sums, F, room, room_size,
         ) = unpack(block, FIELDS)  # fmt: skip
         S, u = T + 8, partial_sums()
         size = 2 * lanes(u)  # of a partial sum
@@ -187,6 +187,8 @@ def make_residual() -> Kernel:
                         ones[t] = 0.0
                     if w:
                         load_weights(array_at(w_t, S, F64), w_b, row, w_row, rows, whole)
+                        if ignored:
+                            drop_rows(array_at(z + 8 * S, W * S, F64), array_at(w_t, S, F64), rows, S, P)
                     ahead = x_next if row + slots * T >= N else x_b + (row + slots * T) * x_row * x_size
                     for k in range(R):
                         pace = 8 * P * x_size if k == 0 and x_row == P else 0

@@ -6,14 +6,20 @@ are taken by z_i' = z_i + d_i,
     sum z_i' z_j' = sum z_i z_j + d_j sum z_i + d_i sum z_j + d_i d_j sum 1
 
 All of it in double-double, in NumPy: a handful of numbers for each part. In the layout of `_regression_gram`.
+Targets whose squares leave the range of float64 are divided by a power of two, 2^exponent, before they are summed; of
+two parts the larger one serves both.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 Pair = tuple[np.ndarray, np.ndarray]  # high and low parts
 SPLITTER = 2.0**27 + 1
+LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these, are in range
+SMALL = 1e-125  # well above the least whose squares are in range
+NOTHING = -4000  # the exponent of a target that is 0 so far: less than any other
 
 
 class Sums(NamedTuple):
@@ -27,6 +33,7 @@ class Sums(NamedTuple):
     R: int
     fit_intercept: bool
     exact: bool
+    exponents: np.ndarray | None = None  # [B, R] of what targets are times 2^-exponent; None for 0
 
 
 def add(p: Pair, q: Pair) -> Pair:
@@ -70,6 +77,12 @@ def split(a: np.ndarray) -> Pair:
     return upper, a - upper
 
 
+def squares_of(s: Sums) -> np.ndarray:
+    """The squares of targets, [B, R], the last of each P + 2 sums."""
+    return s.numbers[:, (s.P + 1) * (s.P + 2) // 2 + s.P + 1 :: s.P + 2, 0]
+
+
+@cache
 def columns_of(P: int, R: int) -> tuple[np.ndarray, np.ndarray]:
     """Which two columns each number of the layout is a sum of products of."""
     pairs = [(i, j) for i in range(P + 1) for j in range(i + 1)]
@@ -98,8 +111,60 @@ def moved(s: Sums, centers: np.ndarray) -> Pair:
     return add(result, multiply(of(d, i), add(of(sums, j), multiply(of(d, j), all_))))
 
 
+def without_lost_targets(s: Sums) -> tuple[Sums, np.ndarray]:
+    """The sums, zeros in place of those that are inf or NaN of some targets but not all; and which, [B, R]."""
+    of = columns_of(s.P, s.R)[0] - s.P - 1  # the target of each number
+    lost = np.stack([~np.isfinite(s.numbers[:, of == r]).all((1, 2)) for r in range(s.R)], axis=1)
+    lost &= ~lost.all(1, keepdims=True)
+    centers = s.centers.copy()
+    centers[:, s.P + 1 :][lost] = 0.0
+    spoilt = np.where(of < 0, False, lost[:, np.maximum(of, 0)])  # [B, F]
+    return s._replace(numbers=np.where(spoilt[..., None], 0.0, s.numbers), centers=centers), lost
+
+
+def out_of_range(s: Sums) -> bool:
+    """Whether squares of targets may have left the range of float64, or are 0."""
+    squares = squares_of(s)
+    least, most = np.minimum.reduce(squares, axis=None), np.maximum.reduce(squares, axis=None)  # both pass NaN on
+    if least > SMALL**2 and most < np.inf:
+        return False
+    small = (squares <= SMALL**2) & (np.abs(s.centers[:, s.P + 1 :]) < SMALL)
+    return bool((small | ~np.isfinite(squares)).any())
+
+
+def exponents_of(y: np.ndarray, w: np.ndarray | None, s: Sums | None) -> np.ndarray:
+    """What targets [B, N, R] of a part are to be divided by, given the sums so far: 0 where float64 will do."""
+    peak = np.abs(y if w is None else np.where(w[..., None] == 0, 0.0, y)).max(axis=1)
+    if s:
+        peak = np.maximum(peak, np.ldexp(np.abs(s.centers[:, s.P + 1 :]), exponents(s)))
+    wild = ((peak < LEAST) | (peak > MOST)) & np.isfinite(peak)
+    return np.where(peak == 0, NOTHING, np.where(wild, np.frexp(peak)[1], 0))
+
+
+def exponents(s: Sums) -> np.ndarray:
+    """Those of the sums, NOTHING where targets were 0 so far."""
+    if s.exponents is not None:
+        return s.exponents
+    squares = squares_of(s)
+    return np.where((squares == 0) & (s.centers[:, s.P + 1 :] == 0), NOTHING, 0)
+
+
+def scaled(s: Sums, to: np.ndarray) -> Sums:
+    """The sums with these exponents."""
+    by = exponents(s) - to  # [B, R]
+    i, j = columns_of(s.P, s.R)
+    target = np.maximum(i - s.P - 1, 0)
+    times = np.where(i > s.P, by[:, target] * np.where(i == j, 2, 1), 0)  # [B, F]
+    centers = s.centers.copy()
+    centers[:, s.P + 1 :] = np.ldexp(centers[:, s.P + 1 :], by)
+    return s._replace(numbers=np.ldexp(s.numbers, times[..., None]), centers=centers, exponents=to)
+
+
 def joined(a: Sums, b: Sums) -> Sums:
     """Of the rows of both, about the centers of the first."""
+    if a.exponents is not None or b.exponents is not None:
+        to = np.maximum(exponents(a), exponents(b))
+        a, b = scaled(a, to), scaled(b, to)
     with np.errstate(invalid="ignore", over="ignore"):
         numbers = np.stack(add((a.numbers[..., 0], a.numbers[..., 1]), moved(b, a.centers)), axis=-1)
     return a._replace(numbers=numbers, rows=a.rows + b.rows, log_weights=a.log_weights + b.log_weights)

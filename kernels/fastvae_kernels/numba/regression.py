@@ -33,7 +33,16 @@ from ._regression_fields import (
 )
 from ._regression_gram import FIND, GIVEN, ORIGIN
 from ._regression_launch import Limits, Problems, Rows
-from ._regression_sums import Sums, add, joined
+from ._regression_sums import (
+    NOTHING,
+    Sums,
+    add,
+    exponents_of,
+    joined,
+    out_of_range,
+    scaled,
+    without_lost_targets,
+)
 
 BAD_DATA, TOO_FEW_ROWS, REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = 16, 32, 64, 128, 256  # the values of fastvae.Status
 CLOSE = 2.0**-50  # times P: how near, relative to its length, a dependent column is to the others
@@ -62,6 +71,8 @@ class Fitted(NamedTuple):
     df: Tensor
     status: Tensor
     mean_x: Tensor  # [B, P]
+    small_mean_x: Tensor  # [B, P], what rounding left of these
+    mean_y: Tensor  # [B, R]
     total_weight: Tensor
     inverse_gram: Callable[[], Tensor]  # of [B, P, P]
 
@@ -145,10 +156,25 @@ def accumulate(
     precision: str,
 ) -> Sums:
     """The sums, if there are any, and those of some more rows."""
-    m, exact = Rows(X, y, sample_weight, 0.0, fit_intercept), precision == "double-double"
-    from_ = GIVEN if sums else FIND if fit_intercept else ORIGIN
-    if sums:
-        m.centers = sums.centers.copy()
+    exact = precision == "double-double"
+    new = None
+    if sums is None or sums.exponents is None:
+        new = sums_of(Rows(X, y, sample_weight, 0.0, fit_intercept), sums, exact)
+    if new is None or out_of_range(new):
+        targets = y.numpy().astype(np.float64)
+        to = exponents_of(targets, None if sample_weight is None else sample_weight.numpy(), sums)
+        if new is None or ((to != 0) & (to != NOTHING)).any():
+            y = torch.from_numpy(np.ldexp(targets, -to[:, None]))
+            m = Rows(X, y, sample_weight, 0.0, fit_intercept)
+            new = sums_of(m, sums and scaled(sums, to), exact)._replace(exponents=to)
+    return joined(sums, new) if sums else new
+
+
+def sums_of(m: Rows, about: Sums | None, exact: bool) -> Sums:
+    """The sums of some rows, about the centers of others."""
+    from_ = GIVEN if about else FIND if m.fit_intercept else ORIGIN
+    if about:
+        m.centers = about.centers.copy()
     numbers = np.zeros((m.B, m.F, 2))
     for part in m.parts():
         some, slots = m.sums(part, exact, from_)
@@ -159,8 +185,12 @@ def accumulate(
             numbers[part] = np.stack(added, axis=-1)
     rows = np.full(m.B, float(m.N)) if m.rows is None else m.rows
     log_weights = np.zeros(m.B) if m.log_weights is None else m.log_weights
-    new = Sums(numbers, m.centers, rows, log_weights, m.P, m.R, fit_intercept, exact)
-    return joined(sums, new) if sums else new
+    return Sums(numbers, m.centers, rows, log_weights, m.P, m.R, m.fit_intercept, exact)
+
+
+def target_exponents(sums: Sums) -> Tensor | None:
+    """What `solve` takes the targets divided by, powers of two [B, R]; None where it takes them as they are."""
+    return None if sums.exponents is None else torch.from_numpy(sums.exponents)
 
 
 def merge(sums: Sums, other: Sums) -> Sums:
@@ -169,16 +199,30 @@ def merge(sums: Sums, other: Sums) -> Sums:
 
 
 def solve(sums: Sums, *, alpha: float) -> Fitted:
-    """Estimates of all problems from their sums."""
+    """Estimates of all problems from their sums, in units of 2^`target_exponents`."""
+    m, doubts = solved(sums, alpha)
+    lost = None
+    if sums.R > 1 and any_of(doubts, NONFINITE):
+        sums, lost = without_lost_targets(sums)
+        m, doubts = solved(sums, alpha) if lost.any() else (m, doubts)
+    status = DOUBLE_DOUBLE * sums.exact + RANK_DEFICIENT * (doubts & DEPENDENT != 0)
+    fitted = outcome(m, status, np.flatnonzero(doubts & NONFINITE))
+    if lost is not None:
+        status[lost.any(1)] |= BAD_DATA
+        for t in fitted[:9]:
+            t[torch.from_numpy(lost)] = math.nan
+    return fitted
+
+
+def solved(sums: Sums, alpha: float) -> tuple[Problems, np.ndarray]:
+    """Estimates of all problems, and what is in doubt about them."""
     B, exact = len(sums.rows), sums.exact
     m = Problems((B, 0, sums.P, sums.R), sums.rows, sums.log_weights, alpha, sums.fit_intercept)
     close = m.P * CLOSE if exact else CLOSE_SUMS
     m.solve(
         np.arange(B), np.ascontiguousarray(sums.numbers), sums.centers, 1, True, Limits(0.0, close, math.inf, math.inf)
     )
-    doubts = m.doubts(np.arange(B))
-    status = DOUBLE_DOUBLE * exact + RANK_DEFICIENT * (doubts & DEPENDENT != 0)
-    return outcome(m, status, np.flatnonzero(doubts & NONFINITE))
+    return m, m.doubts(np.arange(B))
 
 
 def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
@@ -193,7 +237,8 @@ def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
         m.field(RANK)[bad] = 0
     shapes = [(R, P), (R,), (R, P), *[(R,)] * 6]
     estimates = [torch.from_numpy(m.field(k, *shape)) for k, shape in enumerate(shapes)]
-    rank = m.field(RANK).astype(np.int64)
+    state, rank = m.state(), m.field(RANK).astype(np.int64)
+    mean = m.at[MEANS] - m.at[WEIGHT]  # where they begin: of columns, of targets, small parts
     rows = np.full(B, m.N) if m.rows is None else m.rows.astype(np.int64)
 
     def inverse_gram() -> Tensor:
@@ -207,8 +252,10 @@ def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
             *estimates,
             torch.from_numpy(m.field(CONDITION)),
             *map(torch.from_numpy, (rank, rows, rows - rank - int(m.fit_intercept), status)),
-            torch.from_numpy(m.field(MEANS, P + R)[:, :P]),
-            torch.from_numpy(m.field(WEIGHT)),
+            torch.from_numpy(state[:, mean : mean + P]),
+            torch.from_numpy(state[:, mean + P + R : mean + 2 * P + R]),
+            torch.from_numpy(state[:, mean + P : mean + P + R]),
+            torch.from_numpy(state[:, 0]),
             inverse_gram,
         ]
     )
