@@ -185,23 +185,9 @@ def elbo_terms(
 
 
 def _evaluate(
-    x: Any,
-    x_hat: Any,
-    mu: Any,
-    logvar: Any,
-    likelihood: Any,
-    beta: Any,
-    free_bits: Any,
-    prior: Any,
-    num_samples: Any,
-    x_scale: Any,
-    reduction: Any,
-    seed: Any,
-    first_row: Any,
-    check_values: Any,
-    backend: Any,
-    terms: bool,
-) -> Any:
+    x: Any, x_hat: Any, mu: Any, logvar: Any, likelihood: Any, beta: Any, free_bits: Any, prior: Any, num_samples: Any,
+    x_scale: Any, reduction: Any, seed: Any, first_row: Any, check_values: Any, backend: Any, terms: bool,
+) -> Any:  # fmt: skip
     """Check the arguments, choose a backend, and call it, for the terms or for the bound alone.
 
     A call whose layouts and options have been checked before is not checked again, but for the values of its numbers.
