@@ -13,8 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from .. import regression
-from .._arrays import as_tensor
-from .._regression_predict import Center, about
+from .._regression_predict import Center
 from .._status import Status
 
 Array = np.ndarray
@@ -151,9 +150,10 @@ class LinearRegression(sklearn.linear_model.LinearRegression):
         if issparse(X):  # a frame of sparse columns
             return super().predict(X)
         dtype = np.result_type(X, self.coef_)
-        X, W = (as_tensor("X", np.asarray(t, dtype)) for t in (X, np.atleast_2d(self.coef_)))  # memory-mapped, perhaps
-        y = about(X, W, center).numpy()
-        return y if np.ndim(self.coef_) == 2 else y[:, 0]
+        x0, y0 = (t.numpy() for t in center)
+        near = x0.astype(dtype)
+        y0 = y0 + np.atleast_2d(self.coef_) @ (near - x0)  # what that rounds
+        return (X - near) @ self.coef_.T + (y0 if np.ndim(self.coef_) == 2 else y0[0]).astype(dtype)
 
     def _center_of_fit(self) -> Center | None:
         """The means, where W x is far larger than what they leave of it, and estimates still agree with them."""
