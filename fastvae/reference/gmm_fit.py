@@ -9,7 +9,8 @@ and calls the one that serves them. All it hands over are tensors of one device:
 
 and all that comes back is float64, labels and counts int64. Status flags are the numbers of `fastvae.Status`.
 
-Everything is computed in float64, of data less their weighted mean, so that an offset costs nothing. On a CPU one
+Everything is computed in float64. Sums are of rows less a shift: per feature, the number nearest 0 between the least and
+the largest of those that count. So an offset costs nothing, and no row loses digits to others that lie far away. On a CPU one
 problem is computed after the other: its bits are the same alone and in any batch. Elsewhere all go at once.
 """
 
@@ -187,10 +188,15 @@ def _groups(X: Tensor) -> Iterator[slice]:
 
 
 def _centre(X: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The data less their weighted mean in float64, that mean `[B, 1, D]`, and the weights, ones if there are none."""
+    """The data less a shift in float64, that shift `[B, 1, D]`, and the weights, ones if there are none."""
     X = X.to(torch.float64)
     w = torch.ones_like(X[..., 0]) if sample_weight is None else sample_weight.clone()  # [B, N]
-    shift = (w[..., None, :] @ X / w.sum(-1)[..., None, None]).detach()  # any number near the data would do
+    if X.shape[1] == 0:
+        return X, X.new_zeros(len(X), 1, X.shape[2]), w
+    out = (w == 0)[..., None]
+    least = X.detach().masked_fill(out, math.inf).amin(1, keepdim=True)
+    most = X.detach().masked_fill(out, -math.inf).amax(1, keepdim=True)
+    shift = least.clamp(min=0).minimum(most)
     return (X - shift).contiguous(), shift, w
 
 

@@ -210,7 +210,7 @@ def posterior(logit, log_prob, norm, w, T, K, S):
         wt, n = read(w, t, v), read(norm, t, v)
         value = read(log_prob, t, v) + log_normal(n) + (n - n)  # which is 0, or NaN: log_normal knows none
         write(log_prob, t, value)
-        write(norm, t, wt / n)
+        write(norm, t, select(wt == like(v, 0), like(v, 0), wt / n))  # n may be 0 where no row is
         acc = fma(wt, value, acc)
     for k in range(K):
         for t in range(0, T, 8):
@@ -230,7 +230,8 @@ def responsibilities(logit, top, norm, w, T, K, S):
         for t in range(first, min(first + 8 * FACTORS, T), 8):
             wt, n = read(w, t, v), read(norm, t, v)
             acc = fma(wt, read(top, t, v), acc)
-            product = product * select(wt > like(v, 0), n, unity)
+            n = select(wt > like(v, 0), n, unity)  # it may be 0 where no row is
+            product = product * n
             write(norm, t, wt / n)
         acc = acc + log_normal(product) + (product - product)  # which is 0, or NaN: log_normal knows none
     for k in range(K):
