@@ -138,7 +138,8 @@ def e_step(X: Tensor, mixture: Mixture) -> EStep:
     """
     joint = joint_log_prob(X, mixture)  # [*batch, N, K]
     log_prob = torch.logsumexp(joint, -1)  # [*batch, N]
-    return EStep(joint - log_prob[..., None], log_prob)
+    # Not joint - log_prob: far from all components log p is so large that it has no digits left of a difference.
+    return EStep(torch.log_softmax(joint, -1), log_prob)
 
 
 def m_step(

@@ -9,9 +9,9 @@ and calls the one that serves them. All it hands over are tensors of one device:
 
 and all that comes back is float64, labels and counts int64. Status flags are the numbers of `fastvae.Status`.
 
-Everything is computed in float64. Sums are of rows less a shift: per feature, the number nearest 0 between the least and
-the largest of those that count. So an offset costs nothing, and no row loses digits to others that lie far away. On a CPU one
-problem is computed after the other: its bits are the same alone and in any batch. Elsewhere all go at once.
+Everything is computed in float64. Sums are of rows less a shift: per feature, the number nearest 0 between the least
+and the largest that count. So an offset costs nothing, and no row loses digits to others that lie far away. On a CPU
+one problem is computed after the other: its bits are the same alone and in any batch. Elsewhere all go at once.
 """
 
 import math

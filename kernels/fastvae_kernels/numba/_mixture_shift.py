@@ -3,8 +3,8 @@ largest of those that count.
 
     shift_d = min(max(0, min_n x_nd), max_n x_nd)
 
-No row loses by it: |shift| <= |x|, so that x - shift errs by an ulp of x at most, whatever the other rows are. And where
-all lie on one side of 0, far from it, means held less the shift keep more digits than the data have.
+No row loses by it: |shift| <= |x|, so that x - shift errs by an ulp of x at most, whatever the other rows are. And
+where all lie on one side of 0, far from it, means held less the shift keep more digits than the data have.
 Traffic: reads N D elements. Work unit: a slot of a problem, its tiles one after the other.
 Specification: fastvae/reference/gmm_fit.py
 """
@@ -44,7 +44,7 @@ def make_ends() -> Kernel:
     @kernel(FIELDS)
     def mixture_ends(block):
         (
-            x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, N, D, T, tiles, slots, low, high,
+            x, x_code, x_row, x_problem, _restarts, w, w_row, w_problem, N, D, T, tiles, slots, low, high,
             room, room_size,
         ) = unpack(block, FIELDS)  # fmt: skip
         S = T + 8

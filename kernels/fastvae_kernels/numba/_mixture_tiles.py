@@ -17,6 +17,8 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 
 from typing import Any
 
+import numpy as np
+
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F64, number, read, sum_of, vector, write
@@ -26,7 +28,7 @@ from ._vector import lanes, register, total
 
 PANEL = 8  # features whose r e stay in the first cache, a multiple of 4
 FACTORS = 16  # from 1 to K: a product of so many is a float64 for any K
-LOWEST = -1e300  # a row that no component knows: -inf - -inf would be NaN
+LOWEST = -np.finfo(np.float64).max  # of a row that no component knows: -inf - -inf would be NaN
 
 
 @math_jit
