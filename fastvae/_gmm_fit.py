@@ -83,7 +83,7 @@ def fit(
     reg_covar : float
         Added to every variance, in units of X squared.
     sample_weight : array or tensor ``[*batch, N]`` or ``[N]``
-        Finite and not negative, positive for K rows at least.
+        Finite and not negative, positive for K rows at least. A row of weight 0 does not matter, whatever it holds.
     seed : int in [0, 2^63)
         Of the starts, which depend on (seed, index of the problem, restart) only. None draws it from torch's generator.
     on_degenerate : "raise", "status" or "rescue"
@@ -144,6 +144,8 @@ def fit(
     if not isinstance(progress, bool):
         raise TypeError(f"progress must be True or False, got {describe(progress)}")
     w = checks.row_weights(sample_weight, data)
+    if chunks is not None:
+        chunks.check_finite(w)
     task = problems.Task(
         data._replace(X=data.X.detach()),
         None if w is None else w.detach(),

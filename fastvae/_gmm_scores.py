@@ -6,7 +6,7 @@ import torch
 
 from . import _gmm_checks as checks
 from ._arrays import as_floating, give_back
-from .reference import gmm_start
+from .reference import gmm, gmm_start
 from .reference.gmm import Mixture
 
 
@@ -205,7 +205,7 @@ def _criterion(X: Any, mixture: Mixture, sample_weight: Any, backend: str, price
     """What a parameter costs, for the sum of weights N `[B]`, times their number, less twice the log likelihood."""
     data, parameters, kind = checks.rows_and_mixture(X, mixture)
     w = checks.row_weights(sample_weight, data)
-    engine = checks.engine(backend, data.X, *parameters, w)
-    log_prob = engine.e_step(data.X, *parameters, kind, want_log_resp=False)[1]
+    X = gmm.counted(data.X, w)
+    log_prob = checks.engine(backend, X, *parameters, w).e_step(X, *parameters, kind, want_log_resp=False)[1]
     N = torch.full_like(log_prob[:, 0], data.X.shape[1]) if w is None else w.sum(-1)
     return data.back(price(N) * n_parameters(mixture) - 2 * checks.total(log_prob, w), torch.float64)

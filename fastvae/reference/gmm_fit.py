@@ -112,6 +112,7 @@ def em_step(
     reg_covar: float,
 ) -> tuple[Parameters, Tensor]:
     """The next parameters, and the log likelihood `[B]` of the given ones."""
+    X = gmm.counted(X, sample_weight)
     log_resp, log_prob, _ = e_step(X, weights, means, covariances, covariance_type)
     assert log_resp is not None  # it is wanted by default
     total = (log_prob if sample_weight is None else log_prob * sample_weight).sum(-1)
@@ -189,7 +190,7 @@ def _groups(X: Tensor) -> Iterator[slice]:
 
 def _centre(X: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """The data less a shift in float64, that shift `[B, 1, D]`, and the weights, ones if there are none."""
-    X = X.to(torch.float64)
+    X = gmm.counted(X.to(torch.float64), sample_weight)
     w = torch.ones_like(X[..., 0]) if sample_weight is None else sample_weight.clone()  # [B, N]
     if X.shape[1] == 0:
         return X, X.new_zeros(len(X), 1, X.shape[2]), w

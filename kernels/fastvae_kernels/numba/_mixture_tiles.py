@@ -282,12 +282,13 @@ def nearest(logit, w, T, K, S):
 
 @loop_jit
 def weigh(resp, w, T, K, S):
-    """Responsibilities become weighted ones."""
+    """Responsibilities become weighted ones; 0 where the weight is, whatever they are."""
     outlined()
     v = vector(F64)
     for k in range(K):
         for t in range(0, T, 8):
-            write(resp, k * S + t, read(resp, k * S + t, v) * read(w, t, v))
+            wt, r = read(w, t, v), read(resp, k * S + t, v)
+            write(resp, k * S + t, select(wt == like(v, 0), wt, r * wt))
 
 
 @loop_jit
