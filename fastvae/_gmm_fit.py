@@ -143,7 +143,7 @@ def fit(
     }
     if not isinstance(progress, bool):
         raise TypeError(f"progress must be True or False, got {describe(progress)}")
-    w = checks.row_weights(sample_weight, data)
+    w, unit = checks.row_weights(sample_weight, data)
     if chunks is not None:
         chunks.check_finite(w)
     task = problems.Task(
@@ -160,6 +160,7 @@ def fit(
         fitted = problems.run(checks.engine(backend, data.X), task, tell, **options)
         if on_degenerate == "raise" or (on_degenerate is None and not data.batch):
             problems.refuse(task, fitted, options["reg_covar"])
+    fitted = fitted._replace(log_likelihood=fitted.log_likelihood * unit)
     mixture = data.mixture(fitted[:3], kind)
     converged = fitted.status & Status.CONVERGED != 0
     bounds = data.back(fitted.lower_bounds, torch.float64)
