@@ -20,6 +20,9 @@ from .reference.gmm_start import STARTS
 
 ON_DEGENERATE = (None, "raise", "status", "rescue")
 
+# How far from 1 weights may sum to, by their dtype; those of a float32 mixture may have become float64 since.
+SUMS = {torch.float32: 1e-5, torch.float64: 1e-6}
+
 Parameters = tuple[Tensor, Tensor, Tensor]  # weights [B, K], means [B, K, D], covariances, in float64
 
 
@@ -129,19 +132,47 @@ def rows_and_mixture(X: Any, mixture: Any) -> tuple[Rows, Parameters, str]:
     data = rows(X)
     parameters, batch = mixture_tensors("mixture", mixture, data)
     data = data.broadcast("mixture", batch)
+    check_weights("mixture", mixture, parameters[0])
     return data, flatten(parameters, data.batch, mixture.covariance_type), mixture.covariance_type
 
 
-def row_weights(sample_weight: Any, data: Rows) -> Tensor | None:
-    """sample_weight `[*batch, N]` or what broadcasts to it, as `[B, N]` in float64."""
+def check_weights(name: str, mixture: Mixture, weights: Tensor) -> None:
+    """That those of each mixture are >= 0 and sum to 1, but for a rounding; NaN, of a problem without a fit, may be."""
+    if unserved_state() is not None:  # a transform of torch's: no number is known
+        return
+    w = weights.detach()
+    off = ((w.sum(-1) - 1).abs() > SUMS[as_floating(name, mixture.weights).dtype]) | (w < 0).any(-1)
+    if off.any():
+        at = off.nonzero()[0].tolist()
+        where = f" in mixture {at} of the batch" if at else ""
+        raise ValueError(f"{name}'s weights must be >= 0 and sum to 1{where}, got {w[tuple(at)].tolist()}")
+
+
+def row_weights(sample_weight: Any, data: Rows) -> tuple[Tensor | None, Tensor | float]:
+    """sample_weight `[*batch, N]` or what broadcasts to it, as `[B, N]` in float64, and the unit that they are in: 1.0,
+    or one for each problem, a power of 2, where the largest weight is so large or small that sums could overflow.
+    """
     if sample_weight is None:
-        return None
+        return None, 1.0
     w = as_operand("sample_weight", sample_weight, data.X.device, "X")
     shape = torch.Size((*data.batch, data.X.shape[1]))
     if w.dim() == 0 or w.shape[-1] != shape[-1]:
         raise ValueError(f"sample_weight must have the shape [*batch, N] = {list(shape)} or [N], got {list(w.shape)}")
     check_broadcasts("sample_weight", w, shape, "X without its D")
-    return w.expand(shape).reshape(data.X.shape[:2])
+    w = w.expand(shape).reshape(data.X.shape[:2])
+    if w.numel() == 0 or unserved_state() is not None:
+        return w, 1.0
+    largest = w.detach().amax(-1)
+    exponent = torch.frexp(largest).exponent.to(torch.int64).clamp(-1022, 1022)
+    exponent[(exponent.abs() <= 100) | (largest == 0) | ~largest.isfinite()] = 0
+    if not exponent.any():
+        return w, 1.0
+    return w * _power_of_two(-exponent)[:, None], _power_of_two(exponent)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2^n of int64 from -1022 to 1022, exactly: by the bits of a float64."""
+    return ((exponent + 1023) << 52).view(torch.float64)
 
 
 def responsibilities(resp: Any, data: Rows, K: int | None = None) -> tuple[Rows, Tensor]:
@@ -240,3 +271,10 @@ def engine(backend: str, *tensors: Tensor | None) -> Any:
 def total(log_prob: Tensor, sample_weight: Tensor | None) -> Tensor:
     """sum_n w_n log p(x_n), `[B]`."""
     return (log_prob if sample_weight is None else log_prob * sample_weight).sum(-1)
+
+
+def log_rows(data: Rows, sample_weight: Tensor | None, unit: Tensor | float) -> Tensor:
+    """log sum_n w_n, `[B]` float64."""
+    if sample_weight is None:
+        return data.X.new_full((len(data.X),), data.X.shape[1], dtype=torch.float64).log()
+    return sample_weight.sum(-1).log() + torch.as_tensor(unit, dtype=torch.float64).log()

@@ -17,6 +17,7 @@ class Chunks:
     def __init__(self, factory: Callable[[], Iterable[Any]]) -> None:
         self.factory = factory
         self.N, self.D, self.dtype, self.numpy = 0, 0, torch.float32, True
+        self.bad: list[tuple[Tensor, Tensor, Tensor]] = []  # rows that hold inf or NaN: their numbers, where, and what
         for chunk in self._given():
             t = as_floating("each chunk of X", chunk)
             if t.dim() != 2 or t.shape[1] == 0 or t.shape[1] != (self.D or t.shape[1]):
@@ -29,9 +30,17 @@ class Chunks:
             if t.device.type != "cpu":
                 raise ValueError(f"each chunk of X must be on the CPU, got one on {t.device}")
             if len(t) and not (t.amax().isfinite() and t.amin().isfinite()):
-                row, column = (~t.isfinite()).nonzero()[0].tolist()
-                raise ValueError(f"X must be finite, got {t[row, column].item()} at [{self.N + row}, {column}]")
+                rows = (~t.isfinite()).any(1).nonzero()[:, 0]
+                columns = (~t[rows].isfinite()).byte().argmax(1)
+                self.bad.append((rows + self.N, columns, t[rows, columns]))
             self.N += len(t)
+
+    def check_finite(self, sample_weight: Tensor | None) -> None:
+        """ValueError for inf or NaN in a row that counts; the weights are `[1, N]`."""
+        for rows, columns, values in self.bad:
+            counts = torch.ones_like(rows, dtype=torch.bool) if sample_weight is None else sample_weight[0, rows] != 0
+            for row, column, value in zip(*(t[counts][:1].tolist() for t in (rows, columns, values)), strict=True):
+                raise ValueError(f"X must be finite, got {value} at [{row}, {column}]")
 
     def __call__(self) -> Iterator[Tensor]:
         """The chunks as tensors."""

@@ -83,7 +83,7 @@ def fit(
     reg_covar : float
         Added to every variance, in units of X squared.
     sample_weight : array or tensor ``[*batch, N]`` or ``[N]``
-        Finite and not negative, positive for K rows at least.
+        Finite and not negative, positive for K rows at least. A row of weight 0 does not matter, whatever it holds.
     seed : int in [0, 2^63)
         Of the starts, which depend on (seed, index of the problem, restart) only. None draws it from torch's generator.
     on_degenerate : "raise", "status" or "rescue"
@@ -143,7 +143,9 @@ def fit(
     }
     if not isinstance(progress, bool):
         raise TypeError(f"progress must be True or False, got {describe(progress)}")
-    w = checks.row_weights(sample_weight, data)
+    w, unit = checks.row_weights(sample_weight, data)
+    if chunks is not None:
+        chunks.check_finite(w)
     task = problems.Task(
         data._replace(X=data.X.detach()),
         None if w is None else w.detach(),
@@ -158,6 +160,7 @@ def fit(
         fitted = problems.run(checks.engine(backend, data.X), task, tell, **options)
         if on_degenerate == "raise" or (on_degenerate is None and not data.batch):
             problems.refuse(task, fitted, options["reg_covar"])
+    fitted = fitted._replace(log_likelihood=fitted.log_likelihood * unit)
     mixture = data.mixture(fitted[:3], kind)
     converged = fitted.status & Status.CONVERGED != 0
     bounds = data.back(fitted.lower_bounds, torch.float64)

@@ -31,6 +31,8 @@ def examine(task: Task) -> Tensor:
     finite = X.sum((1, 2)).isfinite()  # unless it overflows: the fastest look at all numbers
     if not finite.all():
         rest = X[~finite]
+        if w is not None:  # of the rows that count
+            rest = rest.masked_fill((w[~finite] == 0)[..., None], 0)
         finite[~finite] = rest.amax((1, 2)).isfinite() & rest.amin((1, 2)).isfinite()  # both pass NaN on
     if not isinstance(task.start, str):
         finite &= torch.stack([t.flatten(1).isfinite().all(1) for t in task.start]).all(0)
@@ -121,7 +123,8 @@ def refuse(task: Task, fitted: gmm_fit.Fitted, reg_covar: float) -> None:
 
 def _nonfinite(task: Task, b: int, where: str) -> str:
     """Which argument holds inf or NaN in problem b."""
-    named = {"X": task.data.X[b], "sample_weight": None if task.sample_weight is None else task.sample_weight[b]}
+    X, w = task.data.X[b], None if task.sample_weight is None else task.sample_weight[b]
+    named = {"X": X if w is None else X.masked_fill((w == 0)[:, None], 0), "sample_weight": w}
     if not isinstance(task.start, str):
         fields = ("weights", "means", "covariances")
         named |= {f"init's {field}": t[b] for field, t in zip(fields, task.start, strict=True)}

@@ -6,7 +6,7 @@ import torch
 
 from . import _gmm_checks as checks
 from ._arrays import as_floating, give_back
-from .reference import gmm_start
+from .reference import gmm, gmm_start
 from .reference.gmm import Mixture
 
 
@@ -120,6 +120,7 @@ def sample(mixture: Mixture, n: int, *, seed: int | None = None) -> tuple[Any, A
     True
     """
     parameters, batch = checks.mixture_tensors("mixture", mixture)
+    checks.check_weights("mixture", mixture, parameters[0])
     kind, n = mixture.covariance_type, checks.integer("n", n, 0)
     flat = Mixture(*checks.flatten(parameters, batch, kind), kind)
     X, labels = gmm_start.sample(flat, n, checks.seed_or_drawn(seed))
@@ -176,7 +177,7 @@ def aic(X: Any, mixture: Mixture, *, sample_weight: Any = None, backend: str = "
     >>> round(float(fastvae.gmm.aic(np.zeros((1, 2)), normal)), 4)
     9.6758
     """
-    return _criterion(X, mixture, sample_weight, backend, lambda N: torch.full_like(N, 2.0))
+    return _criterion(X, mixture, sample_weight, backend, lambda log_n: torch.full_like(log_n, 2.0))
 
 
 def bic(X: Any, mixture: Mixture, *, sample_weight: Any = None, backend: str = "auto") -> Any:
@@ -198,14 +199,14 @@ def bic(X: Any, mixture: Mixture, *, sample_weight: Any = None, backend: str = "
     >>> round(float(fastvae.gmm.bic(np.zeros((1, 2)), normal)), 4)
     3.6758
     """
-    return _criterion(X, mixture, sample_weight, backend, torch.log)
+    return _criterion(X, mixture, sample_weight, backend, lambda log_n: log_n)
 
 
 def _criterion(X: Any, mixture: Mixture, sample_weight: Any, backend: str, price: Any) -> Any:
-    """What a parameter costs, for the sum of weights N `[B]`, times their number, less twice the log likelihood."""
+    """What a parameter costs, for log sum_n w_n `[B]`, times their number, less twice the log likelihood."""
     data, parameters, kind = checks.rows_and_mixture(X, mixture)
-    w = checks.row_weights(sample_weight, data)
-    engine = checks.engine(backend, data.X, *parameters, w)
-    log_prob = engine.e_step(data.X, *parameters, kind, want_log_resp=False)[1]
-    N = torch.full_like(log_prob[:, 0], data.X.shape[1]) if w is None else w.sum(-1)
-    return data.back(price(N) * n_parameters(mixture) - 2 * checks.total(log_prob, w), torch.float64)
+    w, unit = checks.row_weights(sample_weight, data)
+    X = gmm.counted(data.X, w)
+    log_prob = checks.engine(backend, X, *parameters, w).e_step(X, *parameters, kind, want_log_resp=False)[1]
+    log_n = checks.log_rows(data, w, unit)
+    return data.back(price(log_n) * n_parameters(mixture) - 2 * checks.total(log_prob, w) * unit, torch.float64)

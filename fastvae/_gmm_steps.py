@@ -102,7 +102,7 @@ def m_step(
     """
     data, r = checks.responsibilities(resp, checks.rows(X))
     kind = checks.covariance_type(covariance_type)
-    w, ridge = checks.row_weights(sample_weight, data), checks.not_negative("reg_covar", reg_covar)
+    (w, _), ridge = checks.row_weights(sample_weight, data), checks.not_negative("reg_covar", reg_covar)
     engine = checks.engine(backend, data.X, r, w)
     return data.mixture(engine.m_step(data.X, r, kind, w, ridge), kind)
 
@@ -140,10 +140,10 @@ def em_step(
     True
     """
     data, parameters, kind = checks.rows_and_mixture(X, mixture)
-    w, ridge = checks.row_weights(sample_weight, data), checks.not_negative("reg_covar", reg_covar)
+    (w, unit), ridge = checks.row_weights(sample_weight, data), checks.not_negative("reg_covar", reg_covar)
     engine = checks.engine(backend, data.X, *parameters, w)
     new, log_likelihood = engine.em_step(data.X, *parameters, kind, w, ridge)
-    return data.mixture(new, kind), data.back(log_likelihood, torch.float64)
+    return data.mixture(new, kind), data.back(log_likelihood * unit, torch.float64)
 
 
 def elbo(X: Any, resp: Any, mixture: Mixture, *, sample_weight: Any = None) -> Any:
@@ -173,7 +173,9 @@ def elbo(X: Any, resp: Any, mixture: Mixture, *, sample_weight: Any = None) -> A
     """
     data = checks.rows(X)
     parameters, batch = checks.mixture_tensors("mixture", mixture, data)
+    checks.check_weights("mixture", mixture, parameters[0])
     data, r = checks.responsibilities(resp, data.broadcast("mixture", batch), K=parameters[0].shape[-1])
-    kind, w = mixture.covariance_type, checks.row_weights(sample_weight, data)
+    kind, (w, unit) = mixture.covariance_type, checks.row_weights(sample_weight, data)
     flat = Mixture(*checks.flatten(parameters, data.batch, kind), kind)
-    return data.back(reference.gmm.elbo(data.X.to(torch.float64), r, flat, sample_weight=w), torch.float64)
+    bound = reference.gmm.elbo(data.X.to(torch.float64), r, flat, sample_weight=w)
+    return data.back(bound * unit, torch.float64)

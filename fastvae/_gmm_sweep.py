@@ -85,14 +85,13 @@ def sweep(
         raise ValueError("n_components must hold at least one number of components, got none")
     chunked = callable(X) and not isinstance(X, torch.Tensor)
     data = Chunks(X).rows() if chunked else checks.rows(X)
-    w = checks.row_weights(sample_weight, data)
+    log_n = checks.log_rows(data, *checks.row_weights(sample_weight, data))  # [B]
     seed = checks.seed_or_drawn(seed)
     how = {"sample_weight": sample_weight, "seed": seed, "on_degenerate": on_degenerate}
     fits = [fit(X, K, **how, **options) for K in numbers]
-    total = torch.full((len(data.X),), float(data.X.shape[1])) if w is None else w.sum(-1)  # [B]
     parameters = torch.tensor([n_parameters(one.mixture) for one in fits])[:, None]  # [J, 1]
     log_l = torch.stack([torch.as_tensor(one.log_likelihood, dtype=torch.float64).reshape(-1) for one in fits])
-    aic, bic = (price * parameters - 2 * log_l for price in (2.0, total.double().log().to(log_l.device)))  # [J, B]
+    aic, bic = (price * parameters - 2 * log_l for price in (2.0, log_n))  # [J, B]
     known = torch.where(bic.isnan(), math.inf, bic)
     best = torch.where(known.isinf().all(0), 0, torch.tensor(numbers, device=bic.device)[known.argmin(0)])  # [B]
     shape = (len(numbers), *data.batch)

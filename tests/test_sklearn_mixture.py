@@ -296,3 +296,11 @@ def test_the_warning_points_at_the_call():
     with pytest.warns(ConvergenceWarning, match="Best performing initialization did not converge") as caught:
         GaussianMixture(3, max_iter=1, random_state=0).fit(IRIS)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("unit", [2.0**1020, 2.0**-1060])
+@pytest.mark.parametrize("init", ["kmeans", "k-means++", "random", "random_from_data"])
+def test_the_unit_of_weights_does_not_matter(init, unit):
+    w = np.random.default_rng(0).integers(1, 9, len(IRIS)) / 4.0
+    model = GaussianMixture(3, init_params=init, random_state=0)
+    same(sklearn.base.clone(model).fit(IRIS, sample_weight=unit * w), model.fit(IRIS, sample_weight=w), rtol=0)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
+LARGE = 1e18  # of float32, what has a square
 BLOCK = 2**21  # elements of the residuals of a block: 16 MB in float64
 
 
@@ -138,7 +139,8 @@ def e_step(X: Tensor, mixture: Mixture) -> EStep:
     """
     joint = joint_log_prob(X, mixture)  # [*batch, N, K]
     log_prob = torch.logsumexp(joint, -1)  # [*batch, N]
-    return EStep(joint - log_prob[..., None], log_prob)
+    # Not joint - log_prob: far from all components log p is so large that it has no digits left of a difference.
+    return EStep(torch.log_softmax(joint, -1), log_prob)
 
 
 def m_step(
@@ -185,7 +187,9 @@ def m_step(
     tensor([ 1., 10.])
     """
     X, resp, *rest = _promote(X, resp, *([] if sample_weight is None else [sample_weight]))
-    r = resp * rest[0][..., None] if rest else resp  # [*batch, N, K]
+    w = rest[0] if rest else None
+    X, resp = counted(X, w), counted(resp, w)
+    r = resp if w is None else resp * w[..., None]  # [*batch, N, K]
     N_k = r.sum(-2)  # [*batch, K]
     weights = N_k / N_k.sum(-1, keepdim=True)  # [*batch, K]
     means = r.mT @ X / N_k[..., None]  # [*batch, K, D]
@@ -226,6 +230,7 @@ def em_step(
     >>> bool(log_likelihood(X, mixture) > before)
     True
     """
+    X = counted(X, sample_weight)
     log_resp, log_prob = e_step(X, mixture)
     q, kind = log_resp.exp(), mixture.covariance_type
     new = m_step(X, q, covariance_type=kind, sample_weight=sample_weight, reg_covar=reg_covar)
@@ -246,7 +251,7 @@ def elbo(X: Tensor, resp: Tensor, mixture: Mixture, *, sample_weight: Tensor | N
     >>> elbo(X, torch.full((2, 2), 0.5), mixture), elbo(X, e_step(X, mixture).log_resp.exp(), mixture)
     (tensor(-3.3379), tensor(-2.9041))
     """
-    X, resp = _promote(X, resp)
+    X, resp = _promote(counted(X, sample_weight), counted(resp, sample_weight))
     joint = joint_log_prob(X, mixture)  # [*batch, N, K]
     out = resp == 0
     # Both sides of the product are made harmless where r = 0: neither 0 * -inf nor log 0 is ever formed.
@@ -265,7 +270,7 @@ def log_likelihood(X: Tensor, mixture: Mixture, *, sample_weight: Tensor | None 
     >>> log_likelihood(torch.zeros(1, 2), mixture)
     tensor(-1.8379)
     """
-    return _sum_rows(e_step(X, mixture).log_prob, sample_weight)
+    return _sum_rows(e_step(counted(X, sample_weight), mixture).log_prob, sample_weight)
 
 
 def fit_normal(X: Tensor, *, sample_weight: Tensor | None = None) -> Mixture:
@@ -279,6 +284,16 @@ def fit_normal(X: Tensor, *, sample_weight: Tensor | None = None) -> Mixture:
     tensor([[[1.]]])
     """
     return m_step(X, torch.ones_like(X[..., :1]), sample_weight=sample_weight)
+
+
+def counted(rows: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """The rows, `[*batch, N, any]`, with zeros in place of NaN, inf and what has no square in those of weight 0, which
+    would come out of a product with 0. What else such a row holds is kept, for the derivative by its weight.
+    """
+    if sample_weight is None:
+        return rows
+    out = (sample_weight == 0) & ~(rows.detach().abs().amax(-1) < LARGE)  # [*batch, N]
+    return torch.where(out[..., None], 0.0, rows)
 
 
 def _promote(*tensors: Tensor) -> list[Tensor]:

@@ -9,8 +9,9 @@ and calls the one that serves them. All it hands over are tensors of one device:
 
 and all that comes back is float64, labels and counts int64. Status flags are the numbers of `fastvae.Status`.
 
-Everything is computed in float64, of data less their weighted mean, so that an offset costs nothing. On a CPU one
-problem is computed after the other: its bits are the same alone and in any batch. Elsewhere all go at once.
+Everything is computed in float64. Sums are of rows less a shift: per feature, the number nearest 0 between the least
+and the largest that count. So an offset costs nothing, and no row loses digits to others that lie far away. On a CPU
+one problem is computed after the other: its bits are the same alone and in any batch. Elsewhere all go at once.
 """
 
 import math
@@ -111,6 +112,7 @@ def em_step(
     reg_covar: float,
 ) -> tuple[Parameters, Tensor]:
     """The next parameters, and the log likelihood `[B]` of the given ones."""
+    X = gmm.counted(X, sample_weight)
     log_resp, log_prob, _ = e_step(X, weights, means, covariances, covariance_type)
     assert log_resp is not None  # it is wanted by default
     total = (log_prob if sample_weight is None else log_prob * sample_weight).sum(-1)
@@ -187,10 +189,15 @@ def _groups(X: Tensor) -> Iterator[slice]:
 
 
 def _centre(X: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The data less their weighted mean in float64, that mean `[B, 1, D]`, and the weights, ones if there are none."""
-    X = X.to(torch.float64)
+    """The data less a shift in float64, that shift `[B, 1, D]`, and the weights, ones if there are none."""
+    X = gmm.counted(X.to(torch.float64), sample_weight)
     w = torch.ones_like(X[..., 0]) if sample_weight is None else sample_weight.clone()  # [B, N]
-    shift = (w[..., None, :] @ X / w.sum(-1)[..., None, None]).detach()  # any number near the data would do
+    if X.shape[1] == 0:
+        return X, X.new_zeros(len(X), 1, X.shape[2]), w
+    out = (w == 0)[..., None]
+    least = X.detach().masked_fill(out, math.inf).amin(1, keepdim=True)
+    most = X.detach().masked_fill(out, -math.inf).amax(1, keepdim=True)
+    shift = least.clamp(min=0).minimum(most)
     return (X - shift).contiguous(), shift, w
 
 

@@ -173,6 +173,8 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
             rows = int(np.count_nonzero(sample_weight))
+            # Their unit does not matter, and a power of 2 rounds nothing: no sum of them overflows.
+            sample_weight = np.ldexp(sample_weight, -np.frexp(sample_weight.max())[1])
         if rows < self.n_components:
             raise ValueError(
                 f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = {rows}"

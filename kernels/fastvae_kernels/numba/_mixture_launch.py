@@ -12,6 +12,7 @@ from ._buffers import address, scratch
 from ._memory import CODES
 from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
 from ._mixture_pass import make_pass, make_update
+from ._mixture_shift import make_ends
 from ._mixture_start import BLOCK, make_seeds
 from ._mixture_steps import CENTERS, LEAVE, LINEAR, NEAREST, PARAMETERS
 from ._mixture_tiles import PANEL
@@ -20,7 +21,6 @@ from ._threads import run
 SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums of a problem, of at most so many numbers
 SEED_ROWS, SEED_ELEMENTS = 1 << 14, 1 << 20  # rows that seeds are drawn from
 APART = 1 << 18  # numbers to add up, from which the M-step is a launch of its own, a component a unit
-FEW = 5  # rows that the shift is found from
 PASSES = 10  # of a fit, about
 FEW_TILES, ENOUGH = 8, 4  # of a small problem; problems for each thread
 PIECE_ELEMENTS = 1 << 20  # of a stream, read before a launch
@@ -73,7 +73,7 @@ class Mixtures:
         self.small = isinstance(X, Tensor) and few and self.slots == self.tiles and not self.apart
         self.room = ((D + 3 + K + 4 + PANEL) * (self.T + 8) + 2 * K + D * D + 7) // 8 * 8  # whole cache lines
         self.ids = np.arange(B) if ids is None else ids
-        self.shift = middle(X, self.w) if shift is None else shift
+        self.shift = np.zeros((B, D)) if shift is None else shift  # what rows and means are less by
         self.options = K, family, restarts, self.ids, self.shift, seed, reg_covar
         self.statistics = np.empty((self.P, self.slots, self.F))
         self.done, self.flags = np.zeros(self.P, np.int64), np.zeros((self.P, K), np.int64)
@@ -171,6 +171,24 @@ class Mixtures:
         else:
             yield from self.X.pieces(self.T)
 
+    def move_near(self) -> None:
+        """Shift each problem to where its rows lie, as `_mixture_shift` has it: before anything else of a fit."""
+        low, high = np.full((self.B, self.D), np.inf), np.full((self.B, self.D), -np.inf)
+        threads, T = torch.get_num_threads(), tile_rows(self.D, 1)
+        room = ((self.D + 1) * (T + 8) + 17 * self.D + 7) // 8 * 8
+        for X, w, _ in self.pieces():
+            N = X.shape[1]
+            tiles = max(1, -(-N // T))
+            slots = min(SLOTS, tiles)
+            ends = np.empty((2, self.B, slots, self.D))
+            args = (
+                *self.rows(X, w), N, self.D, T, tiles, slots, address(ends), address(ends) + ends.nbytes // 2,
+                scratch(room * threads), room,
+            )  # fmt: skip
+            run(make_ends(), args, self.B * slots, self.B * N * self.D * 0.4)
+            low, high = np.minimum(low, ends[0].min(1)), np.maximum(high, ends[1].max(1))
+        self.shift[:] = np.clip(0.0, low, high)
+
     def sample(self, most: int) -> "Mixtures":
         """The same problems with every so many-th of their rows, ``most`` or a few more."""
         step = stride_of(self.N, most)
@@ -256,20 +274,6 @@ def stride_of(N: int, most: int) -> int:
     while math.gcd(step, 6) > 1:
         step += 1
     return step
-
-
-def middle(X: Tensor | Stream, w: Tensor | None) -> np.ndarray:
-    """A point amid each problem's rows, [B, D], to take them from: the median of the first five that count, so that
-    neither an outlier nor a NaN among them makes the others lose digits.
-    """
-    counts = torch.ones(1, FEW, dtype=torch.bool) if w is None else w > 0
-    if counts[:, :FEW].all():
-        few = X[:, :FEW] if isinstance(X, Tensor) else X.rows(torch.arange(min(FEW, X.N)))
-    else:
-        numbers = (~counts).byte().argsort(dim=1, stable=True)[:, :FEW].sort(1).values
-        few = X.take_along_dim(numbers[..., None], 1) if isinstance(X, Tensor) else X.rows(numbers[0])
-        few = few.masked_fill(~counts.take_along_dim(numbers, 1)[..., None], math.nan)
-    return np.ascontiguousarray(few.double().nanmedian(1).values.nan_to_num(0.0, 0.0, 0.0).numpy())
 
 
 def moments(m: Mixtures) -> tuple[np.ndarray, np.ndarray]:

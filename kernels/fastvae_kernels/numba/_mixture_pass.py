@@ -55,7 +55,7 @@ from ._mixture_tiles import (
 from ._mixture_update import finish_parameters, merge, update_diag, update_full, update_spherical
 from ._noise import HIGH_SHIFT, LOW_WORD, philox
 from ._threads import finished, last_of, take, worker
-from ._turned import ahead_of, load, load_weights
+from ._turned import ahead_of, drop, load, load_weights
 
 FIELDS = "42q 2d"
 UPDATE_FIELDS = "15q 1d"
@@ -171,6 +171,8 @@ def make_pass(family: int) -> Kernel:
                             if held != tile:
                                 load(xt, x_p, x_code, row, x_row, rows, whole, D, S, shift_p)
                                 load_weights(w_t, w_p, row, w_row, rows, whole)
+                                if w:
+                                    drop(xt, w_t, rows, D, S)
                                 held = tile
                             then = tile + slots
                             if then >= last_tile:  # the first of the next slot

@@ -4,6 +4,7 @@ Traffic: reads N D elements, writes N, N K and N, as wanted. Work unit: a tile o
 Specification: fastvae/reference/gmm.py
 """
 
+import math
 from functools import cache
 
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
@@ -25,7 +26,9 @@ FIELDS = "21q"
 
 @loop_jit
 def log_norms(logit, log_prob, label, top, norm, T, K, S):
-    """log sum_k e^logit and the largest component, of each row."""
+    """log sum_k e^logit and the largest component, of each row; left in ``top`` and ``norm``: the largest logit, and
+    log sum_k e^(logit - top), which is what of log p is lost beside a large top.
+    """
     outlined()
     v = vector(F64)
     for t in range(0, T, 8):
@@ -44,23 +47,25 @@ def log_norms(logit, log_prob, label, top, norm, T, K, S):
             write(norm, t, read(norm, t, v) + a)
     for t in range(0, T, 8):
         n = read(norm, t, v)
-        write(log_prob, t, read(top, t, v) + log_normal(n) + (n - n))  # 0, or NaN: log_normal knows none
+        value = select(n == like(v, 0), like(v, -math.inf), log_normal(n) + (n - n))  # 0, or NaN: log_normal knows none
+        write(norm, t, value)
+        write(log_prob, t, read(top, t, v) + value)
 
 
 @loop_jit
-def put_rows(address, code, row, rows, K, S, logit, log_prob):
+def put_rows(address, code, row, rows, K, S, logit, top, norm):
     """Log responsibilities, row by row."""
     outlined()
     if code == F32:
         out = array_at(address + row * K * 4, rows * K, F32)
         for t in range(rows):
             for k in range(K):
-                out[t * K + k] = logit[k * S + t] - log_prob[t]
+                out[t * K + k] = logit[k * S + t] - top[t] - norm[t]
     else:
         out_ = array_at(address + row * K * 8, rows * K, F64)
         for t in range(rows):
             for k in range(K):
-                out_[t * K + k] = logit[k * S + t] - log_prob[t]
+                out_[t * K + k] = logit[k * S + t] - top[t] - norm[t]
 
 
 @cache
@@ -105,7 +110,7 @@ def make_rows(family: int) -> Kernel:
                     out[t] = value[t]
                 if log_resp:
                     resp_p = log_resp + p * N * K * (4 if resp_code == F32 else 8)
-                    put_rows(resp_p, resp_code, row, rows, K, S, logit, value)
+                    put_rows(resp_p, resp_code, row, rows, K, S, logit, top, norm)
                 if labels:
                     out_ = array_at(labels + 8 * (p * N + row), rows, I64)
                     for t in range(rows):

@@ -188,15 +188,16 @@ def relocate(m: Mixtures, problems: np.ndarray, theta: np.ndarray) -> None:
     for p in problems:
         counts = m.statistics[p, 0, : m.K * (m.D + 1)].reshape(m.K, m.D + 1)[:, m.D]
         centers, data = m.parts(theta[p : p + 1])[2][0], p // m.restarts
-        rows = m.X[data].double().numpy() - m.shift[data]
+        rows = m.X[data].double().numpy()
+        if m.w is not None:
+            rows = rows[m.w[data].numpy() > 0]  # K of them at least
+        rows = rows - m.shift[data]
         distance = np.full(len(rows), np.inf)
         for k in np.flatnonzero(counts > 0):
             np.minimum(distance, np.square(rows - centers[k]).sum(1), out=distance)
-        if m.w is not None:
-            distance = distance * (m.w[data].numpy() > 0)
         empty = np.flatnonzero(~(counts > 0))
         farthest = np.argsort(-distance, kind="stable")[: len(empty)]
-        centers[empty[: len(farthest)]] = rows[farthest]
+        centers[empty] = rows[farthest]
 
 
 def pack(m: Mixtures, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> np.ndarray:

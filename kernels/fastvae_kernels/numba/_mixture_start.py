@@ -18,7 +18,7 @@ from ._memory import F32, F64, I64, array_at, read, vector, write
 from ._mixture_tiles import squared_distances
 from ._noise import HIGH_SHIFT, LOW_WORD, philox
 from ._threads import finished, take, worker
-from ._turned import load, load_weights
+from ._turned import drop, load, load_weights
 from ._vector import total
 
 FIELDS = "20q"
@@ -110,6 +110,8 @@ def make_seeds() -> Kernel:
                 centers_p = array_at(centers + 8 * p * size + 16 * K, K * D, F64)
                 load(xt, x + data * x_problem * (4 if x_code == F32 else 8), x_code, 0, x_row, N, M, D, S, shift_p)
                 load_weights(w_t, w + data * w_problem * 8 if w else 0, 0, w_row, N, M)
+                if w:
+                    drop(xt, w_t, N, D, S)
                 draws = 0
                 for t in range(M):
                     closest[t] = 1.0

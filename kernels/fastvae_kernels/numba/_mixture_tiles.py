@@ -17,6 +17,8 @@ Everything is float64, whatever the dtype of the rows. Specification: fastvae/re
 
 from typing import Any
 
+import numpy as np
+
 from ._jit import loop_jit, math_jit, outlined
 from ._math import exp_negative, fma, like, log_normal, select
 from ._memory import F64, number, read, sum_of, vector, write
@@ -26,7 +28,7 @@ from ._vector import lanes, register, total
 
 PANEL = 8  # features whose r e stay in the first cache, a multiple of 4
 FACTORS = 16  # from 1 to K: a product of so many is a float64 for any K
-LOWEST = -1e300  # a row that no component knows: -inf - -inf would be NaN
+LOWEST = -np.finfo(np.float64).max  # of a row that no component knows: -inf - -inf would be NaN
 
 
 @math_jit
@@ -210,7 +212,7 @@ def posterior(logit, log_prob, norm, w, T, K, S):
         wt, n = read(w, t, v), read(norm, t, v)
         value = read(log_prob, t, v) + log_normal(n) + (n - n)  # which is 0, or NaN: log_normal knows none
         write(log_prob, t, value)
-        write(norm, t, wt / n)
+        write(norm, t, select(wt == like(v, 0), like(v, 0), wt / n))  # n may be 0 where no row is
         acc = fma(wt, value, acc)
     for k in range(K):
         for t in range(0, T, 8):
@@ -230,7 +232,8 @@ def responsibilities(logit, top, norm, w, T, K, S):
         for t in range(first, min(first + 8 * FACTORS, T), 8):
             wt, n = read(w, t, v), read(norm, t, v)
             acc = fma(wt, read(top, t, v), acc)
-            product = product * select(wt > like(v, 0), n, unity)
+            n = select(wt > like(v, 0), n, unity)  # it may be 0 where no row is
+            product = product * n
             write(norm, t, wt / n)
         acc = acc + log_normal(product) + (product - product)  # which is 0, or NaN: log_normal knows none
     for k in range(K):
@@ -279,12 +282,13 @@ def nearest(logit, w, T, K, S):
 
 @loop_jit
 def weigh(resp, w, T, K, S):
-    """Responsibilities become weighted ones."""
+    """Responsibilities become weighted ones; 0 where the weight is, whatever they are."""
     outlined()
     v = vector(F64)
     for k in range(K):
         for t in range(0, T, 8):
-            write(resp, k * S + t, read(resp, k * S + t, v) * read(w, t, v))
+            wt, r = read(w, t, v), read(resp, k * S + t, v)
+            write(resp, k * S + t, select(wt == like(v, 0), wt, r * wt))
 
 
 @loop_jit

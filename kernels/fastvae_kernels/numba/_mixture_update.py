@@ -209,7 +209,7 @@ def finish_parameters(parameters, flags, D, K, matrices, family, rescue):
     outlined()
     flag, split_, all_, tied = 0, False, 0.0, matrices < K
     if tied and flags[0] & SINGULAR and parameters[0] > 0:
-        return flags[0], False  # the covariance, which is everybody's
+        rescue = False  # the covariance is everybody's
     for k in range(K):
         if flags[k] & SINGULAR and rescue and split(k, parameters, flags, D, K, matrices, family):
             flags[k], split_ = 0, True

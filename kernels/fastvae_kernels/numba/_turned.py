@@ -140,6 +140,16 @@ def load_weights(w, address, row, stride, rows, T):
 
 
 @loop_jit
+def drop(xt, w, rows, D, S):
+    """Zeros in place of the rows of weight 0, whatever they hold: 0 times NaN is none."""
+    outlined()
+    for t in range(rows):
+        if w[t] == 0:
+            for d in range(D):
+                xt[d * S + t] = 0.0
+
+
+@loop_jit
 def into_lanes(to, rows, width):
     """to[8 k + lane] = number k of the row at the address rows[lane]; ``to`` and ``rows`` are addresses themselves."""
     outlined()
