@@ -120,7 +120,7 @@ def sample(mixture: Mixture, n: int, *, seed: int | None = None) -> tuple[Any, A
     True
     """
     parameters, batch = checks.mixture_tensors("mixture", mixture)
-    checks.check_weights("mixture", mixture, parameters[0])
+    checks.check_weights("mixture", parameters[0])
     kind, n = mixture.covariance_type, checks.integer("n", n, 0)
     flat = Mixture(*checks.flatten(parameters, batch, kind), kind)
     X, labels = gmm_start.sample(flat, n, checks.seed_or_drawn(seed))

@@ -173,7 +173,7 @@ def elbo(X: Any, resp: Any, mixture: Mixture, *, sample_weight: Any = None) -> A
     """
     data = checks.rows(X)
     parameters, batch = checks.mixture_tensors("mixture", mixture, data)
-    checks.check_weights("mixture", mixture, parameters[0])
+    checks.check_weights("mixture", parameters[0])
     data, r = checks.responsibilities(resp, data.broadcast("mixture", batch), K=parameters[0].shape[-1])
     kind, (w, unit) = mixture.covariance_type, checks.row_weights(sample_weight, data)
     flat = Mixture(*checks.flatten(parameters, data.batch, kind), kind)

@@ -19,6 +19,7 @@ from fastvae.reference.elbo import PHI_COEFFICIENTS
 from fastvae.reference.noise import philox as reference_philox
 from fastvae.reference.noise import standard_normal
 from fastvae_kernels.coefficients import EXP_LEAST, EXP_MAX, PHI
+from fastvae_kernels.numba import _jit
 from fastvae_kernels.numba import _math as m
 from fastvae_kernels.numba._jit import kernel, unpack
 from fastvae_kernels.numba._memory import BF16, F32, F64, U32, array_at, number, read, vector, write
@@ -265,7 +266,10 @@ def test_same_bits_as_a_number_in_a_vector_and_alone(name, dtype):
 @each_form
 @each_float
 def test_no_function_of_libm_is_called(dtype, vectors):
-    with mock.patch.object(CFunc, "enable_caching", side_effect=RuntimeError):  # code from the cache cannot be read
+    with (
+        mock.patch.object(CFunc, "enable_caching", side_effect=RuntimeError),  # code from the cache cannot be read
+        mock.patch.object(_jit, "warn_once"),
+    ):
         code = make_functions.__wrapped__(FLOATS[dtype], vectors).compiled.inspect_llvm()
     called = set(re.findall(r"declare [^@]*@([\w.]+)", code))
     assert all(name.startswith("llvm.f") for name in called), called  # fmuladd, fabs
