@@ -68,7 +68,7 @@ def fit(
         chunks ``[n, D]`` of the rows of one problem, on the CPU; they are read once a pass, a few thousand rows in
         memory at a time, and the fit is that of the same rows in one array, bit for bit.
     n_components : int
-        K, at most N.
+        K, at most N. Where the status is to say what cannot be fitted, more are TOO_FEW_ROWS.
     covariance_type : "full", "tied", "diag" or "spherical"
         A matrix a component, one matrix for all, variances a component, or one variance a component.
     tol : float
@@ -77,9 +77,11 @@ def fit(
         Where it is reached, the status says MAX_ITER, which is no error. 0 returns the start.
     n_init : int
         Starts; the fit of the highest bound is returned, a degenerate one only if all are.
-    init : "kmeans", "k-means++", "random_from_data", "random" or a Mixture
-        Clusters of k-means; one row a component, far from each other or drawn at random, all other rows counting for
-        nothing; random responsibilities; or the parameters to start at, whose batch dims broadcast to those of X.
+    init : "kmeans", "kmeans-raw", "k-means++", "random_from_data", "random" or a Mixture
+        Clusters of k-means, with each feature measured by its standard deviation in the first and every other one of
+        `n_init` starts, by the unit of X in the rest and where "spherical"; the same, always by the unit of X, as in
+        scikit-learn; one row a component, far from each other or drawn at random, all other rows counting for nothing;
+        random responsibilities; or the parameters to start at, whose batch dims broadcast to those of X.
     reg_covar : float
         Added to every variance, in units of X squared.
     sample_weight : array or tensor ``[*batch, N]`` or ``[N]``
@@ -128,7 +130,7 @@ def fit(
     data = checks.rows(X) if chunks is None else chunks.rows()
     K = checks.integer("n_components", n_components, 1)
     N = data.X.shape[1]
-    if N < K:
+    if N < K and on_degenerate not in ("status", "rescue"):
         raise ValueError(
             f"X must have at least n_components = {K} rows, got the shape {list(data.batch + data.X.shape[1:])}"
         )

@@ -36,10 +36,10 @@ def examine(task: Task) -> Tensor:
         finite[~finite] = rest.amax((1, 2)).isfinite() & rest.amin((1, 2)).isfinite()  # both pass NaN on
     if not isinstance(task.start, str):
         finite &= torch.stack([t.flatten(1).isfinite().all(1) for t in task.start]).all(0)
-    few = torch.zeros_like(finite)
+    few = torch.full_like(finite, X.shape[1] < task.n_components)
     if w is not None:
         finite &= w.isfinite().all(1)
-        few = (w > 0).sum(1) < task.n_components
+        few |= (w > 0).sum(1) < task.n_components
     return torch.where(finite, Status.TOO_FEW_ROWS * few, int(Status.NONFINITE))
 
 

@@ -42,6 +42,8 @@ def sweep(
     *,
     sample_weight: Any = None,
     seed: int | None = None,
+    tol: float = 1e-5,
+    max_iter: int = 1000,
     on_degenerate: str = "status",
     **options: Any,
 ) -> MixtureSweep:
@@ -53,6 +55,8 @@ def sweep(
     ----------
     X, sample_weight, seed, on_degenerate, **options
         As in `fit`; all K start from the same seed, and a K that is too large is by default a status and no error.
+    tol, max_iter : float, int
+        As in `fit`, but for their defaults: fits are compared by what they converge to, not by how soon EM slows down.
     n_components : iterable of int
 
     Returns
@@ -87,7 +91,13 @@ def sweep(
     data = Chunks(X).rows() if chunked else checks.rows(X)
     log_n = checks.log_rows(data, *checks.row_weights(sample_weight, data))  # [B]
     seed = checks.seed_or_drawn(seed)
-    how = {"sample_weight": sample_weight, "seed": seed, "on_degenerate": on_degenerate}
+    how = {
+        "sample_weight": sample_weight,
+        "seed": seed,
+        "tol": tol,
+        "max_iter": max_iter,
+        "on_degenerate": on_degenerate,
+    }
     fits = [fit(X, K, **how, **options) for K in numbers]
     parameters = torch.tensor([n_parameters(one.mixture) for one in fits])[:, None]  # [J, 1]
     log_l = torch.stack([torch.as_tensor(one.log_likelihood, dtype=torch.float64).reshape(-1) for one in fits])

@@ -149,7 +149,8 @@ def fit(
     Parameters
     ----------
     start : str or tuple of tensors
-        One of `gmm_start.STARTS`, or weights, means and covariances.
+        One of `gmm_start.STARTS`, or weights, means and covariances. Distances of k-means are in units of each
+        feature's standard deviation in the first, third, ... restart, unless the covariances are spherical.
     seed, problems : int, int64 tensor `[B]`
         The random numbers of a restart are a function of (seed, problems[b], restart).
     progress : callable or None
@@ -164,7 +165,9 @@ def fit(
         for restart in range(n_init):
             if isinstance(start, str):
                 streams = [(seed, problem, restart) for problem in problems[group].tolist()]
-                resp = responsibilities(centred, w, n_components, start, streams)
+                scaled = start == "kmeans" and covariance_type != "spherical" and restart % 2 == 0
+                rows = centred * _inverse_std(centred, w) if scaled else centred
+                resp = responsibilities(rows, w, n_components, start, streams)
                 first = _maximise(centred, w, resp, covariance_type, reg_covar, rescue)
             else:
                 weights, means, covariances = (t[group] for t in start)
@@ -199,6 +202,13 @@ def _centre(X: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, Tensor, Te
     most = X.detach().masked_fill(out, -math.inf).amax(1, keepdim=True)
     shift = least.clamp(min=0).minimum(most)
     return (X - shift).contiguous(), shift, w
+
+
+def _inverse_std(X: Tensor, w: Tensor) -> Tensor:
+    """1 / the standard deviation of each feature, 1 where that is 0: `[P, 1, D]`."""
+    share = (w / w.sum(-1, keepdim=True))[..., None]  # [P, N, 1]
+    variances = (share * (X - (share * X).sum(1, keepdim=True)).square()).sum(1, keepdim=True)
+    return torch.where(variances > 0, 1 / variances.sqrt(), 1.0)
 
 
 def _climb(

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from .gmm import Mixture, _cholesky
 
-STARTS = ("kmeans", "k-means++", "random", "random_from_data")
+STARTS = ("kmeans", "kmeans-raw", "k-means++", "random", "random_from_data")
 MAX_LLOYD = 300
 
 Stream = tuple[int, int, int]
@@ -22,7 +22,7 @@ Stream = tuple[int, int, int]
 def responsibilities(X: Tensor, w: Tensor, K: int, start: str, streams: list[Stream]) -> Tensor:
     """The first responsibilities, `[P, N, K]`.
 
-    kmeans             1 for the row's cluster after k-means, seeded by k-means++
+    kmeans, -raw       1 for the row's cluster after k-means, seeded by k-means++; `gmm_fit` scales X for the first
     k-means++          1 for K rows far from each other, one a component; every other row counts for nothing
     random_from_data   the same for K distinct rows, drawn by weight
     random             uniform random numbers, normalised
@@ -38,7 +38,7 @@ def responsibilities(X: Tensor, w: Tensor, K: int, start: str, streams: list[Str
         waiting = -_uniform(generators, X, X.shape[1]).log() / w  # [P, N]
         return _one_hot(waiting.topk(K, largest=False).indices, X.shape[1]).mT
     seeds = plus_plus(X, w, K, generators)  # [P, K]
-    return lloyd(X, w, seeds) if start == "kmeans" else _one_hot(seeds, X.shape[1]).mT
+    return lloyd(X, w, seeds) if start in ("kmeans", "kmeans-raw") else _one_hot(seeds, X.shape[1]).mT
 
 
 def plus_plus(X: Tensor, w: Tensor, K: int, generators: list[Generator]) -> Tensor:

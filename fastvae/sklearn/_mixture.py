@@ -56,7 +56,7 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
         EM stops when the mean log likelihood of a row changes by less than ``tol``; ``reg_covar`` is added to each
         variance; the best of ``n_init`` initialisations is kept. ``max_iter=0`` gives the initialisation.
     init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default="kmeans"
-        "kmeans" is that of `fastvae.gmm.fit`, and the others begin where scikit-learn does (see Notes).
+        "kmeans" is "kmeans-raw" of `fastvae.gmm.fit`, and the others begin where scikit-learn does (see Notes).
     weights_init, means_init, precisions_init : array-like, default=None
         In place of what ``init_params`` finds.
     random_state, warm_start, verbose, verbose_interval : default=None, False, 0, 10
@@ -268,7 +268,7 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
         return Climb(start, lower_bounds, lower_bound, converged)
 
     def _em(self, X: Array, sample_weight: Array | None, start: gmm.Mixture | int, max_iter: int) -> gmm.MixtureFit:
-        init, seed = ("kmeans", start) if isinstance(start, int) else (start, None)
+        init, seed = ("kmeans-raw", start) if isinstance(start, int) else (start, None)
         fit = gmm.fit(
             X,
             self.n_components,

@@ -14,8 +14,9 @@ from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
 from ._mixture_pass import make_pass, make_update
 from ._mixture_shift import make_ends
 from ._mixture_start import BLOCK, make_seeds
-from ._mixture_steps import CENTERS, LEAVE, LINEAR, NEAREST, PARAMETERS
+from ._mixture_steps import LEAVE, MERGE, NEAREST, PARAMETERS, SQUARES
 from ._mixture_tiles import PANEL
+from ._mixture_update import LOST
 from ._threads import run
 
 SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums of a problem, of at most so many numbers
@@ -46,6 +47,7 @@ class Mixtures:
         shift: np.ndarray | None = None,
         seed: int = 0,
         reg_covar: float = 0.0,
+        scale: np.ndarray | None = None,
     ) -> None:
         self.w = None if sample_weight is None else sample_weight.double()
         if isinstance(X, Tensor):
@@ -63,7 +65,10 @@ class Mixtures:
         self.factor = math.prod(self.shape)
         self.kernel_family = FULL if full else family
         self.size = 2 * K + K * D + 2 * self.matrices * self.factor
-        self.F = K * (D + 1) + self.matrices * ((-(-D // 4) * 4) ** 2 if full else self.factor) + 1
+        products = self.matrices * ((-(-D // 4) * 4) ** 2 if full else self.factor)
+        self.F = (
+            K * (D + 1) + max(products, D if K == 1 else 0) + 1
+        )  # of one component, room for squares, see `moments`
         share = SLOT_ELEMENTS // self.F
         # where they are few, as many for each of a few threads
         self.slots = max(1, min(SLOTS, self.tiles, share // 4 * 4 or share))
@@ -71,14 +76,15 @@ class Mixtures:
         # few rows: a unit may take all of them, where there are enough problems for the threads
         few = self.tiles == 1 or (self.tiles <= FEW_TILES and self.P // torch.get_num_threads() >= ENOUGH)
         self.small = isinstance(X, Tensor) and few and self.slots == self.tiles and not self.apart
-        self.room = ((D + 3 + K + 4 + PANEL) * (self.T + 8) + 2 * K + D * D + 7) // 8 * 8  # whole cache lines
+        self.room = ((D + 3 + K + 4 + PANEL) * (self.T + 8) + K + K * D + D * D + 7) // 8 * 8  # whole cache lines
         self.ids = np.arange(B) if ids is None else ids
         self.shift = np.zeros((B, D)) if shift is None else shift  # what rows and means are less by
-        self.options = K, family, restarts, self.ids, self.shift, seed, reg_covar
+        self.scale = np.ones((self.P, D)) if scale is None else scale  # what features are times in k-means
+        self.options = K, family, restarts, self.ids, self.shift, seed, reg_covar, self.scale
         self.statistics = np.empty((self.P, self.slots, self.F))
         self.done, self.flags = np.zeros(self.P, np.int64), np.zeros((self.P, K), np.int64)
         self.result = np.zeros((self.P, 3))
-        fixed = self.ids, self.shift, self.statistics, self.done, self.flags, self.result
+        fixed = self.ids, self.shift, self.scale, self.statistics, self.done, self.flags, self.result
         self.at = tuple(map(address, fixed))  # 2 us each
         per_row = {FULL: D * (D + 1), TIED: D * (D + 1), DIAG: 7 * D, SPHERICAL: 5 * D}[family]
         self.ns_per_row = K * (0.06 * per_row + 2.0)
@@ -117,8 +123,8 @@ class Mixtures:
             tiles = max(1, -(-N // self.T))
             args = (
                 *self.rows(X, w), 0 if resp is None else resp.data_ptr(), 0 if resp is None else CODES[resp.dtype],
-                self.seed, N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), *self.at[:2],
-                address(old), address(new), address(centers), self.size, self.at[2], self.F, *self.at[3:],
+                self.seed, N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), *self.at[:3],
+                address(old), address(new), address(centers), self.size, self.at[3], self.F, *self.at[4:],
                 scratch(self.room * threads), self.room, self.matrices, source, wanted, then if last else LEAVE,
                 int(tile == 0), int(rescue), 0, 0, 0, 0, 0.0, self.reg_covar,
             )  # fmt: skip
@@ -126,8 +132,8 @@ class Mixtures:
             tile += tiles
         if apart:
             args = (
-                address(active), address(new), address(centers), self.size, self.at[2], self.F, self.slots,
-                *self.at[3:], self.D, self.K, scratch(self.room * threads), self.room, int(rescue), self.reg_covar,
+                address(active), address(new), address(centers), self.size, self.at[3], self.F, self.slots,
+                *self.at[4:], self.D, self.K, scratch(self.room * threads), self.room, int(rescue), self.reg_covar,
             )  # fmt: skip
             run(
                 make_update(),
@@ -152,8 +158,8 @@ class Mixtures:
         tiles = max(1, -(-self.N // self.T))
         args = (
             *self.rows(self.X, self.w), 0, 0, self.seed, self.N, self.D, self.K, self.T, 0, tiles, self.slots,
-            address(active), *self.at[:2], address(old), address(new), address(old), self.size, self.at[2], self.F,
-            *self.at[3:], scratch(self.room * torch.get_num_threads()), self.room, self.matrices, 0, 0, LEAVE, 1,
+            address(active), *self.at[:3], address(old), address(new), address(old), self.size, self.at[3], self.F,
+            *self.at[4:], scratch(self.room * torch.get_num_threads()), self.room, self.matrices, 0, 0, LEAVE, 1,
             int(rescue), address(records), address(bounds), address(final), bounds.shape[1] - 1, tol, self.reg_covar,
         )  # fmt: skip
         work = self.ns_per_row * self.N * len(active) * PASSES
@@ -204,15 +210,16 @@ class Mixtures:
             X, w = self.X.every(1)
         return Mixtures(X, w, *self.options)
 
-    def seeds(self, centers: np.ndarray, spread: bool) -> None:
+    def seeds(self, centers: np.ndarray, spread: bool, scaled: bool = False) -> None:
         """Rows to start from, as means of the parameters ``centers``: spread as k-means++ does, or any."""
+        scale = self.scale if scaled else np.ones_like(self.scale)
         few = self.sample(min(SEED_ROWS, max(SEED_ELEMENTS // self.D, 4 * self.K)))
         X, w, N, active = few.X, few.w, few.N, np.arange(self.P)
         M = -(-N // BLOCK) * BLOCK + 8
         room, threads = ((self.D + 5) * M + self.D + 7) // 8 * 8, torch.get_num_threads()
         args = (
-            *self.rows(X, w), self.seed, N, self.D, self.K, address(active), *self.at[:2], address(centers),
-            self.size, scratch(room * threads), room, int(spread),
+            *self.rows(X, w), self.seed, N, self.D, self.K, address(active), *self.at[:2], address(scale),
+            address(centers), self.size, scratch(room * threads), room, int(spread),
         )  # fmt: skip
         trials = 3 + int(math.log(self.K))
         run(make_seeds(), args, self.P, self.P * N * self.K * trials * (0.4 * self.D + 1.0))
@@ -277,10 +284,16 @@ def stride_of(N: int, most: int) -> int:
 
 
 def moments(m: Mixtures) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of weights and the mean squared distance from the mean, [B], of each problem's rows."""
+    """The sum of weights, [B], and the variances, [B, D], of each problem's rows."""
     one = Mixtures(m.X, m.w, 1, m.family, shift=m.shift)
-    zero = one.parameters()
-    squares = -2 * one.sweep(np.arange(m.B), zero, one.parameters(), zero, NEAREST, LINEAR, CENTERS)[:, 0]
-    linear = one.statistics[:, 0, : m.D + 1]
-    total, mean = linear[:, m.D].copy(), linear[:, : m.D] / linear[:, m.D :]
-    return total, squares / total - np.square(mean).sum(1)
+    about, room, D, active = one.parameters(), one.parameters(), m.D, np.arange(m.B)
+    center, variances = one.parts(about)[2][:, 0], np.empty((m.B, D))
+    while len(active):
+        one.sweep(active, about, room, about, NEAREST, SQUARES, MERGE)
+        sums = one.statistics[active, 0]
+        n, linear, squares = sums[:, D : D + 1], sums[:, :D], sums[:, D + 1 : 2 * D + 1]
+        variances[active] = (squares - np.square(linear) / n) / n
+        lost = (variances[active] * n < LOST * squares).any(1) & (center[active] == 0).all(1)
+        active = active[lost]  # of digits: once more, about the mean
+        center[active] = (linear / n)[lost]
+    return one.statistics[:, 0, D].copy(), np.maximum(variances, 0.0)

@@ -30,6 +30,7 @@ from ._mixture_steps import (
     PRODUCTS,
     RANDOM,
     RECORD,
+    SQUARES,
     STEP,
     follow,
     pass_of,
@@ -57,7 +58,7 @@ from ._noise import HIGH_SHIFT, LOW_WORD, philox
 from ._threads import finished, last_of, take, worker
 from ._turned import ahead_of, drop, load, load_weights
 
-FIELDS = "42q 2d"
+FIELDS = "43q 2d"
 UPDATE_FIELDS = "15q 1d"
 
 
@@ -81,7 +82,7 @@ def random_responsibilities(logit, w, row, T, K, S, seed, restart, problem):
 
 
 @loop_jit
-def move_centers(statistics, parameters, centers, D, K):
+def move_centers(statistics, parameters, centers, metric, D, K):
     """The means of the rows next to each center, which stays where it has none; how far they moved, how many stayed."""
     outlined()
     moved, empty = 0.0, 0
@@ -90,7 +91,7 @@ def move_centers(statistics, parameters, centers, D, K):
         for d in range(D):
             step = statistics[k * (D + 1) + d] / n if n > 0 else 0.0
             parameters[2 * K + k * D + d] = centers[k * D + d] + step
-            moved += step * step
+            moved += (step * metric[d]) ** 2
         if not n > 0:
             empty += 1
     return moved, empty
@@ -113,7 +114,7 @@ def make_pass(family: int) -> Kernel:
         # *_problem, *_row are strides in elements; `old` holds the parameters to evaluate, `new` those to write
         (
             x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, resp, resp_code, seed,
-            N, D, K, T, first_tile, last_tile, slots, active, ids, shift, old, new, centers, size,
+            N, D, K, T, first_tile, last_tile, slots, active, ids, shift, scale, old, new, centers, size,
             statistics, F, done, flags, result, room, room_size, matrices, source, wanted, after, fresh, rescue,
             records, bounds, final, max_iter, tol, reg_covar,
         ) = unpack(block, FIELDS)  # fmt: skip
@@ -129,9 +130,10 @@ def make_pass(family: int) -> Kernel:
             array_at(rest + 16 * S, PANEL * S, F64),
         )
         rest += 8 * (2 + PANEL) * S
-        zero, one, u = array_at(rest, K, F64), array_at(rest + 8 * K, K, F64), array_at(rest + 16 * K, D * D, F64)
+        zero, metric = array_at(rest, K, F64), array_at(rest + 8 * K, K * D, F64)
+        u = array_at(rest + 8 * K * (D + 1), D * D, F64)
         for k in range(K):
-            zero[k], one[k] = 0.0, 1.0
+            zero[k] = 0.0
         for t in range(D * S, W * S):
             xt[t] = 0.0
         tied = matrices < K
@@ -143,7 +145,9 @@ def make_pass(family: int) -> Kernel:
                     own, i, behind = 0, unit, slots
                 p = array_at(active + 8 * i, 1, I64)[0]
                 data = p // restarts
-                shift_p = array_at(shift + 8 * data * D, D, F64)
+                shift_p, scale_p = array_at(shift + 8 * data * D, D, F64), array_at(scale + 8 * p * D, D, F64)
+                for j in range(K * D):
+                    metric[j] = scale_p[j % D]
                 old_at, new_at, about = old + 8 * p * size, new + 8 * p * size, centers + 8 * p * size
                 sums = array_at(statistics + 8 * p * slots * F, slots * F, F64)
                 result_p = array_at(result + 24 * p, 3, F64)
@@ -193,7 +197,10 @@ def make_pass(family: int) -> Kernel:
                                 else:
                                     value += responsibilities(logit, log_prob, re, w_t, whole, K, S)
                             elif source == NEAREST:
-                                logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S, ahead)
+                                if family == SPHERICAL:  # whose scale is 1
+                                    logits_of_distances(logit, xt, centers_p, metric, zero, whole, D, K, S, ahead)
+                                else:
+                                    logits_of_squares(logit, xt, centers_p, metric, zero, whole, D, K, S, ahead)
                                 value += nearest(logit, w_t, whole, K, S)
                             elif source == RANDOM:
                                 id_p = array_at(ids + 8 * data, 1, I64)[0]
@@ -205,6 +212,8 @@ def make_pass(family: int) -> Kernel:
                             square = mine_s[K * (D + 1) :]
                             if wanted == LINEAR:
                                 add_all_linear(mine_s, mine_s, xt, centers_p, logit, whole, D, K, S)
+                            elif wanted == SQUARES:
+                                add_all_squares(square, mine_s, xt, centers_p, logit, whole, D, K, S)
                             elif wanted == PRODUCTS:
                                 if family == DIAG:
                                     add_all_squares(square, mine_s, xt, centers_p, logit, whole, D, K, S)
@@ -232,7 +241,7 @@ def make_pass(family: int) -> Kernel:
                         flag, split = finish_parameters(new_p, flags_p, D, K, matrices, family, rescue)
                         result_p[1], result_p[2] = flag, split
                     elif after == CENTERS:
-                        result_p[1], result_p[2] = move_centers(sums, new_p, centers_p, D, K)
+                        result_p[1], result_p[2] = move_centers(sums, new_p, centers_p, metric, D, K)
                     if not records:
                         break
                     of_p = array_at(bounds + 8 * p * (max_iter + 1), max_iter + 1, F64)

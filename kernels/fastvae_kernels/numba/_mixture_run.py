@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._mixture_few import DIAG, FULL, TIED
+from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
 from ._mixture_launch import Mixtures
 from ._mixture_steps import (
     BEFORE,
@@ -55,9 +55,14 @@ LLOYD_ROWS = 1 << 15  # of a problem, that k-means looks at
 class Run:
     """EM for some problems, each with its restarts, side by side."""
 
-    def __init__(self, mixtures: Mixtures, total: np.ndarray, spread: np.ndarray) -> None:
+    def __init__(self, mixtures: Mixtures, total: np.ndarray, variances: np.ndarray, how: Any) -> None:
         self.mixtures = m = mixtures
-        self.total, self.spread = np.repeat(total, m.restarts), np.repeat(spread, m.restarts)
+        variances = np.repeat(variances, m.restarts, axis=0)
+        if how == "kmeans" and m.family != SPHERICAL:  # which knows no features of their own
+            scaled = (np.arange(m.P) % m.restarts % 2 == 0)[:, None] & (variances > 0)  # they take turns
+            np.sqrt(variances, out=m.scale, where=scaled)
+            np.reciprocal(m.scale, out=m.scale, where=scaled)
+        self.total, self.spread = np.repeat(total, m.restarts), (variances * np.square(m.scale)).sum(1)
         self.now, self.next = m.parameters(), m.parameters()  # of the last pass, to be written in the next
         self.final, self.n_iter, self.status = m.parameters(), np.zeros(m.P, np.int64), np.zeros(m.P, np.int64)
         self.bounds = np.empty((m.P, 0))  # and one more column, for that of `final`
@@ -81,7 +86,7 @@ class Run:
             m.sweep(active, self.now, self.next, self.next, RANDOM, LINEAR, CENTERS)
             source = RANDOM
         else:
-            m.seeds(self.next, True)
+            m.seeds(self.next, True, scaled=True)
             self.cluster(active, m.sample(LLOYD_ROWS))
             source = NEAREST
         result = m.sweep(active, self.next, self.now, self.next, source, PRODUCTS, PARAMETERS, rescue=rescue)
@@ -148,9 +153,9 @@ class Run:
         self, how: Any, tol: float, max_iter: int, rescue: bool, progress: Callable[[int, int], Any] | None
     ) -> None:
         """`start` and `climb` of small problems, and the likelihood, in one launch, or a few that tell of progress."""
-        m, lloyd = self.mixtures, how == "kmeans"
+        m, lloyd = self.mixtures, how in ("kmeans", "kmeans-raw")
         if lloyd:
-            m.seeds(self.next, True)
+            m.seeds(self.next, True, scaled=True)
         active = self.waiting if lloyd else self.start(how, rescue)
         records, bounds = np.zeros((m.P, RECORD)), np.empty((m.P, max_iter + 1))
         records[:, STEP], records[:, STATUS] = LLOYD if lloyd else CLIMB, self.status
@@ -194,7 +199,7 @@ def relocate(m: Mixtures, problems: np.ndarray, theta: np.ndarray) -> None:
         rows = rows - m.shift[data]
         distance = np.full(len(rows), np.inf)
         for k in np.flatnonzero(counts > 0):
-            np.minimum(distance, np.square(rows - centers[k]).sum(1), out=distance)
+            np.minimum(distance, np.square((rows - centers[k]) * m.scale[p]).sum(1), out=distance)
         empty = np.flatnonzero(~(counts > 0))
         farthest = np.argsort(-distance, kind="stable")[: len(empty)]
         centers[empty] = rows[farthest]

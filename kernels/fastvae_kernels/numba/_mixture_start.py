@@ -15,13 +15,13 @@ import numpy as np
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
 from ._math import select
 from ._memory import F32, F64, I64, array_at, read, vector, write
-from ._mixture_tiles import squared_distances
+from ._mixture_tiles import scaled_distances
 from ._noise import HIGH_SHIFT, LOW_WORD, philox
 from ._threads import finished, take, worker
 from ._turned import drop, load, load_weights
 from ._vector import total
 
-FIELDS = "20q"
+FIELDS = "21q"
 BLOCK = 16  # rows whose weights are added up before one of them is drawn
 
 
@@ -38,7 +38,7 @@ def uniform(seed, problem, restart, draw):
 
 
 @loop_jit
-def nearer(closest, sums, xt, center, w, before, M, D, S):
+def nearer(closest, sums, xt, center, scale, w, before, M, D, S):
     """The squared distance of each row from the nearest center, this one included; w times it, by blocks, and the sum.
 
     ``before`` are the distances so far, ``closest`` those with the new center; they may be one array.
@@ -47,7 +47,7 @@ def nearer(closest, sums, xt, center, w, before, M, D, S):
     v = vector(F64)
     acc = 0.0
     for t in range(0, M, BLOCK):
-        q0, q1 = squared_distances(xt, center, 0, t, D, S, v)
+        q0, q1 = scaled_distances(xt, center, scale, 0, t, D, S, v)
         b0, b1 = read(before, t, v), read(before, t + 8, v)
         q0, q1 = select(q0 < b0, q0, b0), select(q1 < b1, q1, b1)
         write(closest, t, q0)
@@ -89,7 +89,7 @@ def make_seeds() -> Kernel:
     def mixture_seeds(block):
         (
             x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, seed, N, D, K, active, ids, shift,
-            centers, size, room, room_size, spread,
+            scale, centers, size, room, room_size, spread,
         ) = unpack(block, FIELDS)  # fmt: skip
         M = (N + BLOCK - 1) // BLOCK * BLOCK
         S = M + 8
@@ -106,7 +106,7 @@ def make_seeds() -> Kernel:
                 p = array_at(active + 8 * unit, 1, I64)[0]
                 data, restart = p // restarts, p % restarts
                 problem = array_at(ids + 8 * data, 1, I64)[0]
-                shift_p = array_at(shift + 8 * data * D, D, F64)
+                shift_p, scale_p = array_at(shift + 8 * data * D, D, F64), array_at(scale + 8 * p * D, D, F64)
                 centers_p = array_at(centers + 8 * p * size + 16 * K, K * D, F64)
                 load(xt, x + data * x_problem * (4 if x_code == F32 else 8), x_code, 0, x_row, N, M, D, S, shift_p)
                 load_weights(w_t, w + data * w_problem * 8 if w else 0, 0, w_row, N, M)
@@ -132,7 +132,7 @@ def make_seeds() -> Kernel:
                         if trials > 1 and k > 0:
                             for d in range(D):
                                 center[d] = xt[d * S + t]
-                            left = nearer(trial, trial_sums, xt, center, w_t, closest, M, D, S)
+                            left = nearer(trial, trial_sums, xt, center, scale_p, w_t, closest, M, D, S)
                         else:
                             left = 0.0
                         if left < least:
@@ -145,7 +145,7 @@ def make_seeds() -> Kernel:
                         if k == 0:
                             for t in range(M):
                                 closest[t] = math.inf
-                        potential = nearer(closest, sums, xt, centers_p[k * D :], w_t, closest, M, D, S)
+                        potential = nearer(closest, sums, xt, centers_p[k * D :], scale_p, w_t, closest, M, D, S)
                     else:  # each row once
                         closest[at] = 0.0
                         b, potential = at // BLOCK, 0.0

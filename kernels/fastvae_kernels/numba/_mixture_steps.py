@@ -15,7 +15,7 @@ from ._jit import loop_jit, math_jit, outlined
 from ._mixture_update import FAR, SINGULAR
 
 POSTERIOR, GIVEN, NEAREST, RANDOM = range(4)  # where responsibilities come from
-NOTHING, LINEAR, PRODUCTS = range(3)  # statistics that are wanted
+NOTHING, LINEAR, PRODUCTS, SQUARES = range(4)  # statistics that are wanted
 LEAVE, MERGE, PARAMETERS, CENTERS = range(4)  # what follows on the last slot of a problem
 LLOYD, START, CLIMB, AGAIN, LAST, LEFT, DONE = range(7)
 CONVERGED, MAX_ITER, RESCUED, DEGENERATE = 1, 2, 4, 8  # of a fit: the values of fastvae.Status

@@ -72,8 +72,8 @@ def fit(
         some = X[rows] if isinstance(X, Tensor) else X
         m = Mixtures(some, w, n_components, family, restarts, ids[rows], seed=seed, reg_covar=reg_covar)
         m.move_near()
-        em = Run(m, *moments(m))
         how = start if isinstance(start, str) else [t[rows] for t in start]
+        em = Run(m, *moments(m), how)
         if m.small and 0 < m.P * max_iter <= BATCH_ELEMENTS:
             em.settle(how, tol, max_iter, rescue, progress)
         else:
