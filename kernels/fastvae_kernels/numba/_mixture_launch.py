@@ -76,7 +76,9 @@ class Mixtures:
         # few rows: a unit may take all of them, where there are enough problems for the threads
         few = self.tiles == 1 or (self.tiles <= FEW_TILES and self.P // torch.get_num_threads() >= ENOUGH)
         self.small = isinstance(X, Tensor) and few and self.slots == self.tiles and not self.apart
-        self.room = ((D + 3 + K + 4 + PANEL) * (self.T + 8) + K + K * D + D * D + 7) // 8 * 8  # whole cache lines
+        self.room = (
+            ((D + 3 + K + 4 + PANEL) * (self.T + 8) + 2 * K + 2 * K * D + D * D + 7) // 8 * 8
+        )  # whole cache lines
         self.ids = np.arange(B) if ids is None else ids
         self.shift = np.zeros((B, D)) if shift is None else shift  # what rows and means are less by
         self.scale = np.ones((self.P, D)) if scale is None else scale  # what features are times in k-means

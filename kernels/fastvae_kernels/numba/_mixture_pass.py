@@ -14,7 +14,8 @@ from functools import cache
 import numpy as np
 
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
-from ._memory import F32, F64, I64, array_at
+from ._math import like
+from ._memory import F32, F64, I64, array_at, read, vector, write
 from ._mixture_steps import (
     AGAIN,
     CENTERS,
@@ -83,18 +84,33 @@ def random_responsibilities(logit, w, row, T, K, S, seed, restart, problem):
 
 @loop_jit
 def move_centers(statistics, parameters, centers, metric, D, K):
-    """The means of the rows next to each center, which stays where it has none; how far they moved, how many stayed."""
+    """The means of the rows next to each center, which stays where it has none; how far they moved, how many stayed.
+
+    The sums are of features times ``metric``, and so is the way that centers moved.
+    """
     outlined()
     moved, empty = 0.0, 0
     for k in range(K):
         n = statistics[k * (D + 1) + D]
         for d in range(D):
             step = statistics[k * (D + 1) + d] / n if n > 0 else 0.0
-            parameters[2 * K + k * D + d] = centers[k * D + d] + step
-            moved += (step * metric[d]) ** 2
+            parameters[2 * K + k * D + d] = centers[k * D + d] + step / metric[d]
+            moved += step * step
         if not n > 0:
             empty += 1
     return moved, empty
+
+
+@loop_jit
+def scale_rows(xt, metric, T, D, S):
+    """Features times ``metric``."""
+    outlined()
+    v = vector(F64)
+    for d in range(D):
+        if metric[d] != 1:
+            a = like(v, metric[d])
+            for t in range(0, T, 8):
+                write(xt, d * S + t, read(xt, d * S + t, v) * a)
 
 
 @loop_jit
@@ -130,10 +146,11 @@ def make_pass(family: int) -> Kernel:
             array_at(rest + 16 * S, PANEL * S, F64),
         )
         rest += 8 * (2 + PANEL) * S
-        zero, metric = array_at(rest, K, F64), array_at(rest + 8 * K, K * D, F64)
-        u = array_at(rest + 8 * K * (D + 1), D * D, F64)
+        zero, one, rest = array_at(rest, K, F64), array_at(rest + 8 * K, K, F64), rest + 16 * K
+        metric, near = array_at(rest, K * D, F64), array_at(rest + 8 * K * D, K * D, F64)
+        u = array_at(rest + 16 * K * D, D * D, F64)
         for k in range(K):
-            zero[k] = 0.0
+            zero[k], one[k] = 0.0, 1.0
         for t in range(D * S, W * S):
             xt[t] = 0.0
         tied = matrices < K
@@ -154,13 +171,23 @@ def make_pass(family: int) -> Kernel:
                 record = array_at(records + 8 * RECORD * p, RECORD, F64)
                 x_p = x + data * x_problem * (4 if x_code == F32 else 8)
                 w_p = w + data * w_problem * 8 if w else 0
-                held, step = -1, DONE  # the tile that is in scratch
+                held, times, step = -1, False, DONE  # the tile that is in scratch, and whether times the metric
                 if records:
                     step = int(record[STEP])
                 while True:
                     if records:
                         source, wanted, after = pass_of(step)
                     old_p, centers_p = array_at(old_at, size, F64), array_at(about + 16 * K, K * D, F64)
+                    # k-means alone, all rows and centers times the metric: fewer products than for each of K distances
+                    scaled = source == NEAREST and wanted == LINEAR and family != SPHERICAL
+                    if scaled:
+                        for j in range(K * D):
+                            near[j] = centers_p[j] * metric[j]
+                        if not times:
+                            held = -1
+                    elif times:
+                        held = -1
+                    times = scaled
                     for s in range(own, behind):
                         mine_s = sums[s * F : s * F + F]
                         if fresh:
@@ -177,6 +204,8 @@ def make_pass(family: int) -> Kernel:
                                 load_weights(w_t, w_p, row, w_row, rows, whole)
                                 if w:
                                     drop(xt, w_t, rows, D, S)
+                                if scaled:
+                                    scale_rows(xt, metric, whole, D, S)
                                 held = tile
                             then = tile + slots
                             if then >= last_tile:  # the first of the next slot
@@ -196,9 +225,14 @@ def make_pass(family: int) -> Kernel:
                                     value += posterior(logit, log_prob, re, w_t, whole, K, S)
                                 else:
                                     value += responsibilities(logit, log_prob, re, w_t, whole, K, S)
+                            elif wanted == SQUARES:  # of one component, which all rows are nearest to
+                                for t in range(whole):
+                                    logit[t] = w_t[t]
                             elif source == NEAREST:
-                                if family == SPHERICAL:  # whose scale is 1
-                                    logits_of_distances(logit, xt, centers_p, metric, zero, whole, D, K, S, ahead)
+                                if scaled:
+                                    logits_of_distances(logit, xt, near, one, zero, whole, D, K, S, ahead)
+                                elif family == SPHERICAL:  # whose metric is 1
+                                    logits_of_distances(logit, xt, centers_p, one, zero, whole, D, K, S, ahead)
                                 else:
                                     logits_of_squares(logit, xt, centers_p, metric, zero, whole, D, K, S, ahead)
                                 value += nearest(logit, w_t, whole, K, S)
@@ -211,7 +245,7 @@ def make_pass(family: int) -> Kernel:
                                 weigh(logit, w_t, whole, K, S)
                             square = mine_s[K * (D + 1) :]
                             if wanted == LINEAR:
-                                add_all_linear(mine_s, mine_s, xt, centers_p, logit, whole, D, K, S)
+                                add_all_linear(mine_s, mine_s, xt, near if scaled else centers_p, logit, whole, D, K, S)
                             elif wanted == SQUARES:
                                 add_all_squares(square, mine_s, xt, centers_p, logit, whole, D, K, S)
                             elif wanted == PRODUCTS:

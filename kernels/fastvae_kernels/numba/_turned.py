@@ -14,9 +14,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from ._jit import loop_jit, math_jit, outlined
-from ._math import like
+from ._math import like, select
 from ._memory import F32, F64, I64, array_at, number, prefetch, read, vector, write
-from ._vector import Vector, deinterleave, llvm_type, shuffle
+from ._vector import Vector, deinterleave, llvm_type, shuffle, total
 
 
 @intrinsic
@@ -141,8 +141,14 @@ def load_weights(w, address, row, stride, rows, T):
 
 @loop_jit
 def drop(xt, w, rows, D, S):
-    """Zeros in place of the rows of weight 0, whatever they hold: 0 times NaN is none."""
+    """Zeros in place of the rows of weight 0, whatever they hold: 0 times NaN is none. Weights behind them are 0."""
     outlined()
+    v = vector(F64)
+    zeros, padded = like(v, 0), (rows + 7) // 8 * 8
+    for t in range(0, padded, 8):
+        zeros = zeros + select(read(w, t, v) == like(v, 0), like(v, 1), like(v, 0))
+    if total(zeros) == padded - rows:  # as a rule
+        return
     for t in range(rows):
         if w[t] == 0:
             for d in range(D):
