@@ -162,7 +162,6 @@ def fit(
         fitted = problems.run(checks.engine(backend, data.X), task, tell, **options)
         if on_degenerate == "raise" or (on_degenerate is None and not data.batch):
             problems.refuse(task, fitted, options["reg_covar"])
-        problems.warn_of_reg_covar(task, fitted, options["reg_covar"])
     fitted = fitted._replace(log_likelihood=fitted.log_likelihood * unit)
     mixture = data.mixture(fitted[:3], kind)
     converged = fitted.status & Status.CONVERGED != 0

@@ -1,7 +1,6 @@
 """The parts of `fastvae.gmm.fit`: which problems can be fitted at all, their fits, and what is said of failures."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -99,43 +98,6 @@ def run(engine: Any, task: Task, progress: Callable[[int, int], None] | None, **
         return gmm_fit.Fitted._make(found)
     wholes = blank(found.lower_bounds.shape[1])
     return gmm_fit.Fitted._make(t.index_copy(0, good, part) for t, part in zip(wholes, found, strict=True))
-
-
-def warn_of_reg_covar(task: Task, fitted: gmm_fit.Fitted, reg_covar: float) -> None:
-    """Warn where reg_covar is as large as the variance of a feature, in which components are then one.
-
-    The variance about the mean of a mixture is that of its rows plus reg_covar, in each feature, or of spherical
-    components on average. Rows are looked at only where that says too little: a feature without variance may be meant.
-    """
-    if reg_covar == 0 or task.chunks is not None:
-        return
-    weights, means, covariances = fitted[:3]
-    centre = (weights[..., None] * means).sum(1, keepdim=True)
-    between = (weights[..., None] * (means - centre).square()).sum(1)  # [B, D]
-    if task.covariance_type == "spherical":
-        total = between.mean(1, keepdim=True) + (weights * covariances).sum(1, keepdim=True)
-    elif task.covariance_type == "diag":
-        total = between + (weights[..., None] * covariances).sum(1)
-    else:
-        each = covariances.diagonal(dim1=-2, dim2=-1)
-        total = between + (each if task.covariance_type == "tied" else (weights[..., None] * each).sum(1))
-    for b in (total <= 2 * reg_covar).any(1).nonzero()[:, 0].tolist():
-        w = torch.ones_like(task.data.X[b, :, 0]) if task.sample_weight is None else task.sample_weight[b]
-        rows, w = task.data.X[b][w > 0].double(), w[w > 0].double() / w.sum()
-        variance, constant = w @ (rows - w @ rows).square(), rows.amin(0) == rows.amax(0)
-        if task.covariance_type == "spherical":
-            variance = variance.mean().expand_as(variance)
-        narrow = ~constant & (variance <= reg_covar)
-        if narrow.any():
-            d = int(narrow.nonzero()[0, 0])
-            where = _of(torch.arange(len(total), device=total.device) == b, task)
-            warnings.warn(
-                f"reg_covar = {reg_covar:g} is as large as the variance of feature {d} of X, {float(variance[d]):.3g}"
-                f"{where}: components cannot be told apart in it. Scale X, or lower reg_covar",
-                UserWarning,
-                stacklevel=3,
-            )
-            return
 
 
 def refuse(task: Task, fitted: gmm_fit.Fitted, reg_covar: float) -> None:

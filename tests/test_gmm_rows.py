@@ -102,19 +102,19 @@ def test_steps_do_not_see_rows_of_weight_0(kind, nothing, D, each_backend):
         np.testing.assert_array_equal(a, b)
         assert np.isfinite(a).all()
     resp = np.exp(gmm.e_step(spoiled, mixture).log_resp)  # NaN where the row is
-    new, expected = (
+    got, want = (
         gmm.m_step(X, r, covariance_type=kind, sample_weight=w)
         for X, r in ((spoiled, resp), (clean, np.nan_to_num(resp)))
     )
-    for a, b in zip(new[:3], expected[:3], strict=True):
+    for a, b in zip(got[:3], want[:3], strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.isfinite(a).all()
     resp = gmm.predict_proba(clean, mixture)
     resp[w == 0] = nothing
     for function in (gmm.aic, gmm.bic, lambda X, m, **o: gmm.elbo(X, resp, m, **o)):
-        value, truth = (function(X, mixture, sample_weight=w) for X in (spoiled, clean))
-        assert value == truth
-        assert np.isfinite(value)
+        got, want = (function(X, mixture, sample_weight=w) for X in (spoiled, clean))
+        assert got == want
+        assert np.isfinite(got)
 
 
 @every_kind

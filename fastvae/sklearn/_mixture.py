@@ -35,7 +35,6 @@ class Climb(NamedTuple):
     lower_bounds: list[float]
     lower_bound: float
     converged: bool
-    status: Status
 
 
 class GaussianMixture(sklearn.mixture.GaussianMixture):
@@ -71,8 +70,6 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
     converged_, n_iter_, lower_bound_, lower_bounds_ : bool, int, float, list of float
         Of the best initialisation. A lower bound is that of the parameters that entered an iteration, so that
         ``lower_bound_`` is one step older than ``score``; per unit weight.
-    status_ : fastvae.Status
-        How that one ended, such as ``CONVERGED | RESCUED`` where a component was placed anew.
     n_features_in_, feature_names_in_ : int, ndarray
         As in every scikit-learn estimator.
 
@@ -135,10 +132,7 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
         Warns
         -----
         ConvergenceWarning
-            If the best initialisation did not converge within ``max_iter`` iterations, if a component of it had to be
-            placed anew, or if k-means is to find more components than there are distinct rows.
-        UserWarning
-            If ``reg_covar`` is as large as the variance of a feature.
+            If the best initialisation did not converge within ``max_iter`` iterations.
         """
         if _array_api(sample_weight):
             super().fit_predict(X)
@@ -188,8 +182,6 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
             )
         self._check_parameters(X, **NAMESPACE)
         warm = self.warm_start and hasattr(self, "converged_")
-        if not warm and self.init_params == "kmeans":
-            _warn_of_few_distinct(X if sample_weight is None else X[sample_weight > 0], self.n_components)
         random_state = check_random_state(self.random_state)
         best: Climb | None = None
         for init in range(1 if warm else self.n_init):
@@ -208,18 +200,10 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
                 ConvergenceWarning,
                 stacklevel=4,  # past `fit` and its decorator
             )
-        if best.status & Status.RESCUED:
-            warnings.warn(
-                "A component lost its rows, or had a covariance that is not positive definite, and was placed anew. "
-                "Try fewer components.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
         *parameters, _ = best.mixture
         parameters.append(_compute_precision_cholesky(best.mixture.covariances, self.covariance_type))
         self._set_parameters(tuple(parameter.astype(X.dtype, copy=False) for parameter in parameters))
         self.converged_, self.n_iter_ = best.converged, len(best.lower_bounds)
-        self.status_ = best.status
         self.lower_bound_, self.lower_bounds_ = best.lower_bound, best.lower_bounds
         return X
 
@@ -268,13 +252,12 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
         iteration is made by itself; the last bound of the call before foretells it.
         """
         lower_bounds: list[float] = []
-        converged, by_itself, seen = False, lower_bound > -math.inf, Status(0)
+        converged, by_itself = False, lower_bound > -math.inf
         while len(lower_bounds) < self.max_iter and not converged:
             n = 1 if by_itself else self.max_iter - len(lower_bounds)
             if self.verbose:
                 n = min(n, self.verbose_interval - len(lower_bounds) % self.verbose_interval)
             fit = self._em(X, sample_weight, start, n)
-            seen |= fit.status
             *entered, coming = fit.lower_bounds.tolist()
             for bound in entered:
                 lower_bound, change = bound, bound - lower_bound
@@ -282,8 +265,7 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
                 self._print_verbose_msg_iter_end(len(lower_bounds), change)
             start, converged, by_itself = fit.mixture, abs(change) < self.tol, abs(coming - bound) < self.tol
         assert isinstance(start, gmm.Mixture)  # a seed comes only where there are iterations to make
-        ended = Status.CONVERGED if converged else Status.MAX_ITER
-        return Climb(start, lower_bounds, lower_bound, converged, (seen & Status.RESCUED) | ended)
+        return Climb(start, lower_bounds, lower_bound, converged)
 
     def _em(self, X: Array, sample_weight: Array | None, start: gmm.Mixture | int, max_iter: int) -> gmm.MixtureFit:
         init, seed = ("kmeans-raw", start) if isinstance(start, int) else (start, None)
@@ -310,20 +292,6 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
         covariances = _covariances(np.asarray(self.precisions_cholesky_, np.float64), self.covariance_type)
         weights, means = (np.asarray(parameter, np.float64) for parameter in (self.weights_, self.means_))
         return gmm.Mixture(weights, means, covariances, self.covariance_type)
-
-
-def _warn_of_few_distinct(X: Array, n_components: int) -> None:
-    """As scikit-learn's k-means does; mostly the first rows tell that there are enough."""
-    looked = 4 * n_components
-    while (distinct := len(np.unique(X[:looked], axis=0))) < n_components and looked < len(X):
-        looked *= 4
-    if distinct < n_components:
-        warnings.warn(
-            f"Number of distinct rows ({distinct}) is smaller than n_components ({n_components}). Possibly due to "
-            "duplicate points in X.",
-            ConvergenceWarning,
-            stacklevel=5,
-        )
 
 
 def _is_matrix(covariance_type: str) -> bool:
