@@ -31,8 +31,8 @@ class Chunks:
                 raise ValueError(f"each chunk of X must be on the CPU, got one on {t.device}")
             if len(t) and not (t.amax().isfinite() and t.amin().isfinite()):
                 rows = (~t.isfinite()).any(1).nonzero()[:, 0]
-                columns = (~t[rows].isfinite()).byte().argmax(1)
-                self.bad.append((rows + self.N, columns, t[rows, columns]))
+                first = (~t[rows].isfinite()).byte().argmax(1)
+                self.bad.append((rows + self.N, first, t[rows, first]))
             self.N += len(t)
 
     def check_finite(self, sample_weight: Tensor | None) -> None:

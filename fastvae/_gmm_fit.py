@@ -109,6 +109,12 @@ def fit(
     BackendError
         If the backend named cannot serve the call.
 
+    Warns
+    -----
+    UserWarning
+        If ``reg_covar`` is as large as the variance of a feature that is not constant (where "spherical", as the mean
+        of all): it hides what tells the components apart there.
+
     Notes
     -----
     Equivalent to ``sklearn.mixture.GaussianMixture(K, ...).fit(X)`` in iterations, stopping rule and defaults; its
@@ -162,6 +168,7 @@ def fit(
         fitted = problems.run(checks.engine(backend, data.X), task, tell, **options)
         if on_degenerate == "raise" or (on_degenerate is None and not data.batch):
             problems.refuse(task, fitted, options["reg_covar"])
+    problems.warn_of_floor(task, fitted, options["reg_covar"])
     fitted = fitted._replace(log_likelihood=fitted.log_likelihood * unit)
     mixture = data.mixture(fitted[:3], kind)
     converged = fitted.status & Status.CONVERGED != 0

@@ -1,6 +1,7 @@
 """The parts of `fastvae.gmm.fit`: which problems can be fitted at all, their fits, and what is said of failures."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -71,8 +72,8 @@ def run(engine: Any, task: Task, progress: Callable[[int, int], None] | None, **
             (),
             (width,),
         ]
-        nan = [torch.full((B, *s), math.nan, dtype=torch.float64, device=X.device) for s in shapes]
-        return gmm_fit.Fitted._make((*nan, torch.zeros_like(status), status))
+        *nan, variances = (torch.full((B, *s), math.nan, dtype=torch.float64, device=X.device) for s in (*shapes, (D,)))
+        return gmm_fit.Fitted._make((*nan, torch.zeros_like(status), status, variances))
 
     if len(good) == 0:
         return blank(1)
@@ -119,6 +120,26 @@ def refuse(task: Task, fitted: gmm_fit.Fitted, reg_covar: float) -> None:
         f"{_degenerate(task, fitted, b, reg_covar)}{where}: raise reg_covar, now {reg_covar:g}, lower n_components, now"
         f" {K}, or fit with on_degenerate='rescue'"
     )
+
+
+def warn_of_floor(task: Task, fitted: gmm_fit.Fitted, reg_covar: float) -> None:
+    """Where reg_covar is as large as a feature's variance, but for constant features."""
+    variances = fitted.variances  # [B, D]
+    what = "the variance of feature {} of X"
+    if task.covariance_type == "spherical":
+        variances, what = variances.mean(1, keepdim=True), "the mean variance of X's features"
+    small = (variances <= reg_covar) & (variances > 0)
+    if reg_covar == 0 or not small.any():
+        return
+    rounding = 8 * torch.finfo(torch.float64).eps * fitted.means.abs().amax((1, 2))  # of a constant, far from 0
+    small &= variances > rounding.square()[:, None]
+    if small.any():
+        b, d = small.nonzero()[0].tolist()
+        of = f"{what.format(d)}, {variances[b, d]:.3g}{_of(small.any(1), task)}"
+        warnings.warn(
+            f"reg_covar, {reg_covar:g}, is as large as {of}: it hides all structure there; scale X, or lower reg_covar",
+            stacklevel=3,
+        )
 
 
 def _nonfinite(task: Task, b: int, where: str) -> str:

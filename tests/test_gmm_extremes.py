@@ -190,3 +190,48 @@ def test_weights_that_are_a_distribution_but_for_their_rounding_are_taken(name, 
         OF_A_MIXTURE[name](X, start(X)._replace(weights=weights))
         OF_A_MIXTURE[name](X, start(X)._replace(weights=weights.astype(np.float64)))  # from a fit in float32
     OF_A_MIXTURE[name](X, start(X)._replace(weights=np.full(3, np.nan)))  # of a problem without a fit: NaN
+
+
+# A reg_covar as large as the data are wide
+
+
+@every_kind
+def test_a_reg_covar_as_large_as_a_variance_is_said(kind):
+    how = {"covariance_type": kind, "seed": 0}
+    X = 1e-8 * data()
+    what = "the mean variance of X's features" if kind == "spherical" else "the variance of feature 0 of X"
+    variances = X.var(0)
+    size = variances.mean() if kind == "spherical" else variances[0]
+    said = rf"^reg_covar, 1e-06, is as large as {what}, {size:.3g}: it hides all structure there; scale X, or lower"
+    with pytest.warns(UserWarning, match=said):
+        gmm.fit(X, 3, **how)
+    found = gmm.fit(X, 3, reg_covar=0, **how)  # no word: the suite makes an error of any warning
+    assert found.status == Status.CONVERGED
+    many = data(batch=(2, 2))
+    many[1, 0, :, 1] *= 1e-6
+    if kind != "spherical":
+        with pytest.warns(
+            UserWarning, match=r"variance of feature 1 of X, \S+ in problem \[1, 0\] of the batch: it hides"
+        ):
+            gmm.fit(many, 3, **how)
+    else:
+        assert (gmm.fit(many, 3, **how).status != Status.SINGULAR).all()
+    weights = np.where(np.arange(120) < 60, 1.0, 0.0)
+    mixed = np.where(weights[:, None] > 0, X, 1.0)
+    with pytest.warns(UserWarning, match=r"reg_covar, 1e-06, is as large as"):
+        gmm.fit(mixed, 3, sample_weight=weights, **how)
+
+
+@every_kind
+@pytest.mark.parametrize("offset", [0.0, 0.1, 1e8])
+def test_a_constant_feature_is_nothing_to_warn_of(kind, offset):
+    X = np.concatenate([data(), np.full((120, 1), offset)], axis=1)
+    assert gmm.fit(X, 3, covariance_type=kind, seed=0).converged
+    w = np.random.default_rng(0).uniform(size=120)
+    assert gmm.fit(X, 3, covariance_type=kind, seed=0, sample_weight=w).converged
+
+
+def test_a_chunked_fit_says_it_too():
+    X = 1e-8 * data()
+    with pytest.warns(UserWarning, match=r"^reg_covar, 1e-06, is as large as the variance of feature 0 of X"):
+        gmm.fit(lambda: [X[:50], X[50:]], 3, seed=0)

@@ -97,8 +97,8 @@ def with_nothing(X, nothing, every=4):
 def test_steps_do_not_see_rows_of_weight_0(kind, nothing, D, each_backend):
     clean, spoiled, w = with_nothing(data(N=120, D=D) + 5.0, nothing)
     mixture = start(clean, kind=kind)
-    got, want = (gmm.em_step(X, mixture, sample_weight=w) for X in (spoiled, clean))
-    for a, b in zip((*got[0][:3], got[1]), (*want[0][:3], want[1]), strict=True):
+    step, clean_step = (gmm.em_step(X, mixture, sample_weight=w) for X in (spoiled, clean))
+    for a, b in zip((*step[0][:3], step[1]), (*clean_step[0][:3], clean_step[1]), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.isfinite(a).all()
     resp = np.exp(gmm.e_step(spoiled, mixture).log_resp)  # NaN where the row is

@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from their_tests import run_their_tests
 
 import fastvae.sklearn
+from fastvae import Status
 from fastvae.reference.gmm import COVARIANCE_TYPES
 from fastvae.sklearn import GaussianMixture
 
@@ -266,8 +267,10 @@ def test_a_component_without_rows_is_no_error_with_reg_covar(kind):
     """There scikit-learn leaves it empty, at the origin; here it is placed anew."""
     far = {"means_init": [[5.0, 3.0, 1.4, 0.2], [1e5, 0.0, 0.0, 0.0]], "weights_init": [0.5, 0.5]}
     model = GaussianMixture(2, covariance_type=kind, random_state=0, **far)
-    with pytest.warns(ConvergenceWarning, match="was placed anew"):
+    with pytest.warns(ConvergenceWarning, match="was placed anew") as caught:
         assert model.fit(IRIS).weights_.min() > 0.1
+    assert caught[0].filename == __file__
+    assert model.status_ & Status.RESCUED
     with pytest.raises(ValueError, match="ill-defined empirical covariance"):
         model.set_params(reg_covar=0).fit(IRIS)
 
@@ -305,3 +308,42 @@ def test_the_unit_of_weights_does_not_matter(init, unit):
     w = np.random.default_rng(0).integers(1, 9, len(IRIS)) / 4.0
     model = GaussianMixture(3, init_params=init, random_state=0)
     same(sklearn.base.clone(model).fit(IRIS, sample_weight=unit * w), model.fit(IRIS, sample_weight=w), rtol=0)
+
+
+@pytest.mark.parametrize("max_iter", [0, 100])
+@pytest.mark.parametrize("n_init", [1, 2])
+def test_fewer_distinct_points_than_clusters_are_said_as_by_scikit_learn(max_iter, n_init):
+    X, w = np.repeat([[0.0, 1.0], [5.0, 2.0]], 200, axis=0), np.ones(401)
+    said = (
+        r"Number of distinct clusters \(2\) found smaller than n_clusters \(3\). Possibly due to duplicate points in X."
+    )
+    options = {"random_state": 0, "max_iter": max_iter, "n_init": n_init}
+    with pytest.warns(ConvergenceWarning, match=said):
+        sklearn.mixture.GaussianMixture(3, **options).fit(X)
+    with pytest.warns(ConvergenceWarning) as caught:
+        model = GaussianMixture(3, **options).fit(X)
+    assert model.status_ & Status.RESCUED
+    assert any(re.match(said, str(one.message)) for one in caught)
+    w[400] = 0
+    with pytest.warns(ConvergenceWarning) as caught:  # a row of weight 0 is no third
+        GaussianMixture(3, **options).fit(np.concatenate([X, [[9.0, 9.0]]]), sample_weight=w)
+    assert any(re.match(said, str(one.message)) for one in caught)
+    late = np.concatenate([X, [[9.0, 9.0]]])  # the third comes last: no word of it
+    assert GaussianMixture(3, random_state=0).fit(late).converged_
+
+
+def test_the_status_of_the_best_initialisation_is_kept():
+    model = GaussianMixture(3, random_state=0, n_init=2).fit(IRIS)
+    assert model.status_ == Status.CONVERGED
+    assert isinstance(model.status_, Status)
+    with pytest.warns(ConvergenceWarning):
+        assert model.set_params(max_iter=2).fit(IRIS).status_ == Status.MAX_ITER
+    far = {"means_init": [[5.0, 3.0, 1.4, 0.2], [1e5, 0.0, 0.0, 0.0]], "weights_init": [0.5, 0.5]}
+    with pytest.warns(ConvergenceWarning, match="was placed anew"):
+        model = GaussianMixture(2, random_state=0, verbose=1, verbose_interval=1, max_iter=300, **far).fit(IRIS)
+    assert model.status_ == Status.CONVERGED | Status.RESCUED  # of all calls that verbose output makes
+
+
+def test_a_reg_covar_as_large_as_a_variance_is_said():
+    with pytest.warns(UserWarning, match="^reg_covar, 1e-06, is as large as the variance of feature 0 of X"):
+        GaussianMixture(2, random_state=0).fit(1e-8 * IRIS)

@@ -44,6 +44,8 @@ class Fitted(NamedTuple):
         returned; NaN behind it.
     n_iter, status : Tensor
         int64 `[B]`.
+    variances : Tensor
+        Of the features of X, `[B, D]`.
     """
 
     weights: Tensor
@@ -53,6 +55,7 @@ class Fitted(NamedTuple):
     lower_bounds: Tensor
     n_iter: Tensor
     status: Tensor
+    variances: Tensor
 
 
 def e_step(
@@ -166,7 +169,8 @@ def fit(
             if isinstance(start, str):
                 streams = [(seed, problem, restart) for problem in problems[group].tolist()]
                 scaled = start == "kmeans" and covariance_type != "spherical" and restart % 2 == 0
-                rows = centred * _inverse_std(centred, w) if scaled else centred
+                variances = _variances(centred, w)
+                rows = centred * torch.where(variances > 0, 1 / variances.sqrt(), 1.0)[:, None] if scaled else centred
                 resp = responsibilities(rows, w, n_components, start, streams)
                 first = _maximise(centred, w, resp, covariance_type, reg_covar, rescue)
             else:
@@ -204,11 +208,10 @@ def _centre(X: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, Tensor, Te
     return (X - shift).contiguous(), shift, w
 
 
-def _inverse_std(X: Tensor, w: Tensor) -> Tensor:
-    """1 / the standard deviation of each feature, 1 where that is 0: `[P, 1, D]`."""
+def _variances(X: Tensor, w: Tensor) -> Tensor:
+    """Of each feature, `[P, D]`."""
     share = (w / w.sum(-1, keepdim=True))[..., None]  # [P, N, 1]
-    variances = (share * (X - (share * X).sum(1, keepdim=True)).square()).sum(1, keepdim=True)
-    return torch.where(variances > 0, 1 / variances.sqrt(), 1.0)
+    return (share * (X - (share * X).sum(1, keepdim=True)).square()).sum(1)
 
 
 def _climb(
@@ -224,7 +227,7 @@ def _climb(
     tick: Callable[[int, int], None] | None,
 ) -> Fitted:
     """EM from one start for each problem; those whose start is `faulty` stay there."""
-    kind, device = mixture.covariance_type, X.device
+    kind, device, variances = mixture.covariance_type, X.device, _variances(X, w)
     parameters = [t.clone() for t in mixture[:3]]
     log_likelihood = X.new_full((len(X),), math.nan)
     bounds: list[Tensor] = []
@@ -263,7 +266,7 @@ def _climb(
         if len(alive) == 0:
             break
     lower_bounds = torch.stack(bounds, 1)[:, : int(n_iter.max()) + 1]
-    return Fitted._make((*parameters, log_likelihood, lower_bounds, n_iter, status))
+    return Fitted._make((*parameters, log_likelihood, lower_bounds, n_iter, status, variances))
 
 
 def _maximise(

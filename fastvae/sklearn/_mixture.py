@@ -35,6 +35,7 @@ class Climb(NamedTuple):
     lower_bounds: list[float]
     lower_bound: float
     converged: bool
+    status: Status
 
 
 class GaussianMixture(sklearn.mixture.GaussianMixture):
@@ -70,6 +71,8 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
     converged_, n_iter_, lower_bound_, lower_bounds_ : bool, int, float, list of float
         Of the best initialisation. A lower bound is that of the parameters that entered an iteration, so that
         ``lower_bound_`` is one step older than ``score``; per unit weight.
+    status_ : fastvae.Status
+        Of the best initialisation too: CONVERGED or MAX_ITER, and RESCUED where a component was placed anew on the way.
     n_features_in_, feature_names_in_ : int, ndarray
         As in every scikit-learn estimator.
 
@@ -132,7 +135,10 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
         Warns
         -----
         ConvergenceWarning
-            If the best initialisation did not converge within ``max_iter`` iterations.
+            If the best initialisation did not converge within ``max_iter`` iterations, or a component of it was placed
+            anew; with k-means, if X has fewer distinct points than there are components.
+        UserWarning
+            As `fastvae.gmm.fit`, of a ``reg_covar`` as large as a feature's variance.
         """
         if _array_api(sample_weight):
             super().fit_predict(X)
@@ -183,16 +189,26 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
         self._check_parameters(X, **NAMESPACE)
         warm = self.warm_start and hasattr(self, "converged_")
         random_state = check_random_state(self.random_state)
+        given = (self.weights_init, self.means_init, self.precisions_init)
+        if self.init_params == "kmeans" and not warm and any(parameter is None for parameter in given):
+            self._count_points(X if sample_weight is None else X[sample_weight > 0])
         best: Climb | None = None
         for init in range(1 if warm else self.n_init):
             self._print_verbose_msg_init_beg(init)
-            start = self._mixture() if warm else self._start(X, sample_weight, random_state)
-            climb = self._climb(X, sample_weight, start, self.lower_bound_ if warm else -math.inf)
+            start, status = (self._mixture(), Status(0)) if warm else self._start(X, sample_weight, random_state)
+            climb = self._climb(X, sample_weight, start, status, self.lower_bound_ if warm else -math.inf)
             if self.max_iter > 0:
                 self._print_verbose_msg_init_end(climb.lower_bound, climb.converged)
             if best is None or climb.lower_bound > best.lower_bound or best.lower_bound == -math.inf:
                 best = climb
         assert best is not None  # n_init is at least 1
+        if best.status & Status.RESCUED:
+            warnings.warn(
+                "A component that had lost its rows, or whose covariance was not positive definite, was placed anew in"
+                " the widest other one. Try fewer components, or check for duplicate points in X.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
         if not best.converged and self.max_iter > 0:
             warnings.warn(
                 "Best performing initialization did not converge. Try different init parameters, or increase max_iter, "
@@ -203,28 +219,42 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
         *parameters, _ = best.mixture
         parameters.append(_compute_precision_cholesky(best.mixture.covariances, self.covariance_type))
         self._set_parameters(tuple(parameter.astype(X.dtype, copy=False) for parameter in parameters))
-        self.converged_, self.n_iter_ = best.converged, len(best.lower_bounds)
+        self.converged_, self.n_iter_, self.status_ = best.converged, len(best.lower_bounds), best.status
         self.lower_bound_, self.lower_bounds_ = best.lower_bound, best.lower_bounds
         return X
 
-    def _start(self, X: Array, sample_weight: Array | None, random_state: np.random.RandomState) -> gmm.Mixture | int:
-        """Where EM begins: a mixture, or the seed of a k-means."""
+    def _count_points(self, X: Array) -> None:
+        """Warn as scikit-learn's k-means does of fewer distinct rows than clusters; few rows tell, as a rule."""
+        K = self.n_components
+        if len(np.unique(X[: 8 * K], axis=0)) < K and (count := len(np.unique(X, axis=0))) < K:
+            warnings.warn(
+                f"Number of distinct clusters ({count}) found smaller than n_clusters ({K}). Possibly due to duplicate"
+                " points in X.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
+
+    def _start(
+        self, X: Array, sample_weight: Array | None, random_state: np.random.RandomState
+    ) -> tuple[gmm.Mixture | int, Status]:
+        """Where EM begins: a mixture, with its status, or the seed of a k-means."""
         given = [self.weights_init, self.means_init, self.precisions_init]
         if given[2] is not None:
             precisions = np.asarray(given[2], np.float64)
             factors = np.linalg.cholesky(precisions) if _is_matrix(self.covariance_type) else np.sqrt(precisions)
             given[2] = _covariances(factors, self.covariance_type)
         if all(parameter is not None for parameter in given):
-            return gmm.Mixture._make([*given, self.covariance_type])
+            return gmm.Mixture._make([*given, self.covariance_type]), Status(0)
+        status = Status(0)
         if self.init_params == "kmeans":
             seed = int(random_state.randint(np.iinfo(np.int32).max))
             if self.max_iter > 0 and all(parameter is None for parameter in given):
-                return seed  # k-means and EM are one call
-            found = self._em(X, sample_weight, seed, 0).mixture
+                return seed, status  # k-means and EM are one call
+            found, *_, status = self._em(X, sample_weight, seed, 0)
         else:
             found = self._drawn(X, sample_weight, random_state)
         parameters = (f if g is None else g for g, f in zip(given, found[:3], strict=True))
-        return gmm.Mixture._make([*parameters, self.covariance_type])
+        return gmm.Mixture._make([*parameters, self.covariance_type]), status
 
     def _drawn(self, X: Array, sample_weight: Array | None, random_state: np.random.RandomState) -> gmm.Mixture:
         """A start by anything but k-means: the random numbers, and what is made of them, are scikit-learn's."""
@@ -244,7 +274,9 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
             )
         return gmm.m_step(X[rows], np.eye(self.n_components, dtype=X.dtype), **options)
 
-    def _climb(self, X: Array, sample_weight: Array | None, start: gmm.Mixture | int, lower_bound: float) -> Climb:
+    def _climb(
+        self, X: Array, sample_weight: Array | None, start: gmm.Mixture | int, status: Status, lower_bound: float
+    ) -> Climb:
         """EM from a start; `lower_bound` is that of the iteration before, -inf if there was none.
 
         One call, unless verbose output wants to be printed on the way, or a warm start to know whether its first bound
@@ -258,6 +290,7 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
             if self.verbose:
                 n = min(n, self.verbose_interval - len(lower_bounds) % self.verbose_interval)
             fit = self._em(X, sample_weight, start, n)
+            status |= fit.status
             *entered, coming = fit.lower_bounds.tolist()
             for bound in entered:
                 lower_bound, change = bound, bound - lower_bound
@@ -265,7 +298,8 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
                 self._print_verbose_msg_iter_end(len(lower_bounds), change)
             start, converged, by_itself = fit.mixture, abs(change) < self.tol, abs(coming - bound) < self.tol
         assert isinstance(start, gmm.Mixture)  # a seed comes only where there are iterations to make
-        return Climb(start, lower_bounds, lower_bound, converged)
+        ended = Status.CONVERGED if converged else Status.MAX_ITER
+        return Climb(start, lower_bounds, lower_bound, converged, ended | (status & Status.RESCUED))
 
     def _em(self, X: Array, sample_weight: Array | None, start: gmm.Mixture | int, max_iter: int) -> gmm.MixtureFit:
         init, seed = ("kmeans-raw", start) if isinstance(start, int) else (start, None)

@@ -41,6 +41,7 @@ class Fitted(NamedTuple):
     lower_bounds: Tensor  # [B, most iterations + 1], NaN behind the last
     n_iter: Tensor
     status: Tensor
+    variances: Tensor  # [B, D], of the data
 
 
 def fit(
@@ -73,14 +74,15 @@ def fit(
         m = Mixtures(some, w, n_components, family, restarts, ids[rows], seed=seed, reg_covar=reg_covar)
         m.move_near()
         how = start if isinstance(start, str) else [t[rows] for t in start]
-        em = Run(m, *moments(m), how)
+        total, variances = moments(m)
+        em = Run(m, total, variances, how)
         if m.small and 0 < m.P * max_iter <= BATCH_ELEMENTS:
             em.settle(how, tol, max_iter, rescue, progress)
         else:
             em.climb(em.start(how, rescue), tol, max_iter, rescue, progress)
         best, bounds, log_likelihood = em.outcome()
         history = log_likelihood, bounds, em.n_iter[best], em.status[best]
-        parts.append([*unpack(m, em.final[best]), *map(torch.from_numpy, history)])
+        parts.append([*unpack(m, em.final[best]), *map(torch.from_numpy, (*history, variances))])
     widest = max(int(part[5].max()) for part in parts) + 1
     for part in parts:
         if part[4].shape[1] != widest:
