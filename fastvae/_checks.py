@@ -4,12 +4,12 @@ are looked at, never the values of a tensor, which would stall a GPU.
 
 import math
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._numbers import is_integer, is_real
 from .likelihoods import LocationScale
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -66,14 +66,20 @@ def check_posterior(mu: Any, logvar: Any, prior: Any = None) -> None:
             f"mu and logvar must have one shape [N, *latent], got {list(mu.shape)} and {list(logvar.shape)}"
         )
     check_device("logvar", logvar, mu.device, "mu")
+    check_prior(prior, mu.shape, "mu")
+    for name, p in zip(("mu_p", "logvar_p"), prior or (), strict=False):
+        check_operand_device(f"prior's {name}", p, mu.device, "mu")
+
+
+def check_prior(prior: Any, shape: torch.Size, to: str) -> None:
+    """None, or a pair of floating-point tensors that broadcast to ``shape``, which is that of ``to``."""
     if prior is None:
         return
     if not isinstance(prior, tuple | list) or len(prior) != 2:
         raise TypeError(f"prior must be a pair of tensors (mu_p, logvar_p) or None, got {describe(prior)}")
     for name, p in zip(("mu_p", "logvar_p"), prior, strict=True):
         check_floating(f"prior's {name}", p)
-        check_broadcasts(f"prior's {name}", p, mu.shape, "mu")
-        check_operand_device(f"prior's {name}", p, mu.device, "mu")
+        check_broadcasts(f"prior's {name}", p, shape, to)
 
 
 def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
@@ -154,27 +160,22 @@ def check_likelihood(likelihood: Any, x: Tensor, num_samples: int | None) -> Non
             check_operand_device(f"likelihood's {name}", value, x.device, "x")
 
 
-def is_real(value: Any) -> bool:
-    """A real number of Python's or NumPy's; a bool is none."""
-    return type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
-
-
-def is_integer(value: Any) -> bool:
-    """An integer of Python's or NumPy's; a bool is none."""
-    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
-
-
 def checked_weight(name: str, value: Any) -> Any:
     """Beta and free_bits: a float that is not negative, or a 0-d tensor."""
     if isinstance(value, Tensor):
         if value.dim() != 0 or not value.is_floating_point():
             raise TypeError(f"{name} must be a float or a 0-d floating-point tensor, got {describe(value)}")
         return value
+    return not_negative(name, value, "a float or a 0-d tensor")
+
+
+def not_negative(name: str, value: Any, expected: str = "a float") -> float:
+    """A finite number that is not negative, as a float."""
     if not is_real(value):
-        raise TypeError(f"{name} must be a float or a 0-d tensor, got {describe(value)}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {value}")
-    return float(value)
+        raise TypeError(f"{name} must be {expected}, got {describe(value)}")
+    if not 0 <= (number := float(value)) < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {number}")
+    return number
 
 
 def checked_num_samples(num_samples: Any) -> int | None:

@@ -4,7 +4,6 @@ Only shapes, types and options are looked at here: values are, where a fit needs
 """
 
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from . import _backend
 from ._arrays import as_floating, as_operand, give_back
 from ._checks import check_broadcasts, check_device, describe
+from ._numbers import is_integer
 from .ops.elbo_call import unserved_state
 from .reference import gmm_fit
 from .reference.gmm import COVARIANCE_TYPES, Mixture
@@ -223,19 +223,10 @@ def covariance_type(value: Any, name: str = "covariance_type") -> str:
 
 def integer(name: str, value: Any, least: int) -> int:
     """An int that is not too small, NumPy's included."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not is_integer(value):
         raise TypeError(f"{name} must be an int, got {describe(value)}")
     if (number := int(value)) < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
-
-
-def not_negative(name: str, value: Any) -> float:
-    """A finite float that is not negative."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a float, got {describe(value)}")
-    if not 0 <= (number := float(value)) < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {number}")
     return number
 
 
@@ -243,7 +234,7 @@ def seed_or_drawn(seed: Any) -> int:
     """An int in [0, 2^63); None draws one from torch's generator."""
     if seed is None:
         return int(torch.randint(2**63 - 1, (), device="cpu"))
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+    if not is_integer(seed):
         raise TypeError(f"seed must be an int or None, got {describe(seed)}")
     if not 0 <= (number := int(seed)) < 2**63:
         raise ValueError(f"seed must be in [0, 2^63), got {number}")

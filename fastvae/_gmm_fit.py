@@ -6,7 +6,7 @@ import torch
 
 from . import _gmm_checks as checks
 from . import _gmm_problems as problems
-from ._checks import describe
+from ._checks import describe, not_negative
 from ._gmm_chunks import Chunks
 from ._status import Status
 from .reference.gmm import Mixture
@@ -143,10 +143,10 @@ def fit(
     kind = checks.covariance_type(covariance_type)
     restarts = checks.integer("n_init", n_init, 1)
     options: dict[str, Any] = {
-        "tol": checks.not_negative("tol", tol),
+        "tol": not_negative("tol", tol),
         "max_iter": checks.integer("max_iter", max_iter, 0),
         "n_init": restarts,
-        "reg_covar": checks.not_negative("reg_covar", reg_covar),
+        "reg_covar": not_negative("reg_covar", reg_covar),
         "rescue": checks.on_degenerate(on_degenerate) == "rescue",
     }
     if not isinstance(progress, bool):

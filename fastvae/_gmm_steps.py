@@ -6,6 +6,7 @@ import torch
 
 from . import _gmm_checks as checks
 from . import reference
+from ._checks import not_negative
 from .reference.gmm import EStep, Mixture
 
 
@@ -102,7 +103,7 @@ def m_step(
     """
     data, r = checks.responsibilities(resp, checks.rows(X))
     kind = checks.covariance_type(covariance_type)
-    (w, _), ridge = checks.row_weights(sample_weight, data), checks.not_negative("reg_covar", reg_covar)
+    (w, _), ridge = checks.row_weights(sample_weight, data), not_negative("reg_covar", reg_covar)
     engine = checks.engine(backend, data.X, r, w)
     return data.mixture(engine.m_step(data.X, r, kind, w, ridge), kind)
 
@@ -140,7 +141,7 @@ def em_step(
     True
     """
     data, parameters, kind = checks.rows_and_mixture(X, mixture)
-    (w, unit), ridge = checks.row_weights(sample_weight, data), checks.not_negative("reg_covar", reg_covar)
+    (w, unit), ridge = checks.row_weights(sample_weight, data), not_negative("reg_covar", reg_covar)
     engine = checks.engine(backend, data.X, *parameters, w)
     new, log_likelihood = engine.em_step(data.X, *parameters, kind, w, ridge)
     return data.mixture(new, kind), data.back(log_likelihood * unit, torch.float64)

@@ -5,7 +5,6 @@ not: a fit says in its status where they are not finite.
 """
 
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -147,15 +146,6 @@ def row_weights(sample_weight: Any, form: Form, N: int, in_batch: bool = False) 
         raise ValueError(f"sample_weight must be finite, got {w[0, n].item()} at [{n}]")
     lost = ~w.isfinite().all(1)
     return Weights(torch.where(lost[:, None], 0.0, w), lost)
-
-
-def alpha(value: Any) -> float:
-    """A finite float that is not negative."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"alpha must be a float, got {describe(value)}")
-    if not 0 <= (number := float(value)) < math.inf:
-        raise ValueError(f"alpha must be finite and not negative, got {number}")
-    return number
 
 
 def flag(name: str, value: Any) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 from . import _regression_checks as checks
 from . import _regression_problems as problems
+from ._checks import not_negative
 from ._regression_result import RegressionFit
 from .reference.regression_fit import mark_lost
 
@@ -95,7 +96,7 @@ def fit(
     <Status.NONFINITE: 16>
     """
     options: dict[str, Any] = {
-        "alpha": checks.alpha(alpha),
+        "alpha": not_negative("alpha", alpha),
         "fit_intercept": checks.flag("fit_intercept", fit_intercept),
         "precision": checks.choice("precision", precision, checks.PRECISIONS),
     }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _regression_checks as checks
 from . import _regression_problems as problems
-from ._checks import describe
+from ._checks import describe, not_negative
 from ._regression_result import RegressionFit
 from .reference.regression_fit import mark_lost, scale_targets
 
@@ -147,7 +147,7 @@ class Gram:
         TypeError, ValueError, numpy.linalg.LinAlgError
             As `fit`; ValueError where there are no rows yet.
         """
-        ridge = checks.alpha(alpha)
+        ridge = not_negative("alpha", alpha)
         checks.choice("on_singular", on_singular, checks.ON_SINGULAR)
         if self._form is None:
             raise ValueError("a Gram has nothing to solve before update has been called with rows")

@@ -1,7 +1,6 @@
 """How sure estimates are: t values, p values and confidence intervals by Student's t, and tables of them."""
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from . import _regression_summary
 from ._arrays import give_back
 from ._checks import describe
+from ._numbers import is_real
 
 
 class Inference:
@@ -158,7 +158,7 @@ def intervals(value: Tensor, error: Tensor, df: Tensor, level: float) -> Tensor:
 
 def check_level(level: Any) -> float:
     """A float between 0 and 1, both excluded."""
-    if isinstance(level, bool) or not isinstance(level, numbers.Real):
+    if not is_real(level):
         raise TypeError(f"level must be a float, got {describe(level)}")
     if not 0 < (number := float(level)) < 1:
         raise ValueError(f"level must be between 0 and 1, as 0.95 is, got {number}")

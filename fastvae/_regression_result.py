@@ -1,7 +1,6 @@
 """What `fastvae.regression` returns: estimates, how sure they are, and what is to be done with them."""
 
 import math
-import numbers
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ._arrays import as_floating, give_back
 from ._checks import check_device
+from ._numbers import is_integer
 from ._regression_checks import Form
 from ._regression_inference import Inference, tensor
 from ._regression_predict import Center, about, center_of, is_far
@@ -156,7 +156,7 @@ class RegressionFit(Inference):
         if not batch:
             raise IndexError("the fit of one problem has no batch to index")
         at = index if isinstance(index, tuple) else (index,)
-        if not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in at) or len(at) > len(batch):
+        if not all(is_integer(i) for i in at) or len(at) > len(batch):
             # Numbers of the problems: no index then reaches into the dims of coefficients.
             device = self.rank.device if isinstance(self.rank, Tensor) else "cpu"
             at = (torch.arange(math.prod(batch), device=device).reshape(batch)[index],)

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ._checks import describe
+from ._numbers import is_integer
 from ._status import Status
 
 if TYPE_CHECKING:
@@ -29,15 +30,16 @@ def text(fit: "Inference", names: Sequence[str] | None, level: float, problem: A
     if names is not None and (isinstance(names, str) or len(names) != columns):
         got = describe(names) if isinstance(names, str) else f"{len(names)}"
         raise ValueError(f"names must be a sequence of P = {columns} strings, got {got}")
-    if target is not None and (isinstance(target, bool) or not isinstance(target, int)):
+    if target is not None and not is_integer(target):
         raise TypeError(f"target must be an int or None, got {describe(target)}")
     if target is not None and not 0 <= target < (targets or 1):
         raise ValueError(f"target must be in [0, {targets or 1}), got {target}")
     batch = fit.batch_shape
     if problem is not None:
         at = problem if isinstance(problem, tuple) else (problem,)
-        if len(at) != len(batch) or not all(isinstance(i, int) and 0 <= i < n for i, n in zip(at, batch, strict=True)):
+        if len(at) != len(batch) or not all(is_integer(i) and 0 <= i < n for i, n in zip(at, batch, strict=True)):
             raise ValueError(f"problem must be an index of one problem of the batch {list(batch)}, got {problem!r}")
+        at = tuple(map(int, at))
         fit = fit[at]
     elif batch:
         return "\n".join(_overview(fit, target))

@@ -5,12 +5,12 @@
 
 import math
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from ._numbers import is_real
 from .reference.likelihoods import LINKS, bernoulli_log_prob, gaussian_log_prob, laplace_log_prob
 
 
@@ -29,7 +29,7 @@ class LocationScale:
         if isinstance(value, Tensor):
             if not value.is_floating_point():
                 raise TypeError(f"{name} must be a floating-point tensor or a float, got a tensor of {value.dtype}")
-        elif isinstance(value, bool) or not isinstance(value, Real):
+        elif not is_real(value):
             raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
         elif not math.isfinite(value) or (name == "scale" and value <= 0):
             raise ValueError(f"{name} must be {'positive and ' if name == 'scale' else ''}finite, got {value}")

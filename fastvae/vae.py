@@ -9,15 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import (
-    check_broadcasts,
-    check_floating,
-    checked_decoder,
-    checked_num_samples,
-    describe,
-    is_integer,
-)
+from ._checks import check_prior, checked_decoder, checked_num_samples, describe
 from ._elbo import elbo, elbo_terms, reparameterize
+from ._numbers import is_integer
 from .likelihoods import LIKELIHOODS, Gaussian, LocationScale
 from .reference.elbo import ElboTerms, Prior, compute_dtype, decode_with, log_likelihood_elements, sum_event
 from .reference.likelihoods import gaussian_log_prob
@@ -93,12 +87,8 @@ class VAE(nn.Module):
                 self._hold(name, value)
                 self._held = name
                 self._likelihood = replace(self._likelihood, scale=1.0, log_scale=None)
-        if prior is not None and (not isinstance(prior, tuple | list) or len(prior) != 2):
-            raise TypeError(f"prior must be a pair of tensors (mu_p, logvar_p) or None, got {describe(prior)}")
+        check_prior(prior, torch.Size(self.latent_shape), "one z")
         for name, t in zip(("mu_p", "logvar_p"), prior or (None, None), strict=True):
-            if t is not None:
-                check_floating(f"prior's {name}", t)
-                check_broadcasts(f"prior's {name}", t, torch.Size(self.latent_shape), "one z")
             self._hold(name, t)
 
     def _hold(self, name: str, value: Tensor | None) -> None:
@@ -200,12 +190,6 @@ class VAE(nn.Module):
             raise TypeError(f"the encoder must return a pair (mu, logvar), got {describe(pair)}")
         return pair[0], pair[1]
 
-    def _method(self, likelihood: Any, name: str) -> Callable[..., Tensor]:
-        """That method of a likelihood, which one of the user's own need not have."""
-        if not callable(method := getattr(likelihood, name, None)):
-            raise TypeError(f"the likelihood {type(likelihood).__name__} has no method {name}, which is needed here")
-        return method
-
     @torch.no_grad()
     def sample(self, n: int, *, mean: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Draw n data by ancestral sampling, ``[n, *event]``: z ~ p(z), then x ~ p(x|z), or E[x|z] if ``mean``."""
@@ -218,15 +202,15 @@ class VAE(nn.Module):
             z = (mu_p + torch.exp(0.5 * logvar_p) * z).to(like.dtype)
         x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder), z, self.likelihood)
         if mean:
-            return self._method(likelihood, "mean")(x_hat)
-        return self._method(likelihood, "sample")(x_hat, generator)
+            return method_of(likelihood, "mean")(x_hat)
+        return method_of(likelihood, "sample")(x_hat, generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, x_scale: float | None = None) -> Tensor:
         """E[x' | z = mu(x)], ``[N, *event]``: what the decoder makes of the mean of q(z|x)."""
         mu, _ = self.encode(x, x_scale)
         x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder, x), mu, self.likelihood)
-        return self._method(likelihood, "mean")(x_hat)
+        return method_of(likelihood, "mean")(x_hat)
 
     @torch.no_grad()
     def log_likelihood(
@@ -256,6 +240,13 @@ class VAE(nn.Module):
             log_p_row, log_ratio_row = (sum_event(t.flatten(0, 1)).view(K, N) for t in (log_p, log_ratio))
             log_weights.append(log_p_row + log_ratio_row)
         return torch.cat(log_weights).logsumexp(0) - log(num_samples)
+
+
+def method_of(likelihood: Any, name: str) -> Callable[..., Tensor]:
+    """That method of a likelihood, which one of the user's own need not have."""
+    if not callable(method := getattr(likelihood, name, None)):
+        raise TypeError(f"the likelihood {type(likelihood).__name__} has no method {name}, which is needed here")
+    return method
 
 
 class MeanAndLogvar(nn.Module):

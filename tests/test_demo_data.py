@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from demo_runs import SMALL, error_of, save, state_of, train, write
+from demo_runs import SMALL, error_of, finished_run, save, state_of, train, write
 
 from fastvae.__main__ import main
 from fastvae.demo import data, pictures, training
@@ -97,12 +97,7 @@ def test_values_that_are_no_probabilities_are_named_by_their_place(tmp_path, cap
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run on the digits whose pictures nobody looks at."""
-    out = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw_run", lambda *_: [])
-        assert train(out, *SMALL) == 0
-    return out
+    return finished_run(tmp_path_factory.mktemp("run"))
 
 
 @without_pictures

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from demo_runs import SMALL, assert_same_run, error_of, line_of, save, state_of, train
+from demo_runs import SMALL, assert_same_run, error_of, finished_run, line_of, save, state_of, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,12 +18,7 @@ from fastvae.demo import pictures, storage, training
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run whose pictures nobody looks at."""
-    out = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw_run", lambda *_: [])
-        assert train(out, *SMALL) == 0
-    return out
+    return finished_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

@@ -12,19 +12,13 @@ from pathlib import Path
 
 import pytest
 import tqdm
+from children import in_python
 from demo_runs import SMALL, assert_same_run, state_of, train, write
 
 import fastvae
 from fastvae.__main__ import LIKELIHOODS
 from fastvae.demo import pictures, training
 from fastvae.likelihoods import LIKELIHOODS as ALL_LIKELIHOODS
-
-
-def run_python(code, cwd):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 USAGES = [
     ["--help"],
@@ -39,7 +33,7 @@ USAGES = [
 ]
 
 
-def test_help_version_and_usage_errors_do_not_wait_for_torch(tmp_path):
+def test_help_version_and_usage_errors_do_not_wait_for_torch():
     code = f"""
 import contextlib, io, sys
 sys.argv[0] = "/bin/fastvae"  # the command, not the library
@@ -51,9 +45,9 @@ for argv in {USAGES}:
             main(argv)
         except SystemExit as exit:
             statuses.append(exit.code)
-print(statuses, [name for name in ("torch", "numpy", "numba", "matplotlib", "sklearn", "tqdm") if name in sys.modules])
+print(*statuses, *set("torch numpy numba matplotlib sklearn tqdm".split()).intersection(sys.modules))
 """
-    assert run_python(code, tmp_path) == f"{[0] * 4 + [2] * 5} []\n"
+    assert in_python(code) == 4 * ["0"] + 5 * ["2"]
 
 
 def test_the_command_loads_a_public_name_when_it_is_asked_for(ended):

@@ -8,16 +8,14 @@ kernels and its checks.
 import functools
 import os
 import struct
-import subprocess
-import sys
 import threading
 import time
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import in_python
 from hypothesis import given
 from hypothesis import strategies as st
 from numba import types
@@ -146,24 +144,13 @@ def recorded(units, meet, launch):
     return times, int(ends[0]), who, numbers
 
 
-def in_python(code, timeout=300):
+def in_both_ways(code):
     """Run the code in a Python of its own, where this file is known: with torch's team, then with helpers alone."""
-    code = (
+    return in_python(
         "import os, threading, time\nfrom test_numba_threads import *\nfrom test_numba_threads import _threads\n"
         f"torch.set_num_threads(2)\n{code}\n"
         f"_threads._team, _threads._pool = None, _threads._Pool()\n{code}"
     )
-    here = str(Path(__file__).parent)
-    path = os.pathsep.join([here, str(Path(_threads.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -348,7 +335,7 @@ for _ in range(3):
 assert _threads._pool.size == size
 print("done")
 """
-    assert in_python(code) == ["done", "done"]
+    assert in_both_ways(code) == ["done", "done"]
 
 
 def test_a_child_forked_while_other_threads_are_in_a_call():
@@ -371,7 +358,7 @@ stop.set()
 [worker.join() for worker in workers]
 print("done")
 """
-    assert in_python(code) == ["done", "done"]
+    assert in_both_ways(code) == ["done", "done"]
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -399,7 +386,7 @@ for _ in range(2):
         seen.append(int(index))
 print(sorted(seen) == sorted([*range(8)] * 2))
 """
-    assert in_python(code) == ["True", "True"]
+    assert in_both_ways(code) == ["True", "True"]
 
 
 def test_idle_threads_do_not_keep_python_from_exiting():
@@ -414,7 +401,7 @@ def at_exit(team=_threads._team):
     print(time.time())
 atexit.register(at_exit)
 """
-    ended = map(float, in_python(code))
+    ended = map(float, in_both_ways(code))
     assert time.time() - min(ended) < 60  # a thread that keeps Python waits forever
 
 

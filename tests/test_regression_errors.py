@@ -255,3 +255,16 @@ except ImportError as error:
     assert run.stdout.strip() == "p values and confidence intervals need SciPy: pip install 'fastvae-kernels[stats]'", (
         run
     )
+
+
+def test_an_index_may_be_a_number_of_numpy():
+    X, y = np.random.default_rng(0).normal(size=(2, 20, 3)), np.random.default_rng(1).normal(size=(2, 20, 2))
+    fit = regression.fit(X, y)
+    two: Any = np.int64(1)
+    assert fit.summary(problem=two, target=two) == fit.summary(problem=1, target=1)
+    wrong: Any
+    for wrong in (True, 1.0, "1"):
+        with pytest.raises(ValueError, match=r"^problem must be an index"):
+            fit.summary(problem=wrong)
+        with pytest.raises(TypeError, match=r"^target must be an int or None"):
+            fit.summary(problem=0, target=wrong)

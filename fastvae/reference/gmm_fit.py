@@ -164,12 +164,11 @@ def fit(
     found = []
     for group in _groups(X):
         centred, shift, w = _centre(X[group], None if sample_weight is None else sample_weight[group])
-        best = None
+        best, variances = None, _variances(centred, w)
         for restart in range(n_init):
             if isinstance(start, str):
                 streams = [(seed, problem, restart) for problem in problems[group].tolist()]
                 scaled = start == "kmeans" and covariance_type != "spherical" and restart % 2 == 0
-                variances = _variances(centred, w)
                 rows = centred * torch.where(variances > 0, 1 / variances.sqrt(), 1.0)[:, None] if scaled else centred
                 resp = responsibilities(rows, w, n_components, start, streams)
                 first = _maximise(centred, w, resp, covariance_type, reg_covar, rescue)
@@ -178,7 +177,7 @@ def fit(
                 none = torch.zeros(len(centred), dtype=torch.bool, device=X.device)
                 first = Mixture(weights, means - shift, covariances, covariance_type), none, none
             tick = progress if fits == 1 else None
-            got = _climb(centred, w, *first, tol, max_iter, reg_covar, rescue, tick)
+            got = _climb(centred, w, variances, *first, tol, max_iter, reg_covar, rescue, tick)
             best = got if best is None else _better(best, got)
             done += len(centred)
             if progress is not None and fits > 1:
@@ -217,6 +216,7 @@ def _variances(X: Tensor, w: Tensor) -> Tensor:
 def _climb(
     X: Tensor,
     w: Tensor,
+    variances: Tensor,
     mixture: Mixture,
     faulty: Tensor,
     rescued: Tensor,
@@ -227,7 +227,7 @@ def _climb(
     tick: Callable[[int, int], None] | None,
 ) -> Fitted:
     """EM from one start for each problem; those whose start is `faulty` stay there."""
-    kind, device, variances = mixture.covariance_type, X.device, _variances(X, w)
+    kind, device = mixture.covariance_type, X.device
     parameters = [t.clone() for t in mixture[:3]]
     log_likelihood = X.new_full((len(X),), math.nan)
     bounds: list[Tensor] = []
