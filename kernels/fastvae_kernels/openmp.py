@@ -3,13 +3,20 @@
 A forked child has one thread. A call on the team of the thread that forked, be it of a kernel or of torch (a large
 ``exp`` is enough), would wait in it for ever for the others. So, from `import fastvae` on, the team is given up before
 each fork, and formed anew, in 0.1 ms, by the next call that wants one, in the parent and in the child.
+
+torch has a second pool of threads. It replaces that of the parent at the first operation of a child's next thread, and
+two such at once may end in "Invalid thread pool!": 29 of 120 times under joblib's threads within its processes. So one
+thread goes first, before there are others.
 """
 
 import ctypes
 import os
+import threading
 from contextlib import suppress
 from functools import cache
 from typing import Any
+
+import torch
 
 from .private import find
 
@@ -47,6 +54,10 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _given_up, _lost
     _given_up, _lost = False, not _given_up  # a server that forks in C may call this alone
+    with suppress(RuntimeError):  # at the limit of threads
+        first = threading.Thread(target=torch.get_num_threads)
+        first.start()
+        first.join()
 
 
 if hasattr(os, "register_at_fork"):
