@@ -28,8 +28,9 @@ TARGETS = {
 # Of the ELBO only the noise, and the bits: its sums have 16 lanes of float32 or 8 of float64 on every kind.
 NUMERICS = (
     *("noise", "numba_elbo_bits", "numba_math", "numba_vector", "numba_double", "numba_turned"),
-    *("gmm", "gmm_exact", "gmm_start", "gmm_scores", "numba_gmm"),
-    *("regression", "regression_gram", "numba_regression", "numba_regression_rank", "docs"),
+    *("gmm", "gmm_exact", "gmm_start", "gmm_scores", "gmm_rows", "gmm_extremes", "numba_gmm"),
+    *("regression", "regression_gram", "regression_gram_range", "regression_ignored", "regression_predict"),
+    *("regression_ridge", "regression_targets", "numba_regression", "numba_regression_rank", "docs"),
 )
 NOT_OURS = "not triton and not made_anew"
 

@@ -94,7 +94,9 @@ def by_weights(unit, batch=()):
 
 @every_kind
 @pytest.mark.parametrize("unit", LARGE_UNITS)
-@pytest.mark.parametrize("init", ["kmeans", "k-means++", "random", "random_from_data"])
+@pytest.mark.parametrize(
+    "init", ["kmeans", "random", *(pytest.param(s, marks=pytest.mark.long) for s in ("k-means++", "random_from_data"))]
+)
 def test_a_fit_does_not_depend_on_the_unit_of_its_weights(kind, unit, init):
     X, w, units = by_weights(unit, batch=(3,))
     how = {"covariance_type": kind, "init": init, "seed": 0, "max_iter": 10}

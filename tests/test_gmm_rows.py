@@ -118,7 +118,7 @@ def test_steps_do_not_see_rows_of_weight_0(kind, nothing, D, each_backend):
 
 
 @every_kind
-@every_nothing
+@pytest.mark.parametrize("nothing", [np.nan, *(pytest.param(v, marks=pytest.mark.long) for v in NOTHING[1:])])
 @pytest.mark.parametrize("init", ["kmeans", "k-means++", "random", "random_from_data", "a mixture"])
 def test_a_fit_does_not_see_rows_of_weight_0(kind, nothing, init, each_backend):
     clean, spoiled, w = with_nothing(data(N=120, D=2, batch=(2,)) + 5.0, nothing)
