@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from numba.core import event
 
 from bench.gpu import interpreter
 from fastvae import _backend
@@ -51,6 +52,7 @@ GROUPS = {
     ),
     "mixtures and regression": (
         *("test_gmm", "test_numba_gmm", "test_sklearn", "test_reference", "test_regression", "test_numba_regression"),
+        "test_pickles",
         *("gmm", "_gmm", "_mixture", "regression", "_regression"),
     ),
 }
@@ -113,6 +115,16 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: more cases of what other tests try; run with --long")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """Each process collects all tests: what a module compiles as it is imported, is compiled in each. Once it was."""
+    with event.install_recorder("numba:compile") as compiled:
+        collected = yield
+    if compiled.buffer:
+        raise pytest.UsageError(f"compiled where tests are only collected: {compiled.buffer[0][1].data['dispatcher']}")
+    return collected
 
 
 def pytest_collection_modifyitems(config, items):
