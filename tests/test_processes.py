@@ -60,10 +60,11 @@ def nested(function):
 alone = [fit(seed) for seed in range(4)]
 large.exp()
 print(several(range(4), fit, "multiprocessing") == alone)
+print(several(range(4), fit, "loky") == alone)  # new processes, which import all of it
 print(nested(fit) == [alone[:2], alone[2:]])
 print(all(nested(first_of_torch) == [[[], []]] * 2 for _ in range(12)))  # one time of five it failed
 """
-    assert in_python(START + code, FASTVAE_BACKEND="reference") == ["True"] * 3
+    assert in_python(START + code, FASTVAE_BACKEND="reference") == ["True"] * 4
 
 
 def test_a_fork_waits_for_what_another_thread_compiles(tmp_path):
@@ -120,6 +121,33 @@ print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 print(abs(elbo() - elbo("reference")) < 1e-2, armed)
 """
     assert in_python(START + code) == ["interrupted", "interrupted", "True", "True", "[]"]
+
+
+def test_ctrl_c_ends_a_long_fit_and_the_next_call_is_right():
+    code = """
+from fastvae import gmm, regression
+
+def mixture(backend, rows, **options):
+    return gmm.fit(X[:rows], 8, seed=0, backend=backend, on_degenerate="status", **options).log_likelihood
+
+def groups(rows, number):
+    data = np.broadcast_to(X[:rows], (number, rows, 4))
+    return regression.fit(data, data[..., 0], backend="numba").coef.sum()
+
+def interrupt(fit, *args, **options):
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    try:
+        fit(*args, **options)
+    except KeyboardInterrupt:
+        return "interrupted"
+
+endless = {"tol": 0, "max_iter": 10**7}
+cases = [(mixture, (backend, 500), (backend, 5000)) for backend in ("numba", "reference")]
+for fit, small, large in (*cases, (groups, (50, 10), (2000, 10**5))):
+    before = fit(*small)
+    print(interrupt(fit, *large, **(endless if fit is mixture else {})), fit(*small) == before)
+"""
+    assert in_python(START + code) == ["interrupted", "True"] * 3
 
 
 def test_the_team_is_given_up_before_a_fork_only_where_one_can_be_formed_anew(monkeypatch):
