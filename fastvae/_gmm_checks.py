@@ -164,6 +164,10 @@ def row_weights(sample_weight: Any, data: Rows) -> tuple[Tensor | None, Tensor |
     w = w.expand(shape).reshape(data.X.shape[:2])
     if w.numel() == 0 or unserved_state() is not None:
         return w, 1.0
+    if w.detach().amin() < 0:
+        at = (w < 0).nonzero()[0]
+        index = [*map(int, torch.unravel_index(at[0], data.batch)), int(at[1])] if data.batch else [int(at[1])]
+        raise ValueError(f"sample_weight must not be negative, got {float(w[tuple(at)]):g} at {index}")
     largest = w.detach().amax(-1)
     look: Any = largest.numpy() if w.device.type == "cpu" else largest
     if look.min() >= 2.0**-100 and look.max() <= 2.0**100:

@@ -8,6 +8,7 @@ from . import _gmm_checks as checks
 from . import _gmm_problems as problems
 from ._checks import describe, not_negative
 from ._gmm_chunks import Chunks
+from ._numbers import is_flag
 from ._status import Status
 from .reference.gmm import Mixture
 
@@ -149,7 +150,7 @@ def fit(
         "reg_covar": not_negative("reg_covar", reg_covar),
         "rescue": checks.on_degenerate(on_degenerate) == "rescue",
     }
-    if not isinstance(progress, bool):
+    if not is_flag(progress):
         raise TypeError(f"progress must be True or False, got {describe(progress)}")
     w, unit = checks.row_weights(sample_weight, data)
     if chunks is not None:

@@ -45,11 +45,7 @@ def examine(task: Task) -> Tensor:
 
 
 def check_values(task: Task) -> None:
-    """What is an error in one problem of a batch as well: weights of rows or of components that are no weights."""
-    w = task.sample_weight
-    if w is not None and (w < 0).any():
-        *at, n = _first(w < 0, task)
-        raise ValueError(f"sample_weight must not be negative, got {w[w < 0][0]:g} at {_index(*at, n)}")
+    """What is an error in one problem of a batch as well: weights of components that are no weights."""
     if not isinstance(task.start, str):
         weights = task.start[0]
         off = (weights < 0).any(1) | ((weights.sum(1) - 1).abs() > 1e-5)

@@ -1,7 +1,14 @@
-"""What counts as a number among arguments: those of Python and of NumPy, but no bool."""
+"""What counts as a number among arguments, those of Python and of NumPy, but no bool; and what as a bool."""
 
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
+
+
+def is_flag(value: Any) -> bool:
+    """True or False."""
+    return isinstance(value, bool | np.bool_)
 
 
 def is_real(value: Any) -> bool:

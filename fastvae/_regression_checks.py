@@ -13,6 +13,7 @@ from torch import Tensor
 from . import _backend
 from ._arrays import as_floating, as_operand, give_back
 from ._checks import check_broadcasts, check_device, describe
+from ._numbers import is_flag
 from .ops.elbo_call import unserved_state
 from .reference import regression_fit
 
@@ -150,9 +151,9 @@ def row_weights(sample_weight: Any, form: Form, N: int, in_batch: bool = False) 
 
 def flag(name: str, value: Any) -> bool:
     """True or False."""
-    if not isinstance(value, bool):
+    if not is_flag(value):
         raise TypeError(f"{name} must be True or False, got {describe(value)}")
-    return value
+    return bool(value)
 
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -225,7 +225,7 @@ def call(function, **changes):
 
 SCORES = (gmm.score_samples, gmm.predict_proba, gmm.predict, gmm.aic, gmm.bic)
 OF_MIXTURES: list[Any] = [gmm.e_step, gmm.em_step, gmm.elbo, *SCORES]
-VALUES = ("NaN", "inf", "too few rows", "no weight", "negative weight", "NaN weight")  # only fit looks at them
+VALUES = ("NaN", "inf", "too few rows", "no weight", "NaN weight")  # only fit looks at them
 SHARED = [
     (function, name)
     for function in (gmm.m_step, *OF_MIXTURES)
@@ -273,6 +273,14 @@ def test_sample_refuses():
     refused(ValueError, r"^n must be at least 0, got -1", gmm.sample, MIXTURE, -1)
     refused(TypeError, r"^n must be an int, got 5\.0", gmm.sample, MIXTURE, 5.0)
     refused(ValueError, r"^seed must be in \[0, 2\^63\)", gmm.sample, MIXTURE, 5, seed=-1)
+
+
+def test_rows_of_a_mixture_whose_weights_are_nan_are_nan():
+    many = start(data(N=N, batch=(2,)))
+    many.weights[1, 0] = np.nan
+    rows, _ = gmm.sample(many, 5, seed=0)
+    assert np.isfinite(rows[0]).all()
+    assert np.isnan(rows[1]).all()
 
 
 def test_options_are_keywords():

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,13 @@ FITTED_ALONE = tuple(name for name in FIELDS if name != "status")
 
 def all_of(result, name, intercept_name):
     return np.concatenate([np.atleast_1d(getattr(result, intercept_name)), getattr(result, name)])
+
+
+def test_a_bool_of_numpy_is_one(backend):
+    X, y, _ = problem()
+    of_numpy: Any = np.bool_(True)
+    with_one = regression.fit(X, y, fit_intercept=of_numpy, backend=backend)
+    np.testing.assert_array_equal(with_one.coef, regression.fit(X, y, fit_intercept=True, backend=backend).coef)
 
 
 # Against others

@@ -91,6 +91,7 @@ def sample(mixture: Mixture, n: int, seed: int) -> tuple[Tensor, Tensor]:
     labels = _draw(weights, _uniform(streams, means, n))  # [B, n]
     eps = torch.stack([torch.randn(n, D, generator=g, dtype=torch.float64) for g in streams]).to(means.device)
     X = means.gather(1, labels[..., None].expand(-1, -1, D))  # [B, n, D]
+    X = X.masked_fill(~weights.isfinite().all(1)[:, None, None], math.nan)  # whose components cannot be drawn
     if kind in ("diag", "spherical"):
         std = (covariances if kind == "diag" else covariances[..., None].expand_as(means)).sqrt()
         return X + std.gather(1, labels[..., None].expand(-1, -1, D)) * eps, labels
