@@ -109,6 +109,26 @@ def test_zeros_without_memory_are_zeros(function, name, backend):
     check(function(t | {name: zero(t[name])}, backend), want)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference", "triton"])
+@pytest.mark.parametrize("make", [negated, zero])
+@pytest.mark.parametrize("name", ["beta", "free_bits", "seed"])
+def test_numbers_in_tensors_of_that_kind(name, make, backend):
+    t, number = tensors(), torch.tensor(5) if name == "seed" else torch.tensor(0.5)
+    options: dict[str, Any] = {"beta": 0.7, "seed": 1}
+
+    def bound(**changes):
+        x_hat = t["x_hat"]
+        return fastvae.elbo(t["x"], lambda z: z.repeat(1, 2) * x_hat, t["mu"], t["logvar"], **options | changes)
+
+    stands_for = number if make is negated else torch.zeros_like(number)
+    want = bound(**{name: stands_for}, backend="reference")
+    view = torch._neg_view(-number) if name == "seed" and make is negated else make(number)
+    torch.testing.assert_close(bound(**{name: view}, backend=backend), want)
+    if name == "seed":
+        draws = [fastvae.reparameterize(t["mu"], t["logvar"], seed=s, backend=backend) for s in (view, stands_for)]
+        assert torch.equal(*draws)
+
+
 def test_a_negated_view_in_a_graph():
     t = leaves(tensors())
 

@@ -84,7 +84,8 @@ class Run:
         one_pass: bool = False,
         first_row: int = 0,
     ) -> None:
-        self.call, self.beta, self.free_bits, self.want_kl = call, beta, free_bits, want_kl
+        self.call, self.want_kl = call, want_kl
+        self.beta, self.free_bits = settled(beta), settled(free_bits)
         self.density = density  # its plan
         self.log_scale = log_scale  # where it is no tensor
         self.one_pass = one_pass  # whether the gradient of x_hat is formed in passing
@@ -315,7 +316,7 @@ def elbo_terms(
         out = apply_bound(x, x_hat, log_scale, None, mu, logvar, mu_p, logvar_p, run)
         return ElboTerms(*out) if call.terms else out
     run = Run(call, beta, free_bits, first_row=first_row)
-    z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(seed, mu.device), run)
+    z, neg_kl, kl = apply_sample(mu, logvar, mu_p, logvar_p, as_seed(settled(seed), mu.device), run)
     x_hat, likelihood, decoded_scale = decode_with(x_hat, z, likelihood, call.num_samples)
     x_hat, likelihood, decoded_scale = settled(x_hat), settled_likelihood(likelihood), settled(decoded_scale)
     number, log_scale = split_scale(call, likelihood)
@@ -346,7 +347,7 @@ def split_scale(call: Call, likelihood: Any) -> tuple[Any, Tensor | None]:
 def reparameterize(call: Call, mu: Tensor, logvar: Tensor, seed: Tensor | int | None, first_row: int) -> Tensor:
     """`fastvae.reparameterize` on kernels."""
     run = Run(call, want_kl=False, first_row=first_row)
-    return apply_sample(mu, logvar, None, None, as_seed(seed, mu.device), run)[0]
+    return apply_sample(mu, logvar, None, None, as_seed(settled(seed), mu.device), run)[0]
 
 
 def kl_divergence(call: Call, mu: Tensor, logvar: Tensor, prior: Prior | None) -> Tensor:

@@ -79,7 +79,8 @@ def missing(package: str) -> tuple[str, ...]:
     Those of CUDA are no loss in a build of torch without it.
     """
     try:
-        names = [name for name in NAMES if name.startswith(f"{package}.") and look(name) is _NOTHING]
+        with undisturbed():
+            names = [name for name in NAMES if name.startswith(f"{package}.") and look(name) is _NOTHING]
     except Exception:  # it cannot be imported: see `unusable`
         return ()
     return tuple(name for name in names if "_cuda_" not in name or torch.version.cuda)
