@@ -125,7 +125,9 @@ def checked_decoder(
         outputs = out if isinstance(out, tuple) else (out,)
         for t in outputs:
             check_dense("what the decoder returns", t)
-        if len(outputs) not in (1, 2) or not all(isinstance(t, Tensor) and t.is_floating_point() for t in outputs):
+        if (isinstance(out, tuple) and len(out) != 2) or not all(
+            isinstance(t, Tensor) and t.is_floating_point() for t in outputs
+        ):
             got = ", ".join(describe(t) for t in outputs)
             raise TypeError(f"the decoder must return a tensor x_hat or a pair (x_hat, log_scale), got ({got})")
         shape = known or torch.Size((z.shape[0], *outputs[0].shape[1:]))

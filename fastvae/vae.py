@@ -9,9 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_prior, checked_decoder, checked_num_samples, describe
+from ._checks import (
+    check_likelihood,
+    check_posterior,
+    check_prior,
+    check_x,
+    checked_decoder,
+    checked_num_samples,
+    checked_x_scale,
+    describe,
+)
 from ._elbo import elbo, elbo_terms, reparameterize
 from ._numbers import is_integer
+from ._values import check_arguments, checked_outputs, warn_of_range
 from .likelihoods import LIKELIHOODS, Gaussian, LocationScale
 from .reference.elbo import ElboTerms, Prior, compute_dtype, decode_with, log_likelihood_elements, sum_event
 from .reference.likelihoods import gaussian_log_prob
@@ -79,7 +89,10 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.latent_shape = (int(latent),) if is_integer(latent) else tuple(latent)  # type: ignore[arg-type]
+        sizes: Any = [latent] if is_integer(latent) else latent
+        if not isinstance(sizes, tuple | list) or not all(is_integer(n) and n >= 0 for n in sizes):
+            raise TypeError(f"latent must be an int or a tuple of ints, none negative, got {describe(latent)}")
+        self.latent_shape = tuple(map(int, sizes))
         self._likelihood = Gaussian() if likelihood is None else likelihood
         self._held = ""  # "scale" or "log_scale", where that is a parameter or buffer of this module
         for name in ("scale", "log_scale") if isinstance(self._likelihood, LocationScale) else ():
@@ -125,6 +138,9 @@ class VAE(nn.Module):
         >>> fastvae.VAE.mlp(64, latent=2, hidden=16, likelihood="bernoulli").likelihood
         Bernoulli()
         """
+        for name, size in (("latent", latent), ("hidden", hidden)):
+            if not is_integer(size) or size < 1:
+                raise TypeError(f"{name} must be an int, at least 1, got {describe(size)}")
         event = (int(event),) if is_integer(event) else tuple(event)  # type: ignore[arg-type]
         D = prod(event)
         encoder = nn.Sequential(
@@ -183,24 +199,39 @@ class VAE(nn.Module):
         if self.event_shape is not None and x.shape[1:] != torch.Size(self.event_shape):
             shape = ", ".join(map(str, ("N", *self.event_shape)))
             raise ValueError(f"x must have the shape [{shape}], got {list(x.shape)}")
+        x_scale = checked_x_scale(x_scale)
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype()) * (1.0 if x_scale is None else x_scale)
         pair = self.encoder(x)
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"the encoder must return a pair (mu, logvar), got {describe(pair)}")
-        return pair[0], pair[1]
+        mu, logvar = pair
+        if isinstance(mu, Tensor) and mu.shape[1:] != torch.Size(self.latent_shape):
+            shape = ", ".join(map(str, ("N", *self.latent_shape)))
+            raise ValueError(f"the encoder must return mu of the shape [{shape}], as latent says, got {list(mu.shape)}")
+        return mu, logvar
+
+    def _posterior(self, x: Tensor, x_scale: float | None) -> tuple[Tensor, Tensor]:
+        """`encode`, for what does not go on to `fastvae.elbo`, with the checks of that."""
+        mu, logvar = self.encode(x, x_scale)
+        check_posterior(mu, logvar)
+        check_x(x, x_scale, mu)
+        check_likelihood(self.likelihood, x, None)
+        return mu, logvar
 
     @torch.no_grad()
     def sample(self, n: int, *, mean: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Draw n data by ancestral sampling, ``[n, *event]``: z ~ p(z), then x ~ p(x|z), or E[x|z] if ``mean``."""
         if not is_integer(n) or n < 0:
             raise ValueError(f"n must be an int and not negative, got {describe(n)}")
-        like = next(chain(self.parameters(), self.buffers()), torch.empty(0))
+        decoder = self.decoder.parameters() if isinstance(self.decoder, nn.Module) else ()  # a scale may have another
+        like = next(chain(decoder, self.parameters(), self.buffers()), torch.empty(0))
         z = torch.randn(int(n), *self.latent_shape, generator=generator, dtype=like.dtype, device=like.device)
         if self.prior is not None:
             mu_p, logvar_p = self.prior
             z = (mu_p + torch.exp(0.5 * logvar_p) * z).to(like.dtype)
         x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder), z, self.likelihood)
+        check_likelihood(likelihood, x_hat, None)
         if mean:
             return method_of(likelihood, "mean")(x_hat)
         return method_of(likelihood, "sample")(x_hat, generator)
@@ -208,24 +239,37 @@ class VAE(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, x_scale: float | None = None) -> Tensor:
         """E[x' | z = mu(x)], ``[N, *event]``: what the decoder makes of the mean of q(z|x)."""
-        mu, _ = self.encode(x, x_scale)
+        mu, _ = self._posterior(x, x_scale)
         x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder, x), mu, self.likelihood)
         return method_of(likelihood, "mean")(x_hat)
 
     @torch.no_grad()
     def log_likelihood(
-        self, x: Tensor, num_samples: int = 1000, *, x_scale: float | None = None, seed: int | None = None
+        self,
+        x: Tensor,
+        num_samples: int = 1000,
+        *,
+        x_scale: float | None = None,
+        seed: int | None = None,
+        check_values: bool = False,
     ) -> Tensor:
         """Estimate log p(x), ``[N]`` in nats, by importance sampling from q: without gradient.
 
             log p(x) ~ log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x),   z_k ~ q(z|x)
 
-        A lower bound in expectation, never below the ELBO in expectation, and rising to log p(x) with K.
+        A lower bound in expectation, never below the ELBO in expectation, and rising to log p(x) with K. x, `x_scale`,
+        `seed` and `check_values` are those of `fastvae.elbo`.
         Source: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016).
         """
         if checked_num_samples(num_samples) is None:
             raise TypeError("num_samples must be an int, got None")
-        mu, logvar = self.encode(x, x_scale)
+        mu, logvar = self._posterior(x, x_scale)
+        decoder = self.decoder
+        if check_values:
+            check_arguments(x, decoder, mu, logvar, self.likelihood, self.prior, x_scale)
+            decoder = checked_outputs(decoder)
+        else:
+            warn_of_range(x, self.likelihood, x_scale)
         N = x.shape[0]
         z = reparameterize(mu, logvar, num_samples=num_samples, seed=seed)  # [K, N, *latent]
         mu, logvar = (t.to(compute_dtype(t)) for t in (mu, logvar))  # the weights need float32, the decoder its dtype
@@ -233,7 +277,7 @@ class VAE(nn.Module):
         log_weights = []
         for z_k in z.split(max(1, ROWS_AT_ONCE // max(N, 1))):
             K = z_k.shape[0]
-            x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder, x, K), z_k, self.likelihood, K)
+            x_hat, likelihood, _ = decode_with(checked_decoder(decoder, x, K), z_k, self.likelihood, K)
             x_k = x.expand(K, *x.shape)
             log_p = log_likelihood_elements(x_k, x_hat, likelihood.log_prob, x_scale)  # [K, N, *event]
             log_ratio = gaussian_log_prob(z_k, mu_p, 0.5 * logvar_p) - gaussian_log_prob(z_k, mu, 0.5 * logvar)

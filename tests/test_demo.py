@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -151,6 +152,12 @@ def test_info_says_which_backend_answers(capsys):
     assert "reference" in out or "numba" in out
 
 
+def zipped(path, member, text):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(member, text)
+    return str(path)
+
+
 X = np.random.default_rng(0).standard_normal((20, 4))
 with_nan = X.copy()
 with_nan[3, 2] = np.nan
@@ -158,6 +165,7 @@ with_nan[3, 2] = np.nan
 BAD_DATA = {
     "no such file": lambda d: str(d / "absent.npy"),
     "expected a .npy, .npz or .csv": lambda d: write(d / "x.txt", "1"),
+    "malformed: its member 'x' is not an array": lambda d: zipped(d / "x.npz", "x.npy", "1"),
     "malformed: could not convert string 'two'": lambda d: write(d / "x.csv", "a,b\n1,2\n1,two\n"),
     "malformed: the number of columns changed": lambda d: write(d / "x.csv", "1,2\n" * 12 + "1\n"),
     "no rows of numbers": lambda d: write(d / "x.csv", "a,b\n"),

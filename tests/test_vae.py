@@ -177,6 +177,54 @@ def test_x_that_the_encoder_cannot_take():
             vae.sample(n)
 
 
+def test_what_elbo_refuses_the_other_methods_refuse():
+    vae: Any = VAE.mlp(D, latent=L, hidden=3, likelihood="bernoulli")
+    pixels = torch.randint(256, (N, D), dtype=torch.uint8)
+    per_row: Any = VAE(vae.encoder, vae.decoder, latent=L, likelihood=Gaussian(torch.ones(N, D)))
+    for name in ("elbo", "reconstruct", "log_likelihood"):
+        for x, options in ((pixels, {}), (pixels / 255, {"x_scale": 1 / 255})):
+            with pytest.raises(ValueError, match=r"^x_scale must be given with uint8 x, and only then"):
+                getattr(vae, name)(x, **options)
+        with pytest.raises(TypeError, match=r"^x_scale must be a finite float, got 'a'"):
+            getattr(vae, name)(pixels, x_scale="a")
+        with pytest.raises(ValueError, match=rf"^likelihood's scale must broadcast to .* x_hat, \[2, {D}\]"):
+            getattr(per_row, name)(torch.rand(2, D))
+        with pytest.raises(
+            ValueError, match=rf"^the encoder must return mu of the shape \[N, {L + 1}\], as latent says"
+        ):
+            getattr(VAE(vae.encoder, vae.decoder, latent=L + 1), name)(torch.rand(N, D))
+        with pytest.raises(TypeError, match=r"^the decoder must return a tensor x_hat or a pair"):
+            getattr(VAE(vae.encoder, lambda z: (z,), latent=L), name)(torch.rand(N, D))
+    with pytest.raises(ValueError, match=rf"^likelihood's scale must broadcast to .* x_hat, \[2, {D}\]"):
+        per_row.sample(2)
+
+
+def test_values_that_log_likelihood_looks_at():
+    vae = VAE.mlp(D, latent=L, hidden=3, likelihood="bernoulli")
+    with pytest.warns(UserWarning, match=r"^x of a Bernoulli likelihood must be between 0 and 1, got 7"):
+        vae.log_likelihood(torch.full((N, D), 7.0), 3)
+    with pytest.raises(ValueError, match=r"^x of a Bernoulli likelihood must be between 0 and 1, got nan"):
+        vae.log_likelihood(torch.full((N, D), math.nan), 3, check_values=True)
+    bad = VAE(vae.encoder, lambda z: vae.decoder(z) / 0, latent=L)
+    with pytest.raises(ValueError, match=r"^the decoder's x_hat must be finite"):
+        bad.log_likelihood(torch.rand(N, D), 3, check_values=True)
+
+
+@pytest.mark.parametrize("latent", [2.5, -1, (2, -2), "2", True])
+def test_a_latent_that_is_no_shape(latent):
+    with pytest.raises(TypeError, match=r"^latent must be an int or a tuple of ints, none negative, got"):
+        VAE(nn.Linear(D, L), nn.Linear(L, D), latent=latent)
+    with pytest.raises(TypeError, match=r"^latent must be an int, at least 1, got"):
+        VAE.mlp(D, latent=latent)
+
+
+def test_draws_have_the_dtype_of_the_decoder():
+    log_scale = nn.Parameter(torch.zeros(D, dtype=torch.float64))
+    vae = VAE(nn.Linear(D, L), nn.Linear(L, D), latent=L, likelihood=Gaussian(log_scale=log_scale))
+    assert vae.sample(3).shape == (3, D)
+    assert vae.sample(3, mean=True).dtype is torch.float32
+
+
 def test_numbers_of_numpy_are_numbers():
     sizes: Any = {"event": np.int64(D), "latent": np.int64(L), "hidden": np.int64(3), "scale": np.float32(0.5)}
     vae: Any = VAE.mlp(**sizes)

@@ -133,9 +133,11 @@ def read_array(path: Path) -> Source:
                 return Source(path.name, loaded)
             if "x" not in loaded.files and len(loaded.files) != 1:
                 raise CommandError(f"--data {path}: expected an array 'x' or a single one, found {loaded.files}")
-            array = loaded["x" if "x" in loaded.files else loaded.files[0]]
-            labels = loaded["y"] if "y" in loaded.files else None
-            usable = labels is not None and labels.shape == array.shape[:1] and labels.dtype.kind in "fiubU"
+            name = "x" if "x" in loaded.files else loaded.files[0]
+            array, labels = loaded[name], loaded["y"] if "y" in loaded.files else None
+            if not isinstance(array, np.ndarray):  # NumPy gives the bytes of a member that is none
+                raise CommandError(f"--data {path}: malformed: its member {name!r} is not an array")
+            usable = isinstance(labels, np.ndarray) and labels.shape == array.shape[:1] and labels.dtype.kind in "fiubU"
             return Source(path.name, array, labels if usable else None)
     except CommandError:
         raise
