@@ -60,11 +60,22 @@ def nested(function):
 alone = [fit(seed) for seed in range(4)]
 large.exp()
 print(several(range(4), fit, "multiprocessing") == alone)
-print(several(range(4), fit, "loky") == alone)  # new processes, which import all of it
 print(nested(fit) == [alone[:2], alone[2:]])
 print(all(nested(first_of_torch) == [[[], []]] * 2 for _ in range(12)))  # one time of five it failed
 """
-    assert in_python(START + code, FASTVAE_BACKEND="reference") == ["True"] * 4
+    assert in_python(START + code, FASTVAE_BACKEND="reference") == ["True"] * 3
+
+
+@pytest.mark.long  # two new processes, which import all of it
+def test_joblib_with_processes_that_are_spawned():
+    code = """
+import joblib
+from fastvae.sklearn import GaussianMixture
+def fit(seed):
+    return GaussianMixture(2, random_state=seed).fit(X[:2000]).score(X)
+print(joblib.Parallel(2, backend="loky")(joblib.delayed(fit)(seed) for seed in range(4)) == [*map(fit, range(4))])
+"""
+    assert in_python(START + code) == ["True"]
 
 
 def test_a_fork_waits_for_what_another_thread_compiles(tmp_path):
