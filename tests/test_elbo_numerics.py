@@ -288,7 +288,7 @@ in_a_graph = pytest.mark.parametrize(
 
 @in_a_graph
 @pytest.mark.parametrize(
-    "betas", [pytest.param(betas, id=i, marks=pytest.mark.long if i == "tensors" else []) for i, betas in BETAS.items()]
+    "betas", [pytest.param(betas, id=i, marks=[] if "then" in i else pytest.mark.long) for i, betas in BETAS.items()]
 )
 def test_compiled_in_one_piece_it_equals_eager_for_every_beta(betas):
     torch._dynamo.reset()
