@@ -180,6 +180,15 @@ def not_negative(name: str, value: Any, expected: str = "a float") -> float:
     return number
 
 
+def integer(name: str, value: Any, least: int) -> int:
+    """An int that is not too small, NumPy's included."""
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an int, got {describe(value)}")
+    if (number := int(value)) < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
 def checked_num_samples(num_samples: Any) -> int | None:
     """K, a positive int, or None."""
     if num_samples is None:

@@ -164,10 +164,8 @@ def row_weights(sample_weight: Any, data: Rows) -> tuple[Tensor | None, Tensor |
     w = w.expand(shape).reshape(data.X.shape[:2])
     if w.numel() == 0 or unserved_state() is not None:
         return w, 1.0
-    if w.detach().amin() < 0:
-        at = (w < 0).nonzero()[0]
-        index = [*map(int, torch.unravel_index(at[0], data.batch)), int(at[1])] if data.batch else [int(at[1])]
-        raise ValueError(f"sample_weight must not be negative, got {float(w[tuple(at)]):g} at {index}")
+    if (negative := w.detach() < 0).any():
+        raise ValueError(f"sample_weight must not be negative, got {w[negative][0]:g} at {first(negative, data)}")
     largest = w.detach().amax(-1)
     look: Any = largest.numpy() if w.device.type == "cpu" else largest
     if look.min() >= 2.0**-100 and look.max() <= 2.0**100:
@@ -175,6 +173,13 @@ def row_weights(sample_weight: Any, data: Rows) -> tuple[Tensor | None, Tensor |
     beyond = ((largest < 2.0**-100) | (largest > 2.0**100)) & (largest > 0) & largest.isfinite()
     exponent = (torch.frexp(largest).exponent.to(torch.int64) * beyond).clamp(-1022, 1022)
     return w * _power_of_two(-exponent)[:, None], _power_of_two(exponent)
+
+
+def first(mask: Tensor, data: Rows) -> list[int]:
+    """The place of the first True of `[B, ...]`, with the batch dims of X."""
+    b, *rest = mask.nonzero()[0].tolist()
+    problem = torch.unravel_index(torch.tensor(b), data.batch) if data.batch else ()
+    return [*map(int, problem), *rest]
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
@@ -223,15 +228,6 @@ def covariance_type(value: Any, name: str = "covariance_type") -> str:
     if not isinstance(value, str) or value not in COVARIANCE_TYPES:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, COVARIANCE_TYPES))}, got {describe(value)}")
     return value
-
-
-def integer(name: str, value: Any, least: int) -> int:
-    """An int that is not too small, NumPy's included."""
-    if not is_integer(value):
-        raise TypeError(f"{name} must be an int, got {describe(value)}")
-    if (number := int(value)) < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
 
 
 def seed_or_drawn(seed: Any) -> int:

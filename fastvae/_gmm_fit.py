@@ -6,7 +6,7 @@ import torch
 
 from . import _gmm_checks as checks
 from . import _gmm_problems as problems
-from ._checks import describe, not_negative
+from ._checks import describe, integer, not_negative
 from ._gmm_chunks import Chunks
 from ._numbers import is_flag
 from ._status import Status
@@ -135,17 +135,17 @@ def fit(
     """
     chunks = Chunks(X) if callable(X) and not isinstance(X, torch.Tensor) else None
     data = checks.rows(X) if chunks is None else chunks.rows()
-    K = checks.integer("n_components", n_components, 1)
+    K = integer("n_components", n_components, 1)
     N = data.X.shape[1]
     if N < K and on_degenerate not in ("status", "rescue"):
         raise ValueError(
             f"X must have at least n_components = {K} rows, got the shape {list(data.batch + data.X.shape[1:])}"
         )
     kind = checks.covariance_type(covariance_type)
-    restarts = checks.integer("n_init", n_init, 1)
+    restarts = integer("n_init", n_init, 1)
     options: dict[str, Any] = {
         "tol": not_negative("tol", tol),
-        "max_iter": checks.integer("max_iter", max_iter, 0),
+        "max_iter": integer("max_iter", max_iter, 0),
         "n_init": restarts,
         "reg_covar": not_negative("reg_covar", reg_covar),
         "rescue": checks.on_degenerate(on_degenerate) == "rescue",

@@ -179,23 +179,13 @@ def _degenerate(task: Task, fitted: gmm_fit.Fitted, b: int, reg_covar: float) ->
     return f"component {k} {what} {when}"
 
 
-def _first(mask: Tensor, task: Task) -> list[int]:
-    """The place of the first True, with the batch dims of X."""
-    b, *rest = mask.nonzero()[0].tolist()
-    return [*_unravel(b, task), *rest]
-
-
-def _unravel(b: int, task: Task) -> list[int]:
-    return [int(i) for i in torch.unravel_index(torch.tensor(b), task.data.batch)] if task.data.batch else []
-
-
 def _index(*at: int) -> str:
     return f"[{', '.join(map(str, at))}]"
 
 
 def _of(bad: Tensor, task: Task) -> str:
     """Which problem is the first bad one; nothing where there is but one."""
-    return f" in problem {_index(*_first(bad, task))} of the batch" if task.data.batch else ""
+    return f" in problem {_index(*checks.first(bad, task.data))} of the batch" if task.data.batch else ""
 
 
 @contextmanager

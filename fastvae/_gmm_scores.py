@@ -6,6 +6,7 @@ import torch
 
 from . import _gmm_checks as checks
 from ._arrays import as_floating, give_back
+from ._checks import integer
 from .reference import gmm, gmm_start
 from .reference.gmm import Mixture
 
@@ -121,7 +122,7 @@ def sample(mixture: Mixture, n: int, *, seed: int | None = None) -> tuple[Any, A
     """
     parameters, batch = checks.mixture_tensors("mixture", mixture)
     checks.check_weights("mixture", parameters[0])
-    kind, n = mixture.covariance_type, checks.integer("n", n, 0)
+    kind, n = mixture.covariance_type, integer("n", n, 0)
     flat = Mixture(*checks.flatten(parameters, batch, kind), kind)
     X, labels = gmm_start.sample(flat, n, checks.seed_or_drawn(seed))
     dtype = as_floating("mixture's means", mixture.means).dtype

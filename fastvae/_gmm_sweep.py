@@ -8,7 +8,7 @@ import torch
 
 from . import _gmm_checks as checks
 from ._arrays import give_back
-from ._checks import describe
+from ._checks import describe, integer
 from ._gmm_chunks import Chunks
 from ._gmm_fit import MixtureFit, fit
 from ._gmm_scores import n_parameters
@@ -84,7 +84,7 @@ def sweep(
     """
     if isinstance(n_components, str) or not isinstance(n_components, Iterable):
         raise TypeError(f"n_components must be several numbers of components, got {describe(n_components)}")
-    numbers = [checks.integer("n_components", K, 1) for K in n_components]
+    numbers = [integer("n_components", K, 1) for K in n_components]
     if not numbers:
         raise ValueError("n_components must hold at least one number of components, got none")
     chunked = callable(X) and not isinstance(X, torch.Tensor)

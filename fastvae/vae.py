@@ -18,6 +18,7 @@ from ._checks import (
     checked_num_samples,
     checked_x_scale,
     describe,
+    integer,
 )
 from ._elbo import elbo, elbo_terms, reparameterize
 from ._numbers import is_integer
@@ -138,9 +139,7 @@ class VAE(nn.Module):
         >>> fastvae.VAE.mlp(64, latent=2, hidden=16, likelihood="bernoulli").likelihood
         Bernoulli()
         """
-        for name, size in (("latent", latent), ("hidden", hidden)):
-            if not is_integer(size) or size < 1:
-                raise TypeError(f"{name} must be an int, at least 1, got {describe(size)}")
+        latent, hidden = integer("latent", latent, 1), integer("hidden", hidden, 1)
         event = (int(event),) if is_integer(event) else tuple(event)  # type: ignore[arg-type]
         D = prod(event)
         encoder = nn.Sequential(

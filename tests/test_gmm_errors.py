@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -332,6 +333,9 @@ def test_the_first_bad_problem_of_a_batch_is_named():
     refused(
         ValueError, r"^sample_weight must not be negative, got -2 at \[1, 0, 7\]", gmm.fit, many, sample_weight=w, **how
     )
+    w[0, 1, 3] = np.nan  # of another problem, which hides no negative weight
+    for function in (partial(gmm.fit, n_components=3), partial(gmm.bic, mixture=start(many))):
+        refused(ValueError, r"^sample_weight .* got -2 at \[1, 0, 7\]", function, many, sample_weight=w)
     starts = start(many)
     starts.weights[1, 2] = 1
     message = r"^init's weights must be >= 0 and sum to 1 in problem \[1, 2\] of the batch, got \[1"

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 START = """
 import os, signal, sys, threading, time
 import numpy as np, torch, fastvae
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 torch.set_num_threads(2)
 X = np.random.default_rng(0).normal(size=(200_000, 4))
 large, mu = torch.rand(1000, 1000), torch.rand(1000, 20)
