@@ -79,10 +79,14 @@ def fit(
     n_init : int
         Starts; the fit of the highest bound is returned, a degenerate one only if all are.
     init : "kmeans", "kmeans-raw", "k-means++", "random_from_data", "random" or a Mixture
-        Clusters of k-means, with each feature measured by its standard deviation in the first and every other one of
-        `n_init` starts, by the unit of X in the rest and where "spherical"; the same, always by the unit of X, as in
-        scikit-learn; one row a component, far from each other or drawn at random, all other rows counting for nothing;
-        random responsibilities; or the parameters to start at, whose batch dims broadcast to those of X.
+        - "kmeans": clusters of k-means. The first and every other one of `n_init` starts measures each feature by its
+          standard deviation and, if "full" or "tied", tries whitened rows as well: of the two starts it takes the one
+          that is likelier after a step of EM. The rest, and all if "spherical", measure features in the unit of X.
+        - "kmeans-raw": clusters of k-means, always in the unit of X, as in scikit-learn.
+        - "k-means++", "random_from_data": one row a component, far from each other or drawn at random, all other rows
+          counting for nothing.
+        - "random": random responsibilities.
+        - a Mixture: the parameters to start at, whose batch dims broadcast to those of X.
     reg_covar : float
         Added to every variance, in units of X squared.
     sample_weight : array or tensor ``[*batch, N]`` or ``[N]``

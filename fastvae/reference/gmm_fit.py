@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import gmm
 from .gmm import Mixture
-from .gmm_start import responsibilities
+from .gmm_start import responsibilities, whiten
 
 CONVERGED, MAX_ITER, RESCUED, SINGULAR = 1, 2, 4, 8
 
@@ -152,8 +152,10 @@ def fit(
     Parameters
     ----------
     start : str or tuple of tensors
-        One of `gmm_start.STARTS`, or weights, means and covariances. Distances of k-means are in units of each
-        feature's standard deviation in the first, third, ... restart, unless the covariances are spherical.
+        One of `gmm_start.STARTS`, or weights, means and covariances. In the first, third, ... restart by k-means,
+        unless the covariances are spherical, distances are in units of each feature's standard deviation; where they
+        are full or tied, k-means of whitened rows is tried as well, and the start is taken that is likelier after a
+        step of EM.
     seed, problems : int, int64 tensor `[B]`
         The random numbers of a restart are a function of (seed, problems[b], restart).
     progress : callable or None
@@ -168,10 +170,14 @@ def fit(
         for restart in range(n_init):
             if isinstance(start, str):
                 streams = [(seed, problem, restart) for problem in problems[group].tolist()]
-                scaled = start == "kmeans" and covariance_type != "spherical" and restart % 2 == 0
-                rows = centred * torch.where(variances > 0, 1 / variances.sqrt(), 1.0)[:, None] if scaled else centred
+                metric = start == "kmeans" and covariance_type != "spherical" and restart % 2 == 0
+                rows = centred * torch.where(variances > 0, 1 / variances.sqrt(), 1.0)[:, None] if metric else centred
                 resp = responsibilities(rows, w, n_components, start, streams)
                 first = _maximise(centred, w, resp, covariance_type, reg_covar, rescue)
+                if metric and covariance_type != "diag" and n_components > 1 and X.shape[2] > 1:
+                    resp = responsibilities(whiten(centred, w), w, n_components, start, streams)
+                    other = _maximise(centred, w, resp, covariance_type, reg_covar, rescue)
+                    first = _likelier(centred, w, first, other, reg_covar=reg_covar, rescue=rescue)
             else:
                 weights, means, covariances = (t[group] for t in start)
                 none = torch.zeros(len(centred), dtype=torch.bool, device=X.device)
@@ -284,6 +290,25 @@ def _maximise(
         new = gmm.m_step(X, resp, covariance_type=kind, sample_weight=w, reg_covar=reg_covar)
         faulty, rescued = faulty_components(new), rescued | hurt
     return new, faulty.any(-1), rescued & ~faulty.any(-1)
+
+
+def _likelier(
+    X: Tensor, w: Tensor, *starts: tuple[Mixture, Tensor, Tensor], reg_covar: float, rescue: bool
+) -> tuple[Mixture, Tensor, Tensor]:
+    """Of two starts of each problem, as `_maximise` returns them, the one that is likelier after a step of EM, or else
+    the first; the likelihood of a degenerate one is 0.
+    """
+    likelihood = []
+    for mixture, faulty, _ in starts:
+        log_resp, _ = gmm.e_step(X, mixture)
+        then, also_faulty, _ = _maximise(X, w, log_resp.exp(), mixture.covariance_type, reg_covar, rescue)
+        total = (w * gmm.e_step(X, then)[1]).sum(-1).nan_to_num(-math.inf)
+        likelihood.append(total.masked_fill(faulty | also_faulty, -math.inf))
+    take = likelihood[1] > likelihood[0]
+    (a, *flags_a), (b, *flags_b) = starts
+    parameters = (torch.where(_like(take, s), t, s) for s, t in zip(a[:3], b[:3], strict=True))
+    faulty, rescued = (torch.where(take, t, s) for s, t in zip(flags_a, flags_b, strict=True))
+    return Mixture(*parameters, a.covariance_type), faulty, rescued
 
 
 def faulty_components(mixture: Mixture) -> Tensor:

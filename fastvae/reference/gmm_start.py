@@ -15,6 +15,7 @@ from .gmm import Mixture, _cholesky
 
 STARTS = ("kmeans", "kmeans-raw", "k-means++", "random", "random_from_data")
 MAX_LLOYD = 300
+JITTER = 1e-9  # of each variance: a feature that others determine counts for nothing
 
 Stream = tuple[int, int, int]
 
@@ -22,7 +23,7 @@ Stream = tuple[int, int, int]
 def responsibilities(X: Tensor, w: Tensor, K: int, start: str, streams: list[Stream]) -> Tensor:
     """The first responsibilities, `[P, N, K]`.
 
-    kmeans, -raw       1 for the row's cluster after k-means, seeded by k-means++; `gmm_fit` scales X for the first
+    kmeans, -raw       1 for the row's cluster after k-means, seeded by k-means++; `gmm_fit` scales or whitens X before
     k-means++          1 for K rows far from each other, one a component; every other row counts for nothing
     random_from_data   the same for K distinct rows, drawn by weight
     random             uniform random numbers, normalised
@@ -81,6 +82,18 @@ def lloyd(X: Tensor, w: Tensor, seeds: Tensor) -> Tensor:
             far = torch.where(w[p] > 0, nearest[p], -1.0).argmax()
             centres[p, k], nearest[p, far] = X[p, far], 0.0
     return _one_hot(_distances(X, centres).argmin(-1), K)
+
+
+def whiten(X: Tensor, w: Tensor) -> Tensor:
+    """L^-1 (x - m) of all rows, L L' = S + JITTER diag S for their mean m and covariance S: distances between them do
+    not depend on how features are scaled, turned or sheared. `[P, N, D]`.
+    """
+    share = (w / w.sum(-1, keepdim=True))[..., None]  # [P, N, 1]
+    X = X - (share * X).sum(1, keepdim=True)
+    S = (share * X).mT @ X  # [P, D, D]
+    variances = S.diagonal(dim1=-2, dim2=-1)
+    S = S + torch.diag_embed(torch.where(variances > 0, JITTER * variances, 1.0))
+    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(S).L, X.mT, upper=False).mT.contiguous()
 
 
 def sample(mixture: Mixture, n: int, seed: int) -> tuple[Tensor, Tensor]:

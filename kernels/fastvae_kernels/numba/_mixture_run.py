@@ -23,7 +23,6 @@ from ._mixture_steps import (
     COUNT,
     DEGENERATE,
     DONE,
-    LEFT,
     LIKELIHOOD,
     LIMIT,
     LINEAR,
@@ -41,12 +40,12 @@ from ._mixture_steps import (
     RANDOM,
     RECORD,
     RESCUED,
-    START,
     STATUS,
     STEP,
     TOTAL,
 )
 from ._mixture_update import FAR, HALF_LOG_2PI, SINGULAR
+from ._mixture_whiten import Whitened, can_tilt, rows_to_whiten
 
 TOLD = 20  # how often progress is told of small problems
 LLOYD_ROWS = 1 << 15  # of a problem, that k-means looks at
@@ -86,15 +85,40 @@ class Run:
             m.sweep(active, self.now, self.next, self.next, RANDOM, LINEAR, CENTERS)
             source = RANDOM
         else:
-            m.seeds(self.next, True, scaled=True)
             self.cluster(active, m.sample(LLOYD_ROWS))
             source = NEAREST
         result = m.sweep(active, self.next, self.now, self.next, source, PRODUCTS, PARAMETERS, rescue=rescue)
+        if how == "kmeans" and can_tilt(m):
+            self.start_tilted(active[active % m.restarts % 2 == 0], result, rescue)
         self.status[result[:, 2] != 0] |= RESCUED
-        return self.give_up(active, (result[:, 1].astype(np.int64) & SINGULAR) != 0)
+        return self.give_up(active, is_singular(result))
+
+    def start_tilted(self, active: np.ndarray, result: np.ndarray, rescue: bool) -> None:
+        """Parameters, and the pass's result, from clusters of whitened rows where these are likelier: by few rows."""
+        m = self.mixtures
+        few = m.sample(rows_to_whiten(m))
+        white = Whitened(few)
+        run = Run(white.mixtures, np.ones(m.B), np.ones((m.B, m.D)), "kmeans-raw")
+        run.cluster(active, white.mixtures)
+        hard, first, second = white.parameters(m, run.next), self.now, m.parameters()
+        flags, how = result[active], {"rescue": rescue}
+        if few is not m:
+            first = m.parameters()
+            flags = few.sweep(active, self.next, first, self.next, NEAREST, PRODUCTS, PARAMETERS, **how)
+        other = few.sweep(active, hard, second, hard, POSTERIOR, PRODUCTS, PARAMETERS, **how)
+        likelier = promise(few, active, second, other, rescue) > promise(few, active, first, flags, rescue)
+        at = active[likelier]
+        if few is m:
+            self.now[at], result[at] = second[at], other[likelier]
+        elif len(at):
+            result[at] = m.sweep(at, hard, self.now, hard, POSTERIOR, PRODUCTS, PARAMETERS, **how)
 
     def cluster(self, active: np.ndarray, few: Mixtures) -> None:
-        """k-means by Lloyd's iterations over few of the rows, from the means in `next`, where the last are left."""
+        """k-means by Lloyd's iterations over few of the rows, to centers that are the means in `next`."""
+        self.mixtures.seeds(self.next, True, scaled=True)
+        if few.small:
+            self.cluster_small(active, few)
+            return
         room = self.now
         for _ in range(LLOYD_STEPS):
             result = few.sweep(active, self.next, room, self.next, NEAREST, LINEAR, CENTERS)
@@ -104,6 +128,16 @@ class Run:
             active = active[empty | (result[:, 1] > LLOYD_TOL * self.spread[active] / few.D)]
             if len(active) == 0:
                 return
+
+    def cluster_small(self, active: np.ndarray, few: Mixtures) -> None:
+        """The same to the same bits, in one launch, but for centers that have no rows."""
+        records, bounds = np.zeros((few.P, RECORD)), np.empty((few.P, 1))
+        records[:, LIMIT] = LLOYD_TOL * self.spread / few.D
+        while len(active):
+            records[active, STEP] = LLOYD
+            few.follow(active, self.next, self.now, self.next, records, bounds, 0.0, False)
+            relocate(few, empty := active[few.result[active, 2] > 0], self.next)
+            active = empty[records[empty, COUNT] < LLOYD_STEPS]
 
     def give_up(self, active: np.ndarray, bad: np.ndarray) -> np.ndarray:
         """Note that those have no parameters, or none better than `now`; the others."""
@@ -153,23 +187,14 @@ class Run:
         self, how: Any, tol: float, max_iter: int, rescue: bool, progress: Callable[[int, int], Any] | None
     ) -> None:
         """`start` and `climb` of small problems, and the likelihood, in one launch, or a few that tell of progress."""
-        m, lloyd = self.mixtures, how in ("kmeans", "kmeans-raw")
-        if lloyd:
-            m.seeds(self.next, True, scaled=True)
-        active = self.waiting if lloyd else self.start(how, rescue)
+        m, active = self.mixtures, self.start(how, rescue)
         records, bounds = np.zeros((m.P, RECORD)), np.empty((m.P, max_iter + 1))
-        records[:, STEP], records[:, STATUS] = LLOYD if lloyd else CLIMB, self.status
-        records[:, BEFORE], records[:, TOTAL], records[:, LIMIT] = -np.inf, self.total, LLOYD_TOL * self.spread / m.D
-        old, new = (self.next, self.now) if lloyd else (self.now, self.next)
-        while len(active):
-            for some in [active] if progress is None else np.array_split(active, min(TOLD, len(active))):
-                m.follow(some, old, new, self.final, records, bounds, tol, rescue)
-                if progress is not None:
-                    progress(int((records[:, STEP] == DONE).sum()), m.P)
-            active = active[records[active, STEP] == LEFT]
-            relocate(m, active, self.final)
-            old[active] = self.final[active]
-            records[active, STEP] = np.where(records[active, COUNT] < LLOYD_STEPS, LLOYD, START)
+        records[:, STEP], records[:, STATUS] = CLIMB, self.status
+        records[:, BEFORE], records[:, TOTAL] = -np.inf, self.total
+        for some in [active] if progress is None else np.array_split(active, max(1, min(TOLD, len(active)))):
+            m.follow(some, self.now, self.next, self.final, records, bounds, tol, rescue)
+            if progress is not None:
+                progress(int((records[:, STEP] == DONE).sum()), m.P)
         self.status, self.n_iter = records[:, STATUS].astype(np.int64), records[:, COUNT].astype(np.int64)
         self.likelihood, self.waiting = records[:, LIKELIHOOD], np.flatnonzero(records[:, STEP] != DONE)
         self.bounds = bounds[:, : self.n_iter.max() + 1].copy()
@@ -186,6 +211,19 @@ class Run:
             rank = np.where(self.status & DEGENERATE, -np.inf, np.nan_to_num(last, nan=-np.inf))
             best = m.restarts * np.arange(m.B) + rank.reshape(m.B, m.restarts).argmax(1)
         return best, self.bounds[best], last[best]
+
+
+def is_singular(result: np.ndarray) -> np.ndarray:
+    """By the flags in the result of a pass."""
+    return (result[:, 1].astype(np.int64) & SINGULAR) != 0
+
+
+def promise(m: Mixtures, active: np.ndarray, theta: np.ndarray, result: np.ndarray, rescue: bool) -> np.ndarray:
+    """Log-likelihoods a step of EM after the parameters that a pass left, with its result; -inf of singular ones."""
+    then = m.parameters()
+    step = m.sweep(active, theta, then, theta, POSTERIOR, PRODUCTS, PARAMETERS, rescue=rescue)
+    likelihood = m.sweep(active, then, then, then, POSTERIOR, NOTHING, MERGE)[:, 0]
+    return np.where(is_singular(result) | is_singular(step) | np.isnan(likelihood), -np.inf, likelihood)
 
 
 def relocate(m: Mixtures, problems: np.ndarray, theta: np.ndarray) -> None:

@@ -1,8 +1,8 @@
 """The steps of a fit, pass by pass: what a pass computes, and what follows on what it found.
 
-    LLOYD      k-means, from seeds, until its centers hardly move      START      parameters from the rows next to each
-    CLIMB      EM, until the bound hardly rises                        AGAIN      its sums about the new means, see FAR
-    LAST       the log-likelihood of what was found                    LEFT       a center has no rows: Python moves it
+    LLOYD      k-means, from seeds                          LEFT       its centers hardly move, or one has no rows
+    CLIMB      EM, until the bound hardly rises             AGAIN      its sums about the new means, see FAR
+    LAST       the log-likelihood of what was found
 
 `gmm.Run` takes these steps for all problems side by side. Where a problem's rows are few, one work unit takes them all
 by `follow`, one after the other, to the same bits: the rows stay in a cache, and nothing is said to Python in between.
@@ -17,7 +17,7 @@ from ._mixture_update import FAR, SINGULAR
 POSTERIOR, GIVEN, NEAREST, RANDOM = range(4)  # where responsibilities come from
 NOTHING, LINEAR, PRODUCTS, SQUARES = range(4)  # statistics that are wanted
 LEAVE, MERGE, PARAMETERS, CENTERS = range(4)  # what follows on the last slot of a problem
-LLOYD, START, CLIMB, AGAIN, LAST, LEFT, DONE = range(7)
+LLOYD, LEFT, CLIMB, AGAIN, LAST, DONE = range(6)
 CONVERGED, MAX_ITER, RESCUED, DEGENERATE = 1, 2, 4, 8  # of a fit: the values of fastvae.Status
 LLOYD_STEPS, LLOYD_TOL = 300, 1e-3  # of the variance of a feature, that all centers move; EM goes on from there
 MOST_RESCUES = 10  # of a problem, before it is given up
@@ -33,8 +33,6 @@ def pass_of(step):
     """Source, statistics and what follows, of a step."""
     if step == LLOYD:
         return NEAREST, LINEAR, CENTERS
-    if step == START:
-        return NEAREST, PRODUCTS, PARAMETERS
     if step == LAST:
         return POSTERIOR, NOTHING, MERGE
     return POSTERIOR, PRODUCTS, PARAMETERS
@@ -50,18 +48,8 @@ def follow(record, bounds, value, first, second, tol, max_iter):
     after = DONE
     if step == LLOYD:
         record[COUNT] += 1
-        after = START
-        if second > 0:
-            after = LEFT
-        elif first > record[LIMIT] and record[COUNT] < LLOYD_STEPS:
-            after = LLOYD
-    elif step == START:
-        after, record[COUNT] = CLIMB, 0
-        if second != 0:
-            status |= RESCUED
-        if int(first) & SINGULAR:
-            after, status = LAST, status | DEGENERATE
-            record[IS_NEW] = 1
+        going = first > record[LIMIT] and record[COUNT] < LLOYD_STEPS
+        after = LLOYD if going and second == 0 else LEFT
     elif step == LAST:
         record[LIKELIHOOD] = value
     else:

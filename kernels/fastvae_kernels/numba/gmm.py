@@ -22,13 +22,13 @@ from ._memory import CODES
 from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
 from ._mixture_launch import Mixtures, Stream, moments
 from ._mixture_rows import make_rows
-from ._mixture_run import Run, given, unpack
+from ._mixture_run import LLOYD_ROWS, Run, given, unpack
 from ._mixture_steps import CENTERS, GIVEN, LINEAR, PARAMETERS, POSTERIOR, PRODUCTS
 from ._mixture_update import FAR
 from ._threads import run
 
 FAMILIES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
-BATCH_ELEMENTS = 1 << 23  # partial sums of the problems that run side by side
+BATCH_ELEMENTS = 1 << 23  # partial sums of the problems that run side by side; a quarter of their whitened rows
 
 
 class Fitted(NamedTuple):
@@ -66,7 +66,8 @@ def fit(
     restarts = n_init if isinstance(start, str) else 1
     parts: list[list[Tensor]] = []
     one = Mixtures(X[:0] if isinstance(X, Tensor) else X, None, n_components, family)
-    at_once = max(1, BATCH_ELEMENTS // (one.slots * one.F * restarts))
+    size = max(one.slots * one.F * restarts, min(one.N, LLOYD_ROWS) * one.D // 4)
+    at_once = max(1, BATCH_ELEMENTS // size)
     for first in range(0, B, at_once):
         rows = slice(first, min(first + at_once, B))
         w = None if sample_weight is None else sample_weight[rows]
