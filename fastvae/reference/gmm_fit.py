@@ -306,9 +306,9 @@ def _likelier(
         likelihood.append(total.masked_fill(faulty | also_faulty, -math.inf))
     take = likelihood[1] > likelihood[0]
     (a, *flags_a), (b, *flags_b) = starts
-    parameters = (torch.where(_like(take, s), t, s) for s, t in zip(a[:3], b[:3], strict=True))
+    weights, means, covariances = (torch.where(_like(take, s), t, s) for s, t in zip(a[:3], b[:3], strict=True))
     faulty, rescued = (torch.where(take, t, s) for s, t in zip(flags_a, flags_b, strict=True))
-    return Mixture(*parameters, a.covariance_type), faulty, rescued
+    return Mixture(weights, means, covariances, a.covariance_type), faulty, rescued
 
 
 def faulty_components(mixture: Mixture) -> Tensor:

@@ -101,17 +101,17 @@ class Run:
         run = Run(white.mixtures, np.ones(m.B), np.ones((m.B, m.D)), "kmeans-raw")
         run.cluster(active, white.mixtures)
         hard, first, second = white.parameters(m, run.next), self.now, m.parameters()
-        flags, how = result[active], {"rescue": rescue}
+        flags, wanted = result[active], (PRODUCTS, PARAMETERS)
         if few is not m:
             first = m.parameters()
-            flags = few.sweep(active, self.next, first, self.next, NEAREST, PRODUCTS, PARAMETERS, **how)
-        other = few.sweep(active, hard, second, hard, POSTERIOR, PRODUCTS, PARAMETERS, **how)
+            flags = few.sweep(active, self.next, first, self.next, NEAREST, *wanted, rescue=rescue)
+        other = few.sweep(active, hard, second, hard, POSTERIOR, *wanted, rescue=rescue)
         likelier = promise(few, active, second, other, rescue) > promise(few, active, first, flags, rescue)
         at = active[likelier]
         if few is m:
             self.now[at], result[at] = second[at], other[likelier]
         elif len(at):
-            result[at] = m.sweep(at, hard, self.now, hard, POSTERIOR, PRODUCTS, PARAMETERS, **how)
+            result[at] = m.sweep(at, hard, self.now, hard, POSTERIOR, *wanted, rescue=rescue)
 
     def cluster(self, active: np.ndarray, few: Mixtures) -> None:
         """k-means by Lloyd's iterations over few of the rows, to centers that are the means in `next`."""
