@@ -102,9 +102,12 @@ def fit(
     }
     checks.choice("on_singular", on_singular, checks.ON_SINGULAR)
     data = checks.data(X, y)
-    w, lost = checks.row_weights(sample_weight, data.form, data.X.shape[1])
+    w, lost, uneven = checks.row_weights(sample_weight, data.form, data.X.shape[1])
     engine = checks.engine(checks.engine_name(backend, precision, data.X, data.y, w))
     fitted = engine.fit(data.X, data.y, sample_weight=w, **options)
+    if uneven:
+        fitted = problems.with_heavy_rows(engine, data, w, fitted, options)
+        engine = problems.regression_fit
     told, lost_targets = problems.flags(fitted.status), None
     if told & problems.NONFINITE and data.form.batch and data.form.R > 1:
         data, fitted, lost_targets = problems.without_lost_targets(engine, data, w, fitted, options)

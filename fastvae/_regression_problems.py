@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _regression_checks as checks
 from ._status import Status
+from .reference import regression_fit
 from .reference.regression_fit import LEAST, MOST, Fitted, put, scale_targets, times
 
 NONFINITE, RANK_DEFICIENT = int(Status.NONFINITE), int(Status.RANK_DEFICIENT)
@@ -115,6 +116,16 @@ def _refit(engine: Any, tensors: list[Tensor], peaks: list[Tensor], options: dic
     scaled = {name: times(getattr(found, name), exponent) for name, exponent in back.items()}
     inverse = found.inverse_gram
     return found._replace(**scaled, inverse_gram=lambda: times(inverse(), -ex[..., None] - ex[:, None] - ew[..., None]))
+
+
+def with_heavy_rows(engine: Any, data: checks.Data, w: Tensor, fitted: Fitted, options: dict[str, Any]) -> Fitted:
+    """Results, with those by QR where sums over heavy rows have rounded away what light ones say."""
+    if engine is regression_fit:
+        return fitted
+    at = (regression_fit.are_uneven(w, checks.UNEVEN) & (fitted.status & UNFITTED == 0)).nonzero()[:, 0]
+    if not len(at):
+        return fitted
+    return put(fitted, at, regression_fit.fit(data.X[at], data.y[at], sample_weight=w[at], **options))
 
 
 def of_full_rank(fitted: Fitted, fit_intercept: bool) -> Fitted:

@@ -16,6 +16,12 @@ DESIGN = np.array([[1, 2, -1], [3, 1, 4], [-2, 5, 2], [0, -3, 7], [6, 1, 1], [2,
 ALPHAS = [0.0, 1e-3, 1.0, 1e8, 1e16, 1e24, 1e32, 1e100, 1e280]
 
 
+def less_mean(t):
+    """Rows less their mean, exactly."""
+    rows = np.vectorize(Fraction, otypes=[object])(t)
+    return rows - rows.sum(0) / len(rows)
+
+
 def in_rationals(X, y, alpha):
     """(X'X + alpha I)^-1 X'y, exactly, by Gauss and Jordan."""
     X, y = [[Fraction(v) for v in row] for row in X.tolist()], [Fraction(v) for v in y.tolist()]
@@ -121,3 +127,57 @@ def test_the_solution_of_a_ridge_is_unique(backend, row, alpha):
         assert fit.intercept == 3
         assert fit.rank == 2
         assert fit.df == -2
+
+
+@pytest.mark.parametrize("alpha", [1e-16, 1e-12, 1e-8, 1e-4, 1e-2, 1.0, 1e4])
+def test_a_ridge_on_dependent_columns(backend, alpha):
+    rng = np.random.default_rng(0)
+    X, target = rng.normal(size=(40, 2))[:, [0, 0, 1]], rng.normal(size=40)
+    fit = regression.fit(X, target, alpha=alpha, fit_intercept=False, backend=backend)
+    assert relative_error(fit.coef, in_rationals(X, target, alpha)) < 1e-13
+    assert not fit.status & Status.RANK_DEFICIENT
+    assert fit.rank == 3
+    batch = regression.fit(np.stack([X, X**3, X]), np.stack([target] * 3), alpha=alpha, backend=backend).coef
+    close(batch[:, 0], batch[:, 1], 1e-13)
+
+
+@pytest.mark.parametrize("alpha", [1e-16, 1e-10, 1e-4, 1.0])
+@pytest.mark.parametrize("rows", [400, 100])
+def test_a_ridge_on_pairs_of_columns_that_kernels_do_not_take(backend, alpha, rows):
+    """More than they take, and more than rows: w = u + u for the ridge of one of each pair and half of alpha."""
+    if backend != "reference":
+        pytest.skip("by the default backend")
+    rng = np.random.default_rng(0)
+    Z, target = rng.normal(size=(rows, 129)), rng.normal(size=rows)
+    coef = regression.fit(np.c_[Z, Z], target, alpha=alpha).coef
+    close(coef[:129], coef[129:], 1e-12, 1e-13)
+    half = regression.fit(Z, target, alpha=alpha / 2).coef / 2
+    close(coef[:129], half, 1e-9, 1e-11)
+
+
+def test_gradients_of_a_ridge_on_dependent_columns(backend):
+    if backend != "reference":
+        pytest.skip("gradients are the reference's")
+    rng = np.random.default_rng(0)
+    X = torch.tensor(rng.normal(size=(9, 2))[:, [0, 0, 1]])
+    target = torch.tensor(rng.normal(size=9))
+
+    def coef(X, target):
+        return regression.fit(X, target, alpha=1e-2, fit_intercept=False).coef
+
+    slopes = torch.autograd.functional.jacobian(coef, (X, target))
+    closed = torch.autograd.functional.jacobian(
+        lambda X, target: torch.linalg.solve(X.mT @ X + 1e-2 * torch.eye(3).double(), X.mT @ target), (X, target)
+    )
+    for got, want in zip(slopes, closed, strict=True):
+        close(got, want, 1e-8, 1e-8)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1e16, 1e32, 1e36, 1e60, 1e100])
+def test_a_ridge_of_columns_far_off_centre(backend, alpha):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 3)) * [1e-3, 1, 1e3] + [1e3, 5e5, 1e7]
+    target = rng.normal(size=30) + 7
+    fit = regression.fit(X, target, alpha=alpha, backend=backend)
+    truth = in_rationals(*(less_mean(t) for t in (X, target)), Fraction(alpha))
+    assert relative_error(fit.coef, truth) < 2e-13

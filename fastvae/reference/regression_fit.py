@@ -22,8 +22,11 @@ from torch import Tensor
 
 from . import regression
 from .regression import Centred, Solution
+from .regression_solve import by_rows, minimum_norm
 
 NONFINITE, TOO_FEW_ROWS, RANK_DEFICIENT = 16, 32, 256
+SMALL_RIDGE = 1e-2  # of the squared length of a column
+UNEVEN = 2.0**20  # weights, of one another: QR without pivots may round light rows away
 LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
 EPS = torch.finfo(torch.float64).eps
 
@@ -76,7 +79,7 @@ def fit(
 ) -> Fitted:
     """Fit each problem. Every precision is QR in float64 here."""
     X, y, w = X.to(torch.float64), y.to(torch.float64), _weights(X, sample_weight)
-    return _answered(regression.centre(X, y, w[..., None], fit_intercept), alpha, fit_intercept)
+    return _answered(regression.centre(X, y, w[..., None], fit_intercept), alpha, fit_intercept, w.detach())
 
 
 def accumulate(
@@ -150,39 +153,78 @@ def _triangle(upper: Tensor, lower: Tensor) -> Tensor:
     return torch.linalg.qr(torch.cat([upper, lower], -2), mode="r").R
 
 
-def _answered(data: Centred, alpha: float, fit_intercept: bool) -> Fitted:
-    """Problems of independent columns by least squares, those of dependent ones by minimum norm, the others NaN."""
-    P = data.A.shape[-1]
+def _answered(data: Centred, alpha: float, fit_intercept: bool, w: Tensor | None = None) -> Fitted:
+    """Problems of independent columns by least squares, those of dependent ones by minimum norm, those of weights far
+    apart by QR with pivots, the others NaN.
+    """
     empty = (data.total_weight == 0)[:, 0]  # [B]
     finite = torch.stack([t.detach().square().sum((1, 2)).isfinite() for t in (data.c, data.mean_y)]).all(0)
     finite &= data.A.detach().isfinite().all(-1).all(-1)  # by columns scaled, their squares are in range
     solution = regression.least_squares(data, alpha)
+    length, allowed = _lengths(data)
+    independent = _are_independent(solution, length, allowed)
+    alone = independent  # without the rows of a ridge, which are too small to tell dependent columns apart
+    if alpha > 0 and (alpha < SMALL_RIDGE * length.square()).any():
+        few = data.A.shape[-2] < data.A.shape[-1]
+        alone = torch.zeros_like(alone) if few else _are_independent(regression.least_squares(data), length, allowed)
+    uneven_weights = data.A.new_ones(1, 1) if w is None or w.shape[1] == 0 else w
+    uneven = are_uneven(uneven_weights, UNEVEN).expand_as(alone)
 
-    # How far each column lies from the span of the others, against its length before centring: what rounding leaves of
-    # a column that is a combination of others, or constant, is a few eps of that.
+    sound = finite & ~empty
+    deficient = sound & ~independent & ~(uneven & (alpha > 0))
+    status = NONFINITE * (~finite & ~empty) + TOO_FEW_ROWS * empty + RANK_DEFICIENT * deficient  # [B]
+    if not status.any() and (alone & ~uneven).all():
+        return _fitted(data, solution, alpha, fit_intercept, status)
+    fitted = _blank(data, fit_intercept, status)
+
+    def plain(part: Centred, at: Tensor) -> Solution:
+        return regression.least_squares(part, alpha)
+
+    def shortest(part: Centred, at: Tensor) -> Solution:
+        return minimum_norm(part, alpha, length[at], allowed[at])
+
+    def with_ridge(part: Centred, at: Tensor) -> Solution:
+        return _with_coef(plain(part, at), shortest(part, at).coef)
+
+    def row_by_row(part: Centred, at: Tensor) -> Solution:
+        exact, own = by_rows(part, alpha, uneven_weights[at]), plain(part, at)
+        return _with_coef(own, exact.coef) if own.coef.requires_grad else exact
+
+    calm = ~uneven & ~deficient
+    methods = {plain: calm & alone, with_ridge: calm & ~alone, row_by_row: uneven & ~deficient, shortest: deficient}
+    for solve, problems in methods.items():
+        at = (sound & problems).nonzero()[:, 0]
+        if len(at):  # each method by itself: gradients of the others would be NaN
+            part = Centred(*(t[at] for t in data))
+            fitted = put(fitted, at, _fitted(part, solve(part, at), alpha, fit_intercept, status[at]))
+    return fitted
+
+
+def _lengths(data: Centred) -> tuple[Tensor, Tensor]:
+    """The length of each column before centring, `[B, P]`, and what rounding leaves of 1 where a column is a
+    combination of others, or constant: a few eps, `[B, 1]`.
+    """
     A, mean_x, total_weight = (t.detach() for t in (data.A, data.mean_x, data.total_weight))
     unit = regression.power_of_two(A, mean_x.abs())  # [B, 1, P]
     squares = (A / unit).square().sum(-2) + total_weight * (mean_x / unit)[:, 0].square()
-    length, allowed = squares.sqrt() * unit[:, 0], 8 * EPS * (P + data.rows.sqrt())  # [B, P], [B, 1]
-    distance = solution.scale[:, 0] / solution.root.detach().norm(dim=-1)
-    independent = (distance > allowed * length).all(-1)
+    return squares.sqrt() * unit[:, 0], 8 * EPS * (A.shape[-1] + data.rows.sqrt())
 
-    sound = finite & ~empty
-    status = NONFINITE * (~finite & ~empty) + TOO_FEW_ROWS * empty + RANK_DEFICIENT * (sound & ~independent)  # [B]
-    if not status.any():
-        return _fitted(data, solution, alpha, fit_intercept, status)
-    fitted = _blank(data, fit_intercept, status)
-    for full in (True, False):
-        at = (sound & (independent if full else ~independent)).nonzero()[:, 0]
-        if len(at):
-            part = Centred(*(t[at] for t in data))
-            solution = (
-                regression.least_squares(part, alpha)  # again: gradients of the others would be NaN
-                if full
-                else _minimum_norm(part, alpha, length[at], allowed[at])
-            )
-            fitted = put(fitted, at, _fitted(part, solution, alpha, fit_intercept, status[at]))
-    return fitted
+
+def _are_independent(solution: Solution, length: Tensor, allowed: Tensor) -> Tensor:
+    """Whether each column lies farther from the span of the others than rounding can tell, `[B]`."""
+    distance = solution.scale[:, 0] / solution.root.detach().norm(dim=-1)  # [B, P]
+    return (distance > allowed * length).all(-1)
+
+
+def are_uneven(w: Tensor, ratio: float) -> Tensor:
+    """Whether some of the weights `[B, N]` are more than so many times others, `[B]`."""
+    return w.amax(1) > ratio * w.masked_fill(w == 0, math.inf).amin(1)
+
+
+def _with_coef(solution: Solution, coef: Tensor) -> Solution:
+    """The solution with more exact coefficients; gradients are its own."""
+    own = solution.coef
+    return solution._replace(coef=torch.where(own.isfinite(), own + (coef - own).detach(), coef))
 
 
 def _fitted(data: Centred, solution: Solution, alpha: float, fit_intercept: bool, status: Tensor) -> Fitted:
@@ -292,42 +334,3 @@ def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:
         names, inverse = tuple(name for name, t in whole.items() if t.is_floating_point()), lambda: nan(inverse_gram())
         whole["status"] = torch.where(lost, NONFINITE, fitted.status)
     return Fitted(**whole | {name: nan(whole[name]) for name in names}, inverse_gram=inverse)
-
-
-def _minimum_norm(data: Centred, ridge: float, length: Tensor, allowed: Tensor) -> Solution:
-    """Of all W of least squares the shortest, where columns of A are dependent.
-
-    Columns are taken in the order of what the ones before leave of them, relative to their `length` `[B, P]`, until
-    that is no more than `allowed` `[B, 1]`: A = Q R with R `[r, P]` of full rank, and W' = R'(R R')^-1 Q'c. Source:
-    Björck (1996), sec. 2.7: a complete orthogonal decomposition. Gram-Schmidt with a second pass is as good as
-    Householder, and needs no more than batched products.
-    """
-    A, c = data[:2]
-    B, _, P = A.shape
-    if ridge > 0:
-        A = torch.cat([A, math.sqrt(ridge) * torch.eye(P).to(A).expand(B, P, P)], -2)
-        c = torch.cat([c, c.new_zeros(B, P, c.shape[-1])], -2)
-    length = torch.where(length > 0, length, 1.0)
-    work = rest = A / length[:, None]  # [B, N, P]
-    Q = A.new_zeros(B, A.shape[1], 0)
-    alive = []
-    for _ in range(min(A.shape[1:])):
-        size, j = rest.norm(dim=-2).max(-1, keepdim=True)  # [B, 1]
-        alive.append(size > allowed)
-        if not alive[-1].any():
-            break
-        at = j[:, None].expand(-1, A.shape[1], 1)
-        q = rest.gather(-1, at) / torch.where(alive[-1], size, 1.0)[..., None]  # [B, N, 1]
-        q = q - Q @ (Q.mT @ q)
-        q = torch.where(alive[-1][..., None], q / q.norm(dim=-2, keepdim=True), 0.0)
-        Q = torch.cat([Q, q], -1)
-        rest = (rest - q @ (q.mT @ rest)).scatter(-1, at, 0.0)
-    live = torch.cat(alive, -1)[:, : Q.shape[-1]]  # [B, r]
-    # In the units of the user, but for a power of two that keeps squares in range.
-    scale = regression.power_of_two(length[..., None])  # [B, 1, 1]
-    U, T = torch.linalg.qr((Q.mT @ work).mT * (length[..., None] / scale))  # [B, P, r], [B, r, r]
-    T = T + torch.diag_embed((~live).to(T))  # rows of Q that are 0 stay so
-    root = torch.linalg.solve_triangular(T.mT, U, upper=False, left=False) * live[:, None]  # [B, P, r] U T^-T
-    coef = root @ (Q.mT @ c) / scale
-    root = torch.nn.functional.pad(root, (0, P - root.shape[-1]))
-    return Solution(coef, root, scale.expand(-1, 1, P), None, live.sum(-1, keepdim=True))

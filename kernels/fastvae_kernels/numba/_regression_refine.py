@@ -23,7 +23,7 @@ from ._double import (
     put,
 )
 from ._jit import Kernel, kernel, loop_jit, outlined, unpack
-from ._math import like, select, sqrt
+from ._math import fma, like, select, sqrt
 from ._memory import F64, I64, array_at, read, vector, write
 from ._regression_factor import UNIT, row
 from ._regression_fields import (
@@ -89,6 +89,14 @@ def noise_of(record, P, k, at):
 
 
 @loop_jit
+def extended_length(record, at, j, alpha):
+    """Of column j with the row that a ridge adds to it."""
+    v = vector(F64)
+    length = read(record, 8 * (at[LENGTHS] + j), v)
+    return sqrt(fma(length, length, like(v, alpha)))
+
+
+@loop_jit
 def correct(G, record, small, delta, gradient, P, R, k, alpha, tolerance, fit_intercept, unit, noise, s):
     """Add delta to the coefficients of target k, and what follows to the intercept; by how much that lowers RSS, and 1
     in the lanes where one correction is not enough. ``s`` is a zero of the type of V, whose small parts are ``small``.
@@ -110,7 +118,7 @@ def correct(G, record, small, delta, gradient, P, R, k, alpha, tolerance, fit_in
             V = number(s, read(record, 8 * (at[INVERSE] + entry), v), read(small, 8 * entry, v))
             step = step + V * get(gradient, i, s)
         put(delta, j, step)
-        length = abs(high(step)) * read(record, 8 * (at[LENGTHS] + j), v)
+        length = abs(high(step)) * extended_length(record, at, j, alpha)
         longest = select(length > longest, length, longest)
     condition, less, of_means = read(record, 8 * at[CONDITION], v), zero, zero
     left = like(v, unit * P) * condition * condition * longest  # of the error, in units of y
@@ -122,7 +130,7 @@ def correct(G, record, small, delta, gradient, P, R, k, alpha, tolerance, fit_in
         b = b + pair(step, low(get(delta, j, s)))
         write(record, 8 * (at[COEF] + place), high(b))
         write(record, 8 * (at[SMALL_COEF] + place), low(b))
-        length, mean = read(record, 8 * (at[LENGTHS] + j), v), read(record, 8 * (at[MEANS] + j), v)
+        length, mean = extended_length(record, at, j, alpha), read(record, 8 * (at[MEANS] + j), v)
         error = left + noise * sqrt(read(record, 8 * (at[INVERSE] + row(j) + j), v)) * length
         doubt = select(error <= like(v, tolerance) * abs(high(b)) * length + nothing, doubt, like(v, 1))
         of_means = of_means + select(error > zero, abs(mean) * error / length, zero)

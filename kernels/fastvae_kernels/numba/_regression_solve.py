@@ -164,6 +164,7 @@ def make_solve(pairs: int) -> Kernel:
                     raw = length2 + high(total) * m * m if fit_intercept else length2
                     write(limit, 8 * j, like(v, least) * length2)
                     write(grain, 8 * j, like(v, closest) * sqrt(raw))
+                    write(record, 8 * (at[LENGTHS] + j), sqrt(select(length2 > zero, length2, zero)))
                     put(G, own, get(G, own, x) + constant(x, alpha))
                     length = sqrt(high(get(G, own, x)))
                     write(scale, 8 * j, length)
@@ -246,7 +247,6 @@ def make_solve(pairs: int) -> Kernel:
                 write(record, 8 * at[WEIGHT], high(total))
                 write(record, 8 * at[SPREAD], spread)
                 for j in range(P):
-                    write(record, 8 * (at[LENGTHS] + j), read(scale, 8 * j, v))
                     write(record, 8 * (at[SMALL_MEANS] + j), read(lost, 8 * j, v))
                 for j in range(P + R):
                     write(record, 8 * (at[MEANS] + j), high(get(mean, j, x)))

@@ -1,0 +1,66 @@
+"""Weights that are far apart, against 80 digits: light rows count beside heavy ones."""
+
+import numpy as np
+import pytest
+import torch
+from exact_regressions import in_exact_arithmetic
+from regressions import by_backend, close
+
+from fastvae import regression
+
+pytestmark = by_backend
+rng = np.random.default_rng(1)
+X, y = rng.normal(size=(15, 3)) * [1.0, 10.0, 100.0], rng.normal(size=15)
+X[0, 0] = 0.0  # so that the first column does not see the heaviest row
+
+
+def weights(heavy, power):
+    w = np.ones(15)
+    w[heavy] = 10.0 ** np.linspace(power, power / 2, len(heavy))
+    w[4] = 0.0
+    return w
+
+
+@pytest.mark.parametrize("power", [4, 8, 12, 16, 20, 24, 28])
+@pytest.mark.parametrize("heavy", [[0], [7], [2, 9], [3, 5, 8]], ids=str)
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_light_rows_count_beside_heavy_ones(backend, power, heavy, intercept, alpha):
+    w = weights(heavy, power)
+    solution, diagonal, rss = in_exact_arithmetic(X, y, w, alpha, intercept)
+    fit = regression.fit(X, y, sample_weight=w, alpha=alpha, fit_intercept=intercept, backend=backend)
+    close(np.r_[fit.intercept, fit.coef] if intercept else fit.coef, solution, 1e-13)
+    if power <= 20 and alpha == 0:  # beyond, rounding of the heavy rows' residuals is seen in RSS
+        close(fit.rss, rss, 1e-12)
+        errors = np.r_[fit.intercept_standard_error, fit.standard_errors] if intercept else fit.standard_errors
+        close(errors, np.sqrt(rss / (14 - len(solution)) * diagonal), 1e-11)
+
+
+@pytest.mark.parametrize("power", [32, 40, 56])
+@pytest.mark.parametrize("heavy", [[0], [7], [2, 9]], ids=str)
+def test_a_ridge_beside_rows_of_any_weight(backend, power, heavy):
+    w = weights(heavy, power)
+    fit = regression.fit(X, y, sample_weight=w, alpha=1.0, fit_intercept=False, backend=backend)
+    close(fit.coef, in_exact_arithmetic(X, y, w, 1.0, False)[0], 1e-13)
+
+
+def test_one_uneven_problem_leaves_the_others_as_they_are(backend):
+    w = np.stack([np.ones(15), weights([2, 9], 24), np.linspace(1, 2, 15)])
+    how = {"alpha": 0.5, "backend": backend}
+    many = regression.fit(np.stack([X] * 3), np.stack([y] * 3), sample_weight=w, **how)
+    for k in range(3):
+        alone = regression.fit(X, y, sample_weight=w[k], **how)
+        np.testing.assert_array_equal(many.coef[k], alone.coef)
+        assert many.status[k] == alone.status
+
+
+def test_gradients_beside_heavy_rows(backend):
+    if backend != "reference":
+        pytest.skip("gradients are the reference's")
+    w = weights([2, 9], 10)
+    target = torch.tensor(y, requires_grad=True)
+    fit = regression.fit(torch.tensor(X), target, sample_weight=torch.tensor(w), fit_intercept=False)
+    found = torch.stack([torch.autograd.grad(b, target, retain_graph=True)[0] for b in fit.coef])
+    with np.errstate(all="raise"):
+        truth = np.stack([in_exact_arithmetic(X, one, w, 0.0, False)[0] for one in np.eye(15)], axis=1)
+    np.testing.assert_allclose(found, truth, rtol=0, atol=1e-9 * np.abs(truth).max())
