@@ -105,7 +105,7 @@ def fit(
     w, lost, uneven = checks.row_weights(sample_weight, data.form, data.X.shape[1])
     engine = checks.engine(checks.engine_name(backend, precision, data.X, data.y, w))
     fitted = engine.fit(data.X, data.y, sample_weight=w, **options)
-    if uneven:
+    if w is not None and uneven:
         fitted = problems.with_heavy_rows(engine, data, w, fitted, options)
         engine = problems.regression_fit
     told, lost_targets = problems.flags(fitted.status), None
