@@ -34,6 +34,7 @@ ELEMENTS = [
     (0.0, -170.0, 0.0, -170.0),
     (0.0, -400.0, 0.0, -400.0),
     (3e-20, -92.0, 1e-20, -91.0),
+    (1e-38, -200.0, 0.0, -200.0),  # dmu overflows, the rest does not
     (0.5, 60.0, -0.5, 90.0),
 ]
 
@@ -54,7 +55,8 @@ def test_the_kl_to_a_narrow_prior(element, backend):
         gradients = torch.autograd.grad(value, given)
         torch.testing.assert_close(value.item(), 6 * exact[0], rtol=1e-5, atol=1e-5)
         for g, truth in zip(gradients, exact[1:], strict=True):
-            torch.testing.assert_close(g, torch.full((2, 3), truth), rtol=1e-5, atol=1e-6)
+            exact_g = torch.tensor(truth, dtype=torch.float64).float()  # inf where float32 has no such number
+            torch.testing.assert_close(g, exact_g.expand(2, 3), rtol=1e-5, atol=1e-6)
 
 
 SCALES = {
@@ -82,6 +84,30 @@ def test_data_that_the_decoder_reproduces(likelihood, form, log_scale, backend, 
     assert torch.equal(dx_hat, torch.zeros(shape))
     for g in ds:
         torch.testing.assert_close(g.sum(), torch.tensor(-5.0))
+
+
+# log_scale and the residual: products in float32's range by way of an e^-log_scale beyond it, and beyond it themselves
+RESIDUALS = [(-90.0, 1e-30), (-90.0, 1e-3), (-130.0, 1e-44), (-150.0, 1e-40), (-200.0, 1e-38), (-90.0, 1.0)]
+
+
+@each_backend
+@pytest.mark.parametrize(("log_scale", "residual"), RESIDUALS)
+@pytest.mark.parametrize("form", SCALES)
+@pytest.mark.parametrize("likelihood", [Gaussian, Laplace])
+def test_a_residual_beside_a_scale_whose_inverse_overflows(likelihood, form, log_scale, residual, backend):
+    x, mu = torch.full((1, 5), residual), torch.zeros(1, 1)
+    x_hat, s = torch.zeros(1, 5, requires_grad=True), SCALES[form](log_scale, (1, 5))
+    value = fastvae.elbo(x, x_hat, mu, mu, likelihood=likelihood(log_scale=s), reduction="sum", backend=backend)
+    inverse = mpmath.exp(-mpmath.mpf(log_scale))
+    r = mpmath.mpf(x[0, 0].item()) * inverse
+    if likelihood is Gaussian:
+        exact, slopes = -r * r / 2 - log_scale - HALF_LOG_2PI, (r * inverse, r * r - 1)
+    else:
+        exact, slopes = -r - log_scale - mpmath.log(2), (inverse, r - 1)
+    gradients = torch.autograd.grad(value, [x_hat, s] if isinstance(s, torch.Tensor) else [x_hat])
+    for got, want in zip((value.detach(), *(g.sum() for g in gradients)), (exact, *slopes), strict=False):
+        # a rounding of log_scale is one of e^-log_scale times 130 and more
+        torch.testing.assert_close(got, torch.tensor(float(5 * want), dtype=torch.float64).float(), rtol=1e-5, atol=0)
 
 
 @each_backend

@@ -19,14 +19,17 @@ LOG_2 = math.log(2)
 
 
 def over_scale(residual: Tensor, log_scale: Tensor | float) -> Tensor:
-    """residual e^-log_scale, and no 0 * inf where e^-log_scale overflows: a second factor takes what is too much."""
+    """residual e^-log_scale, and no 0 * inf where e^-log_scale overflows: two more factors take what is too much. The
+    product of all three with any number but 0 overflows.
+    """
     most = math.log(torch.finfo(residual.dtype).max) - 1
     if not isinstance(log_scale, Tensor):
-        number = max(log_scale, -most)
-        scaled = residual * math.exp(-number) if number else residual
-        return scaled if number == log_scale else scaled * math.exp(min(number - log_scale, most))
-    first = log_scale.clamp(min=-most)
-    return residual * torch.exp(-first) * torch.exp((first - log_scale).clamp(max=most))
+        first = max(log_scale, -most)
+        scaled, half = residual * math.exp(-first) if first else residual, min(0.5 * (first - log_scale), most)
+        return scaled * math.exp(half) * math.exp(half) if half else scaled
+    part = log_scale.clamp(min=-most)
+    factor = torch.exp((0.5 * (part - log_scale)).clamp(max=most))
+    return residual * torch.exp(-part) * factor * factor
 
 
 def gaussian_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, link: str = "identity") -> Tensor:

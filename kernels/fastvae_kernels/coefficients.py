@@ -59,6 +59,7 @@ ROUND = (1.5 * 2**23 + 2 * 127, 1.5 * 2**52 + 2 * 1023)
 # x + QUARTERS has round(4 x) in its low bits; (x + QUARTERS) - QUARTERS is a quarter of that
 QUARTERS = (1.5 * 2**21, 1.5 * 2**50)
 EXP_MIN, EXP_MAX = (-104.0, -746.0), (89.0, 710.0)  # e^x is 0, infinite
+EXP_HALVED = (-60.0, -600.0)  # e^-x below: as two factors e^-x/2, for the whole may overflow where its product does not
 EXP_NORMAL = (-86.5, -707.0)  # e^x is a normal number, and so is half of it
 EXPM1_MIN = (-18.0, -38.0)  # e^x - 1 is -1
 EXP_LEAST = (-70.0, -650.0)  # e^x counts as 0, before its products with small numbers are subnormal, and slow

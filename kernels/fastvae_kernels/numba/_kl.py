@@ -10,7 +10,7 @@ Specification: fastvae/reference/elbo.py (kl_elements, kl_penalty)
 from functools import cache
 
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
-from ._math import exp, expm1, fma, half_exponentials, like, times
+from ._math import expm1, fma, half_exponentials, inverse_parts, like, times
 from ._memory import F64, array_at, gather, item_size, number, on_stack, read, vector, weight_at, write
 from ._threads import take, worker
 from ._vector import lanes
@@ -29,7 +29,8 @@ def kl_element(d, half_phi):
 @math_jit
 def kl_element_to(mu, logvar, mu_p, logvar_p):
     """kl_nl to a prior."""
-    return kl_element(times(mu - mu_p, exp(like(mu, -0.5) * logvar_p)), half_exponentials(logvar - logvar_p)[2])
+    first, second = inverse_parts(like(mu, 0.5) * logvar_p)
+    return kl_element(times(times(mu - mu_p, first), second), half_exponentials(logvar - logvar_p)[2])
 
 
 @math_jit
@@ -37,9 +38,9 @@ def kl_slopes_to(d, logvar, logvar_p):
     """The derivatives of kl_nl to a prior in mu and in logvar, and half the square of d in the prior's deviations; d is
     the difference of the means.
     """
-    factor, half = exp(like(d, -0.5) * logvar_p), like(d, 0.5)
-    r = times(d, factor)
-    return times(r, factor), half * expm1(logvar - logvar_p), half * r * r
+    (first, second), half = inverse_parts(like(d, 0.5) * logvar_p), like(d, 0.5)
+    r = times(times(d, first), second)
+    return times(times(r, first), second), half * expm1(logvar - logvar_p), half * r * r
 
 
 @loop_jit

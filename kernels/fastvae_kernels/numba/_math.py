@@ -32,6 +32,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..coefficients import (
+    EXP_HALVED,
     EXP_LEAST,
     EXP_MAX,
     EXP_MIN,
@@ -213,6 +214,14 @@ def exp_negative(x):
 def times(x, factor):
     """x * factor, but 0 where x is 0, whatever the factor."""
     return select(x == like(x, 0), x, x * factor)
+
+
+@math_jit
+def inverse_parts(s):
+    """Two factors whose product is e^-s, the second mostly 1; the whole may overflow where x e^-s does not."""
+    halved = s < like(s, EXP_HALVED)
+    first = exp(-select(halved, like(s, 0.5) * s, s))
+    return first, select(halved, first, like(s, 1))
 
 
 @math_jit

@@ -22,9 +22,10 @@ from torch import Tensor
 from ..plans import LIKELIHOODS, LINKS, DensityPlan
 from ._buffers import allocator, scratch
 from ._jit import Kernel, kernel, loop_jit, math_jit, outlined, unpack
-from ._math import exp, like, log1p, select, sigmoid, tanh, times
+from ._math import exp, inverse_parts, like, log1p, select, sigmoid, tanh, times
 from ._memory import (
     CODES,
+    F32,
     F64,
     array_at,
     item_size,
@@ -64,20 +65,21 @@ def link_at(link: int, a: Any) -> Any:
 
 
 @math_jit
-def gaussian(x: Any, m: Any, inverse_scale: Any, log_scale: Any) -> Any:
-    """log N(x; m, scale^2) but for the constant, and its derivatives in m and in log_scale."""
+def gaussian(x: Any, m: Any, inverse_scale: Any, rest: Any, log_scale: Any) -> Any:
+    """log N(x; m, scale^2) but for the constant, and its derivatives in m and in log_scale; 1 / scale has two factors."""
     d = x - m
-    inverse_scale = select(d == like(d, 0), d, inverse_scale)  # not 0 * inf
-    r = d * inverse_scale
-    return like(r, -0.5) * (r * r) - log_scale, r * inverse_scale, r * r - like(r, 1)
+    zero = d == like(d, 0)  # not 0 * inf
+    inverse_scale, rest = select(zero, d, inverse_scale), select(zero, d, rest)
+    r = d * inverse_scale * rest
+    return like(r, -0.5) * (r * r) - log_scale, r * inverse_scale * rest, r * r - like(r, 1)
 
 
 @math_jit
-def laplace(x: Any, m: Any, inverse_scale: Any, log_scale: Any) -> Any:
+def laplace(x: Any, m: Any, inverse_scale: Any, rest: Any, log_scale: Any) -> Any:
     """The same of a Laplace variable; the derivative in m is 0 where x is m, and NaN for NaN."""
-    r = times(x - m, inverse_scale)
+    r = times(times(x - m, inverse_scale), rest)
     size, zero = abs(r), like(r, 0)
-    slope = select(size > zero, inverse_scale, size)
+    slope = select(size > zero, inverse_scale * rest, size)
     return -size - log_scale, select(r < zero, -slope, slope), size - like(r, 1)
 
 
@@ -91,28 +93,28 @@ def bernoulli(x: Any, a: Any) -> Any:
 
 
 @math_jit
-def density(likelihood: int, link: int, x: Any, a: Any, inverse_scale: Any, log_scale: Any) -> Any:
+def density(likelihood: int, link: int, x: Any, a: Any, inverse_scale: Any, rest: Any, log_scale: Any) -> Any:
     """The log density of any of them, and its derivatives in a and in log_scale."""
     if likelihood == BERNOULLI:
         value, slope = bernoulli(x, a)
         return value, slope, like(a, 0)
     m, dm = link_at(link, a)
     if likelihood == LAPLACE:
-        value, slope, scale_slope = laplace(x, m, inverse_scale, log_scale)
+        value, slope, scale_slope = laplace(x, m, inverse_scale, rest, log_scale)
     else:
-        value, slope, scale_slope = gaussian(x, m, inverse_scale, log_scale)
+        value, slope, scale_slope = gaussian(x, m, inverse_scale, rest, log_scale)
     return value, slope * dm, scale_slope
 
 
 @math_jit
-def step(x, h, s, dh, ds, d, weight, inverse, x_factor, likelihood, link, scale, gradient, v):
+def step(x, h, s, dh, ds, d, weight, inverse, rest, x_factor, likelihood, link, scale, gradient, v):
     """Elements d, d + 1, ..., as many as v has lanes: their log densities; what is to be written is."""
     value_x, a = read(x, d, v) * like(v, x_factor), read(h, d, v)
     if scale == ONE:
-        value, slope, scale_slope = density(likelihood, link, value_x, a, like(v, inverse), like(v, 0))
+        value, slope, scale_slope = density(likelihood, link, value_x, a, like(v, inverse), like(v, rest), like(v, 0))
     else:
         log_scale = read(s, d, v)
-        value, slope, scale_slope = density(likelihood, link, value_x, a, exp(-log_scale), log_scale)
+        value, slope, scale_slope = density(likelihood, link, value_x, a, *inverse_parts(log_scale), log_scale)
         if scale == WRITTEN:
             write(ds, d, like(v, weight) * scale_slope)
         elif scale == SUMMED:
@@ -167,7 +169,8 @@ def make_rows(X: int, H: int, S: int, T: int, E: int, likelihood: int, link: int
         chunks = max(1, -(-D // CHUNK))
         sums = array_at(partial, N * chunks, F64)
         v, one = vector(T), number(T)
-        inverse = like(one, math.exp(-one_log_scale))
+        least = max(one_log_scale, -88.0 if T == F32 else -709.0)  # e^88 is a number
+        inverse, inverse_rest = like(one, math.exp(-least)), like(one, math.exp(least - one_log_scale))
         x_factor = like(one, x_scale)
         me = worker(block)
         start, stop = take(block, me)
@@ -191,12 +194,12 @@ def make_rows(X: int, H: int, S: int, T: int, E: int, likelihood: int, link: int
                         acc, rest = like(v, 0), like(one, 0)
                         for d in range(0, whole, lanes(v)):
                             acc = acc + step(
-                                x_n, h_kn, s_kn, dh_kn, ds_kn, d, weight, inverse, x_factor,
+                                x_n, h_kn, s_kn, dh_kn, ds_kn, d, weight, inverse, inverse_rest, x_factor,
                                 likelihood, link, scale, gradient, v,
                             )  # fmt: skip
                         for d in range(whole, length):
                             rest += step(
-                                x_n, h_kn, s_kn, dh_kn, ds_kn, d, weight, inverse, x_factor,
+                                x_n, h_kn, s_kn, dh_kn, ds_kn, d, weight, inverse, inverse_rest, x_factor,
                                 likelihood, link, scale, gradient, one,
                             )  # fmt: skip
                         sum_ += total(acc) + rest

@@ -25,6 +25,7 @@ PHI_LIMIT = tl.constexpr(coefficients.PHI_LIMIT)
 ROUND = tl.constexpr(coefficients.ROUND)
 QUARTERS = tl.constexpr(coefficients.QUARTERS)
 EXP_MIN, EXP_MAX = tl.constexpr(coefficients.EXP_MIN), tl.constexpr(coefficients.EXP_MAX)
+EXP_HALVED = tl.constexpr(coefficients.EXP_HALVED)
 EXPM1_MIN = tl.constexpr(coefficients.EXPM1_MIN)
 SQRT_HALF = tl.constexpr((0x3F3504F3, 0x3FE6A09E667F3BCD))  # the bits of sqrt 1/2
 INTERPRETED = tl.constexpr(INTERPRET)
@@ -125,6 +126,14 @@ def exp(x):
     t, n, r = reduce(x)
     r = tl.fma(n, -of(x, LN2_LO), r)
     return scale(number(x, 1.0) + tl.fma(r * r, polynomial(r, Q), r), t)
+
+
+@triton.jit
+def inverse_parts(s):
+    """Two factors whose product is e^-s, the second mostly 1; the whole may overflow where x e^-s does not."""
+    halved = s < of(s, EXP_HALVED)
+    first = exp(-tl.where(halved, number(s, 0.5) * s, s))
+    return first, tl.where(halved, first, number(s, 1.0))
 
 
 @triton.jit

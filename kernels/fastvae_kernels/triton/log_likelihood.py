@@ -21,7 +21,7 @@ from torch import Tensor
 from ..plans import LIKELIHOODS, LINKS, DensityPlan
 from ..rows import in_order
 from ._launch import as_pointer, launch
-from ._math import exp, log1p, number, sigmoid, tanh, times, to_element
+from ._math import exp, inverse_parts, log1p, number, sigmoid, tanh, times, to_element
 from ._tiles import TYPES, counters, load_rows, tile, total_of, vector_width
 
 # What is left are the Gaussian and the identity.
@@ -58,20 +58,20 @@ def link_at(a, LINK: tl.constexpr):
 
 
 @triton.jit
-def gaussian(x, m, inverse_scale, log_scale):
-    """log N(x; m, scale^2) but for the constant, and its derivatives in m and in log_scale."""
+def gaussian(x, m, inverse_scale, rest, log_scale):
+    """log N(x; m, scale^2) but for the constant, and its derivatives in m and in log_scale; 1 / scale has two factors."""
     d = x - m
-    inverse_scale = tl.where(d == 0.0, d, inverse_scale)  # not 0 * inf; with a second choice two GPUs spill registers
-    r = d * inverse_scale
-    return number(r, -0.5) * (r * r) - log_scale, r * inverse_scale, r * r - number(r, 1.0)
+    inverse_scale, rest = tl.where(d == 0.0, d, inverse_scale), tl.where(d == 0.0, d, rest)  # not 0 * inf
+    r = d * inverse_scale * rest
+    return number(r, -0.5) * (r * r) - log_scale, r * inverse_scale * rest, r * r - number(r, 1.0)
 
 
 @triton.jit
-def laplace(x, m, inverse_scale, log_scale):
+def laplace(x, m, inverse_scale, rest, log_scale):
     """The same of a Laplace variable; the derivative in m is 0 where x is m, and NaN for NaN."""
-    r = times(x - m, inverse_scale)
+    r = times(times(x - m, inverse_scale), rest)
     size = tl.abs(r)
-    slope = tl.where(size > 0, inverse_scale, size)  # this way round no GPU spills registers
+    slope = tl.where(size > 0, inverse_scale * rest, size)  # this way round no GPU spills registers
     return -size - log_scale, tl.where(r < 0, -slope, slope), size - number(r, 1.0)
 
 
@@ -85,7 +85,7 @@ def bernoulli(x, a):
 
 
 @triton.jit
-def density(x, a, inverse_scale, log_scale, LIKELIHOOD: tl.constexpr, LINK: tl.constexpr):
+def density(x, a, inverse_scale, rest, log_scale, LIKELIHOOD: tl.constexpr, LINK: tl.constexpr):
     """The log density of any of them, and its derivatives in a and in log_scale."""
     if LIKELIHOOD == BERNOULLI:
         value, slope = bernoulli(x, a)
@@ -93,9 +93,9 @@ def density(x, a, inverse_scale, log_scale, LIKELIHOOD: tl.constexpr, LINK: tl.c
     else:
         m, dm = link_at(a, LINK)
         if LIKELIHOOD == LAPLACE:
-            value, slope, scale_slope = laplace(x, m, inverse_scale, log_scale)
+            value, slope, scale_slope = laplace(x, m, inverse_scale, rest, log_scale)
         else:
-            value, slope, scale_slope = gaussian(x, m, inverse_scale, log_scale)
+            value, slope, scale_slope = gaussian(x, m, inverse_scale, rest, log_scale)
         return value, slope * dm, scale_slope
 
 
@@ -152,14 +152,15 @@ def log_likelihood_fwd_kernel(
             a = load_rows(h, row, h_row * V, first, cols, mask, T)
             if SCALE == ELEMENTS_:
                 ls = load_rows(s, row, s_row * V, first, cols, mask, T)
-                value, slope, scale_slope = density(value_x, a, exp(-ls), ls, LIKELIHOOD, LINK)
+                inverse, rest = inverse_parts(ls)
+                value, slope, scale_slope = density(value_x, a, inverse, rest, ls, LIKELIHOOD, LINK)
                 if DS == WRITTEN_:
                     tl.store(ds + out, to_element(weight[:, None] * scale_slope, ds), mask=mask)
                 elif DS == SUMMED_:
                     ds_sum += tl.sum(tl.where(mask, weight[:, None] * scale_slope, 0.0), 0)
             else:
-                inverse, none = exp(-log_scale), tl.zeros([], T)
-                value, slope, scale_slope = density(value_x, a, inverse, none, LIKELIHOOD, LINK)
+                inverse, rest = inverse_parts(log_scale)
+                value, slope, scale_slope = density(value_x, a, inverse, rest, tl.zeros([], T), LIKELIHOOD, LINK)
             acc += tl.sum(tl.where(mask, value, 0.0), 1)
             if WEIGHT != 0:
                 tl.store(dh + out, to_element(weight[:, None] * slope, dh), mask=mask)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..plans import LatentPlan, fit
 from ..rows import Rows
 from ._launch import as_pointer, launch
-from ._math import exp, expm1, normal4, number, phi, times, to_element
+from ._math import exp, expm1, inverse_parts, normal4, number, phi, times, to_element
 from ._tiles import TYPES, counters, load_rows, tile, total_of, vector_width
 
 TILE_BYTES = 8192  # of mu in float32 and in float64; 2048 elements, 8 for each thread, of what is narrower
@@ -31,7 +31,8 @@ UNTYPED_BACK = [*UNTYPED, "kept_row", "raw_row"]
 def kl_element(mu, logvar, mu_p, logvar_p, PRIOR: tl.constexpr):
     """KL of one latent element to the prior's, or to N(0, 1)."""
     if PRIOR:
-        r = times(mu - mu_p, exp(number(mu, -0.5) * logvar_p))
+        first, second = inverse_parts(number(mu, 0.5) * logvar_p)
+        r = times(times(mu - mu_p, first), second)
         return number(mu, 0.5) * (r * r + phi(logvar - logvar_p))
     else:
         return number(mu, 0.5) * (mu * mu + phi(logvar))
@@ -219,9 +220,10 @@ def reparameterize_bwd_kernel(
         if PRIOR:
             m_p = load_rows(mu_p, n, mu_p_row * V, first, cols, mask, T)
             s_p = load_rows(logvar_p, n, logvar_p_row * V, first, cols, mask, T)
-            t, factor = s - s_p, exp(s_p * number(s, -0.5))
-            r = times(m - m_p, factor)
-            slope, half_square = times(r, factor), r * r * 0.5
+            t = s - s_p
+            one, two = inverse_parts(s_p * number(s, 0.5))  # two factors of 1 / the prior's deviation
+            r = times(times(m - m_p, one), two)
+            slope, half_square = times(times(r, one), two), r * r * 0.5
         through_mu = tl.where(g != 0.0, g * slope, 0.0)  # not 0 * inf
         through_logvar = tl.where(g != 0.0, g * expm1(t) * 0.5, 0.0)
         g_m += through_mu
