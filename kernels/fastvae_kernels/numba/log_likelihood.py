@@ -66,7 +66,7 @@ def link_at(link: int, a: Any) -> Any:
 
 @math_jit
 def gaussian(x: Any, m: Any, inverse_scale: Any, rest: Any, log_scale: Any) -> Any:
-    """log N(x; m, scale^2) but for the constant, and its derivatives in m and in log_scale; 1 / scale has two factors."""
+    """log N(x; m, scale^2) but for the constant, and its derivatives in m and log_scale; 1 / scale has two factors."""
     d = x - m
     zero = d == like(d, 0)  # not 0 * inf
     inverse_scale, rest = select(zero, d, inverse_scale), select(zero, d, rest)

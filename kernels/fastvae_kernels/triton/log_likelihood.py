@@ -59,7 +59,7 @@ def link_at(a, LINK: tl.constexpr):
 
 @triton.jit
 def gaussian(x, m, inverse_scale, rest, log_scale):
-    """log N(x; m, scale^2) but for the constant, and its derivatives in m and in log_scale; 1 / scale has two factors."""
+    """log N(x; m, scale^2) but for the constant, and its derivatives in m and log_scale; 1 / scale has two factors."""
     d = x - m
     inverse_scale, rest = tl.where(d == 0.0, d, inverse_scale), tl.where(d == 0.0, d, rest)  # not 0 * inf
     r = d * inverse_scale * rest

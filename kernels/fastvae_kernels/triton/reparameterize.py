@@ -31,8 +31,8 @@ UNTYPED_BACK = [*UNTYPED, "kept_row", "raw_row"]
 def kl_element(mu, logvar, mu_p, logvar_p, PRIOR: tl.constexpr):
     """KL of one latent element to the prior's, or to N(0, 1)."""
     if PRIOR:
-        first, second = inverse_parts(number(mu, 0.5) * logvar_p)
-        r = times(times(mu - mu_p, first), second)
+        root = exp(number(mu, -0.25) * logvar_p)  # twice: the whole may overflow; `inverse_parts` spills on one GPU
+        r = times(times(mu - mu_p, root), root)
         return number(mu, 0.5) * (r * r + phi(logvar - logvar_p))
     else:
         return number(mu, 0.5) * (mu * mu + phi(logvar))
