@@ -21,7 +21,6 @@ PRECISIONS = ("auto", "float64", "double-double")
 requested = _backend.requested
 ON_SINGULAR = ("warn", "raise", "ignore")
 MOST_COLUMNS = 256  # that kernels take
-UNEVEN = 2.0**53  # weights, of one another: sums over heavy rows may round light ones away, in double-double too
 NO_REFERENCE = (
     "precision='double-double' has no reference, which computes by QR in float64: that does not square the condition,"
     " so 'auto' and 'float64' are safe there"
@@ -122,33 +121,32 @@ class Weights(NamedTuple):
 
     w: Tensor | None  # [B, N] float64
     lost: Tensor | None  # [B] bool, None for no such problem
-    uneven: bool  # whether some are more than UNEVEN times others, or 0
 
 
 def row_weights(sample_weight: Any, form: Form, N: int, in_batch: bool = False) -> Weights:
     """sample_weight `[*batch, N]` or what broadcasts to it; with in_batch inf and NaN are no error in one problem."""
     if sample_weight is None:
-        return Weights(None, None, False)
+        return Weights(None, None)
     w = as_operand("sample_weight", sample_weight, form.device, "X")
     shape = torch.Size((*form.batch, N))
     if w.dim() == 0 or w.shape[-1] != N:
         raise ValueError(f"sample_weight must have the shape [*batch, N] = {list(shape)} or [N], got {list(w.shape)}")
     check_broadcasts("sample_weight", w, shape, "X without its P")
-    sound, uneven = True, False
+    sound = True
     if w.numel():
-        least, most = (t.item() for t in torch.aminmax(w.detach()))  # both pass NaN on
-        sound, uneven = least >= 0 and most < math.inf, not most <= UNEVEN * least
+        least, most = torch.aminmax(w.detach())  # both pass NaN on
+        sound = bool((least >= 0) & (most < math.inf))
     if not sound and (negative := w < 0).any():
         at = negative.nonzero()[0].tolist()
         raise ValueError(f"sample_weight must not be negative, got {w[tuple(at)].item():g} at {at}")
     w = w.expand(shape).reshape(math.prod(form.batch), N)
     if sound:
-        return Weights(w, None, uneven)
+        return Weights(w, None)
     if not (form.batch or in_batch):
         n = int((~w[0].isfinite()).nonzero()[0, 0])
         raise ValueError(f"sample_weight must be finite, got {w[0, n].item()} at [{n}]")
     lost = ~w.isfinite().all(1)
-    return Weights(torch.where(lost[:, None], 0.0, w), lost, uneven)
+    return Weights(torch.where(lost[:, None], 0.0, w), lost)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -102,18 +102,18 @@ def fit(
     }
     checks.choice("on_singular", on_singular, checks.ON_SINGULAR)
     data = checks.data(X, y)
-    w, lost, uneven = checks.row_weights(sample_weight, data.form, data.X.shape[1])
+    w, lost = checks.row_weights(sample_weight, data.form, data.X.shape[1])
     engine = checks.engine(checks.engine_name(backend, precision, data.X, data.y, w))
     fitted = engine.fit(data.X, data.y, sample_weight=w, **options)
-    if w is not None and uneven:
-        fitted = problems.with_heavy_rows(engine, data, w, fitted, options)
-        engine = problems.regression_fit
     told, lost_targets = problems.flags(fitted.status), None
     if told & problems.NONFINITE and data.form.batch and data.form.R > 1:
         data, fitted, lost_targets = problems.without_lost_targets(engine, data, w, fitted, options)
         told = problems.flags(fitted.status)
     if told & problems.SUSPECT or problems.extreme(fitted, w is not None):
         fitted = problems.rescaled(engine, data, w, fitted, options)
+        told = problems.flags(fitted.status)
+    if w is not None and told & problems.STRAINED:
+        fitted = problems.with_heavy_rows(data, w, fitted, options)
         told = problems.flags(fitted.status)
     if lost_targets is not None:
         fitted = mark_lost(fitted, lost_targets)

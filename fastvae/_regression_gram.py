@@ -91,7 +91,7 @@ class Gram:
         form = data.form
         if self._form is not None:
             _check_alike(self._form, form, "X and y", "the chunks before")
-        w, lost, _ = checks.row_weights(sample_weight, form, data.X.shape[1], in_batch=True)
+        w, lost = checks.row_weights(sample_weight, form, data.X.shape[1], in_batch=True)
         if data.X.shape[1] == 0:
             return self
         X, y, w = (None if t is None else t.detach() for t in (data.X, data.y, w))

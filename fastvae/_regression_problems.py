@@ -15,6 +15,8 @@ from .reference.regression_fit import LEAST, MOST, Fitted, put, scale_targets, t
 
 NONFINITE, RANK_DEFICIENT = int(Status.NONFINITE), int(Status.RANK_DEFICIENT)
 SUSPECT = NONFINITE | RANK_DEFICIENT  # maybe because squares left the range of float64
+STRAINED = RANK_DEFICIENT | int(Status.DOUBLE_DOUBLE)  # as all problems are in which a kernel meets such rows
+HEAVY = 2.0**66  # weights, of one another: sums in double-double may round light rows away
 UNFITTED = NONFINITE | int(Status.TOO_FEW_ROWS)
 NO_ROWS = "sample_weight must be positive for at least one row, got 0"
 
@@ -118,11 +120,12 @@ def _refit(engine: Any, tensors: list[Tensor], peaks: list[Tensor], options: dic
     return found._replace(**scaled, inverse_gram=lambda: times(inverse(), -ex[..., None] - ex[:, None] - ew[..., None]))
 
 
-def with_heavy_rows(engine: Any, data: checks.Data, w: Tensor, fitted: Fitted, options: dict[str, Any]) -> Fitted:
+def with_heavy_rows(data: checks.Data, w: Tensor, fitted: Fitted, options: dict[str, Any]) -> Fitted:
     """Results, with those by QR where sums over heavy rows have rounded away what light ones say."""
-    if engine is regression_fit:
-        return fitted
-    at = (regression_fit.are_uneven(w, checks.UNEVEN) & (fitted.status & UNFITTED == 0)).nonzero()[:, 0]
+    lost = fitted.status & RANK_DEFICIENT != 0
+    strained = (fitted.status & STRAINED != 0) & (fitted.total_weight < MOST_WEIGHT)
+    heavy = regression_fit.are_uneven(w, HEAVY) | lost & regression_fit.are_uneven(w, regression_fit.UNEVEN)
+    at = (heavy & strained).nonzero()[:, 0]
     if not len(at):
         return fitted
     return put(fitted, at, regression_fit.fit(data.X[at], data.y[at], sample_weight=w[at], **options))

@@ -22,9 +22,9 @@ def fit(X, y, **options):
     return regression.fit(X, y, **{"backend": "numba", "on_singular": "raise"} | options)
 
 
-def in_exact_arithmetic(X, y, w=None, alpha=0.0, intercept=True):
-    """Coefficients, intercept first, diagonal of (X'WX + alpha)^-1, and RSS, in 80 digits, rounded once."""
-    with mpmath.workdps(80):
+def in_exact_arithmetic(X, y, w=None, alpha=0.0, intercept=True, digits=80):
+    """Coefficients, intercept first, diagonal of (X'WX + alpha)^-1, and RSS, in so many digits, rounded once."""
+    with mpmath.workdps(digits):
         A = mpmath.matrix([[*([1] if intercept else []), *map(mpmath.mpf, row)] for row in X.tolist()])
         b = mpmath.matrix(list(map(mpmath.mpf, y.tolist())))
         weights = [mpmath.mpf(v) for v in (np.ones(len(y)) if w is None else w).tolist()]

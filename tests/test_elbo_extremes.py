@@ -35,6 +35,8 @@ ELEMENTS = [
     (0.0, -400.0, 0.0, -400.0),
     (3e-20, -92.0, 1e-20, -91.0),
     (1e-38, -200.0, 0.0, -200.0),  # dmu overflows, the rest does not
+    (1e-40, -150.0, 0.0, -150.0),  # a product by way of which the derivative in logvar_p underflows
+    (1.0, -90.0, 0.0, -90.0),
     (0.5, 60.0, -0.5, 90.0),
 ]
 
@@ -53,7 +55,8 @@ def test_the_kl_to_a_narrow_prior(element, backend):
             terms = fastvae.elbo_terms(x, x, mu, logvar, prior=(mu_p, logvar_p), reduction="sum", backend=backend)
             value = HALF_LOG_2PI * -2 - terms.elbo
         gradients = torch.autograd.grad(value, given)
-        torch.testing.assert_close(value.item(), 6 * exact[0], rtol=1e-5, atol=1e-5)
+        sum_ = torch.tensor(6 * exact[0], dtype=torch.float64).float()
+        torch.testing.assert_close(value.detach(), sum_, rtol=1e-5, atol=1e-5)
         for g, truth in zip(gradients, exact[1:], strict=True):
             exact_g = torch.tensor(truth, dtype=torch.float64).float()  # inf where float32 has no such number
             torch.testing.assert_close(g, exact_g.expand(2, 3), rtol=1e-5, atol=1e-6)
@@ -88,6 +91,7 @@ def test_data_that_the_decoder_reproduces(likelihood, form, log_scale, backend, 
 
 # log_scale and the residual: products in float32's range by way of an e^-log_scale beyond it, and beyond it themselves
 RESIDUALS = [(-90.0, 1e-30), (-90.0, 1e-3), (-130.0, 1e-44), (-150.0, 1e-40), (-200.0, 1e-38), (-90.0, 1.0)]
+RESIDUALS += [(-44.2, 1.0), (-88.6, 1.0), (-300.0, 1.0)]  # twice the derivative in log_scale is out of range
 
 
 @each_backend
@@ -108,6 +112,16 @@ def test_a_residual_beside_a_scale_whose_inverse_overflows(likelihood, form, log
     for got, want in zip((value.detach(), *(g.sum() for g in gradients)), (exact, *slopes), strict=False):
         # a rounding of log_scale is one of e^-log_scale times 130 and more
         torch.testing.assert_close(got, torch.tensor(float(5 * want), dtype=torch.float64).float(), rtol=1e-5, atol=0)
+
+
+@each_backend
+def test_a_log_scale_of_more_digits_than_the_data(backend):
+    residual, z = torch.full((1, 1), 1e-30), torch.zeros(1, 1)
+    s = torch.full((1,), -300.0, dtype=torch.float64, requires_grad=True)
+    value = fastvae.elbo(residual, z, z, z, likelihood=Laplace(log_scale=s), reduction="sum", backend=backend)
+    r = float(mpmath.mpf(residual.item()) * mpmath.exp(300))
+    torch.testing.assert_close(value.item(), -r, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(value, s)[0].item(), r, rtol=1e-12, atol=0)
 
 
 @each_backend

@@ -141,6 +141,27 @@ def test_a_ridge_on_dependent_columns(backend, alpha):
     close(batch[:, 0], batch[:, 1], 1e-13)
 
 
+@pytest.mark.parametrize("alpha", [1e-3, 1.0, 1e16])
+def test_a_ridge_on_columns_that_only_rounding_far_off_centre_tells_apart(backend, alpha):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=7).round(3)
+    X, target = np.stack([x, 2 * x], 1) + 1e9, rng.normal(size=7)
+    fit = regression.fit(X, target, alpha=alpha, backend=backend)
+    error = relative_error(fit.coef, in_rationals(less_mean(X), less_mean(target), alpha))
+    assert error < 1e-13 + 1e-14 / alpha  # |X|^2 / alpha roundings
+
+
+@pytest.mark.parametrize("alpha", [1e-30, 1e-20, 1e-12, 1e-6])
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize(("rows", "columns"), [(7, 3), (2, 2), (2, 5)])
+def test_a_ridge_on_equal_columns(backend, alpha, offset, rows, columns):
+    x, target = np.random.default_rng(0).normal(size=(2, rows))
+    X = np.repeat(x[:, None] + offset, columns, axis=1)
+    fit = regression.fit(X, target, alpha=alpha, fit_intercept=False, backend=backend)
+    close(fit.coef, (X[:, 0] @ target) / (columns * (X[:, 0] @ X[:, 0]) + alpha), 1e-10)
+    close(fit.coef, fit.coef[0], 1e-13)
+
+
 @pytest.mark.parametrize("alpha", [1e-16, 1e-10, 1e-4, 1.0])
 @pytest.mark.parametrize("rows", [400, 100])
 def test_a_ridge_on_pairs_of_columns_that_kernels_do_not_take(backend, alpha, rows):

@@ -19,17 +19,24 @@ LOG_2 = math.log(2)
 
 
 def over_scale(residual: Tensor, log_scale: Tensor | float) -> Tensor:
-    """residual e^-log_scale, and no 0 * inf where e^-log_scale overflows: two more factors take what is too much. The
-    product of all three with any number but 0 overflows.
+    """r = residual e^-log_scale, in three factors: none of them is infinite, so that 0 stays 0, and their product with
+    any other number overflows. Its derivative in log_scale is -r, and formed as such.
     """
-    most = math.log(torch.finfo(residual.dtype).max) - 1
+    dtype = residual.dtype
+    if isinstance(log_scale, Tensor) and log_scale.dim() > 0:
+        dtype = torch.promote_types(dtype, log_scale.dtype)
+    most = math.log(torch.finfo(dtype).max) - 1
     if not isinstance(log_scale, Tensor):
-        first = max(log_scale, -most)
-        scaled, half = residual * math.exp(-first) if first else residual, min(0.5 * (first - log_scale), most)
-        return scaled * math.exp(half) * math.exp(half) if half else scaled
-    part = log_scale.clamp(min=-most)
-    factor = torch.exp((0.5 * (part - log_scale)).clamp(max=most))
-    return residual * torch.exp(-part) * factor * factor
+        for _ in range(3):
+            part = max(log_scale, -most)
+            residual, log_scale = residual * math.exp(-part) if part else residual, min(log_scale + most, 0.0)
+        return residual
+    rest = fixed = log_scale.detach()
+    for _ in range(3):
+        part = rest.clamp(min=-most)
+        residual, rest = residual * torch.exp(-part), (rest + most).clamp(max=0.0)
+    # 1, of which the derivative is -1. By way of those factors it would leave the range where -r does not.
+    return residual * torch.exp(torch.where(fixed.isinf(), 0.0, fixed - log_scale))
 
 
 def gaussian_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, link: str = "identity") -> Tensor:

@@ -150,6 +150,7 @@ class Solution(NamedTuple):
     scale: Tensor  # [*batch, 1, P] powers of two: F itself may be out of range when squared
     triangle: Tensor | None  # [*batch, P, P] root^-1, where that exists
     rank: Tensor | int  # [*batch, 1], of the columns of A
+    rss: Tensor | None = None  # [*batch, R], where it is known better than from residuals
 
 
 def centre(X: Tensor, y: Tensor, w: Tensor, fit_intercept: bool) -> Centred:
@@ -198,7 +199,7 @@ def estimates(data: Centred, solution: Solution, ridge: float, fit_intercept: bo
     intercept = (mean_y - small_mean_x @ coef - mean_x @ coef)[..., 0, :]  # [*batch, R]
 
     # From the residuals: c'c - W A'c would cancel where the fit is good.
-    rss = (c - A @ coef).square().sum(-2)  # [*batch, R]
+    rss = (c - A @ coef).square().sum(-2) if solution.rss is None else solution.rss  # [*batch, R]
     r2 = 1 - rss / c.square().sum(-2)
     sigma2 = rss / rows
     df = rows - solution.rank - int(fit_intercept)  # [*batch, 1]

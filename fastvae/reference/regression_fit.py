@@ -79,7 +79,7 @@ def fit(
 ) -> Fitted:
     """Fit each problem. Every precision is QR in float64 here."""
     X, y, w = X.to(torch.float64), y.to(torch.float64), _weights(X, sample_weight)
-    return _answered(regression.centre(X, y, w[..., None], fit_intercept), alpha, fit_intercept, w.detach())
+    return _answered(regression.centre(X, y, w[..., None], fit_intercept), alpha, fit_intercept, (X, y, w))
 
 
 def accumulate(
@@ -153,25 +153,36 @@ def _triangle(upper: Tensor, lower: Tensor) -> Tensor:
     return torch.linalg.qr(torch.cat([upper, lower], -2), mode="r").R
 
 
-def _answered(data: Centred, alpha: float, fit_intercept: bool, w: Tensor | None = None) -> Fitted:
+def _answered(
+    data: Centred, alpha: float, fit_intercept: bool, rows: tuple[Tensor, Tensor, Tensor] | None = None
+) -> Fitted:
     """Problems of independent columns by least squares, those of dependent ones by minimum norm, those of weights far
-    apart by QR with pivots, the others NaN.
+    apart, for which X, y and w as they are given have to be known, by QR with pivots, the others NaN.
     """
     empty = (data.total_weight == 0)[:, 0]  # [B]
     finite = torch.stack([t.detach().square().sum((1, 2)).isfinite() for t in (data.c, data.mean_y)]).all(0)
     finite &= data.A.detach().isfinite().all(-1).all(-1)  # by columns scaled, their squares are in range
+    sound = finite & ~empty
     solution = regression.least_squares(data, alpha)
     length, allowed = _lengths(data)
     independent = _are_independent(solution, length, allowed)
     alone = independent  # without the rows of a ridge, which are too small to tell dependent columns apart
-    if alpha > 0 and (alpha < SMALL_RIDGE * length.square()).any():
-        few = data.A.shape[-2] < data.A.shape[-1]
-        alone = torch.zeros_like(alone) if few else _are_independent(regression.least_squares(data), length, allowed)
-    uneven_weights = data.A.new_ones(1, 1) if w is None or w.shape[1] == 0 else w
-    uneven = are_uneven(uneven_weights, UNEVEN).expand_as(alone)
+    if alpha > 0:
+        own = data.A.detach().norm(dim=-2)  # about the means: a ridge has its solution for whatever columns are left
+        length = torch.where(own > allowed * length, own, length)
+        if (alpha < SMALL_RIDGE * own.square()).any():
+            few = data.A.shape[-2] < data.A.shape[-1]
+            bare = solution if few else regression.least_squares(data)
+            alone = torch.zeros_like(alone) if few else _are_independent(bare, length, allowed)
+    uneven, exact = torch.zeros_like(sound), None
+    if rows is not None and rows[2].shape[1] > 0:
+        uneven = sound & are_uneven(rows[2].detach(), UNEVEN)
+        if uneven.any():
+            exact = by_rows(*(t.detach()[uneven] for t in rows), alpha, fit_intercept)
+            independent = independent.clone()
+            independent[uneven] = exact.independent | (alpha > 0)
 
-    sound = finite & ~empty
-    deficient = sound & ~independent & ~(uneven & (alpha > 0))
+    deficient = sound & ~independent
     status = NONFINITE * (~finite & ~empty) + TOO_FEW_ROWS * empty + RANK_DEFICIENT * deficient  # [B]
     if not status.any() and (alone & ~uneven).all():
         return _fitted(data, solution, alpha, fit_intercept, status)
@@ -187,8 +198,15 @@ def _answered(data: Centred, alpha: float, fit_intercept: bool, w: Tensor | None
         return _with_coef(plain(part, at), shortest(part, at).coef)
 
     def row_by_row(part: Centred, at: Tensor) -> Solution:
-        exact, own = by_rows(part, alpha, uneven_weights[at]), plain(part, at)
-        return _with_coef(own, exact.coef) if own.coef.requires_grad else exact
+        assert exact is not None  # where there are such problems
+        coef, root, total, _ = (t[independent[uneven]] for t in exact)
+        own = _with_coef(plain(part, at), coef)
+        if own.coef.requires_grad:
+            return own
+        # Of the squares left, those of a ridge are taken off; or RSS is summed up, where that loses fewer digits.
+        rss, length = (part.c - part.A @ coef).square().sum(-2), part.c.square().sum(-2)  # [b, R]
+        rss = torch.where(total < EPS * length, total - alpha * coef.square().sum(-2), rss)
+        return own._replace(coef=coef, root=root * own.scale.mT, rss=rss if alpha > 0 else total)
 
     calm = ~uneven & ~deficient
     methods = {plain: calm & alone, with_ridge: calm & ~alone, row_by_row: uneven & ~deficient, shortest: deficient}
@@ -224,7 +242,7 @@ def are_uneven(w: Tensor, ratio: float) -> Tensor:
 def _with_coef(solution: Solution, coef: Tensor) -> Solution:
     """The solution with more exact coefficients; gradients are its own."""
     own = solution.coef
-    return solution._replace(coef=torch.where(own.isfinite(), own + (coef - own).detach(), coef))
+    return solution._replace(coef=coef.detach() + torch.where(own.isfinite(), own - own.detach(), 0.0))
 
 
 def _fitted(data: Centred, solution: Solution, alpha: float, fit_intercept: bool, status: Tensor) -> Fitted:

@@ -1,16 +1,18 @@
 """Solutions of the problems that QR of the rows as they are does not serve: dependent columns, and rows far apart.
 
-Arguments as in `regression`: data of rows about their means, times the roots of their weights, A `[B, N, P]` and
-c `[B, N, R]`. The engine `regression_fit` says which problem needs which.
+The engine `regression_fit` says which problem needs which.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import regression
 from .regression import Centred, Solution
+
+EPS = torch.finfo(torch.float64).eps
 
 
 def minimum_norm(data: Centred, ridge: float, length: Tensor, allowed: Tensor) -> Solution:
@@ -55,44 +57,59 @@ def minimum_norm(data: Centred, ridge: float, length: Tensor, allowed: Tensor) -
     return Solution(coef, root, scale.expand(-1, 1, P), None, live.sum(-1, keepdim=True))
 
 
+class ByRows(NamedTuple):
+    """What `by_rows` returns."""
+
+    coef: Tensor  # [B, P, R] W'
+    root: Tensor  # [B, P, K] F, with V = F F'; K = P + fit_intercept
+    rss: Tensor  # [B, R], the squares of a ridge included
+    independent: Tensor  # [B] bool, columns, that of ones among them
+
+
 @torch.no_grad()
-def by_rows(data: Centred, ridge: float, w: Tensor) -> Solution:
-    """The solution of rows each of which has an error that is small beside it, those of the ridge too, for weights
-    `[B, N]` that are far apart.
+def by_rows(X: Tensor, y: Tensor, w: Tensor, ridge: float, fit_intercept: bool) -> ByRows:
+    """The solution of rows `[B, N, P]`, each with an error that is small beside it, for weights `[B, N]` far apart.
 
     Householder's QR, with rows from the largest to the least, those of the ridge among them, and each column chosen by
     what is left of it: so no reflection mixes the rounding of a heavy row into light ones. Source: Cox & Higham,
-    "Stability of Householder QR factorization for weighted least squares problems" (1998).
+    "Stability of Householder QR factorization for weighted least squares problems" (1998). The intercept is a column of
+    ones here: about the weighted means, heavy rows would say what their roundings say.
     """
-    A, c = data[:2]
-    P, root = A.shape[-1], w.sqrt()[..., None]
-    unit = regression.power_of_two(torch.where(root > 0, A / root, 0.0))  # [B, 1, P], of rows before their weights
-    rows = torch.cat([A / unit, torch.diag_embed(math.sqrt(ridge) / unit[:, 0])], -2)  # [B, N + P, P]
-    c = torch.nn.functional.pad(c, (0, 0, 0, P))
-    order = rows.abs().amax(-1, keepdim=True).argsort(dim=-2, descending=True, stable=True)
-    rows, c = (torch.take_along_dim(t, order, -2) for t in (rows, c))
-    taken = torch.zeros_like(unit)  # [B, 1, P]
-    columns = []
-    for k in range(P):
-        left = rows[:, k:].norm(dim=-2, keepdim=True).masked_fill(taken > 0, -1.0)  # [B, 1, P]
+    (B, _, P), counts = X.shape, (w > 0)[..., None]  # [B, N, 1]
+    X, y, root = X.masked_fill(~counts, 0.0), y.masked_fill(~counts, 0.0), w.sqrt()[..., None]
+    raw = regression.power_of_two(X)  # [B, 1, P]
+    if fit_intercept:  # near the middle of the rows, whatever they weigh
+        X, y = (t - t.sum(1, keepdim=True) / counts.sum(1, keepdim=True) for t in (X, y))
+    unit = regression.power_of_two(X.masked_fill(~counts, 0.0))
+    ones = torch.ones_like(X[..., : int(fit_intercept)])
+    rows = root * torch.cat([ones, X / unit], -1)  # [B, N, K]
+    penalty = torch.nn.functional.pad(torch.diag_embed(math.sqrt(ridge) / unit[:, 0]), (int(fit_intercept), 0))
+    rows, c = torch.cat([rows, penalty], 1), torch.nn.functional.pad(root * y, (0, 0, 0, P))
+    K = rows.shape[-1]
+    order = rows.abs().amax(-1, keepdim=True).argsort(dim=1, descending=True, stable=True)
+    rows, c = (torch.take_along_dim(t, order, 1) for t in (rows, c))
+    size = rows.abs().amax(-1, keepdim=True)  # [B, N + P, 1]
+    # What rounding leaves of a column that is a combination of others, in units of each row.
+    allowed = 8 * EPS * (K + counts.sum(1, keepdim=True).sqrt()) * torch.cat([ones[:, :1], raw / unit], -1)  # [B, 1, K]
+    taken, columns = torch.zeros_like(allowed), []
+    independent = torch.ones(B, dtype=torch.bool, device=X.device)
+    for k in range(K):
+        left = rows[:, k:].norm(dim=1, keepdim=True).masked_fill(taken > 0, -1.0)  # [B, 1, K]
         column = left.argmax(-1, keepdim=True)  # [B, 1, 1]
         columns.append(column)
         v = torch.take_along_dim(rows[:, k:], column, -1).clone()  # [B, N + P - k, 1]
-        size = v.norm(dim=-2)
-        v[:, 0] += torch.where(v[:, 0] < 0, -size, size)
-        squares = v.square().sum(-2, keepdim=True)
+        relative = torch.where(size[:, k:] > 0, v.abs() / size[:, k:], 0.0).amax((1, 2))
+        independent &= relative > torch.take_along_dim(allowed, column, -1)[:, 0, 0]
+        length = v.norm(dim=1)
+        v[:, 0] += torch.where(v[:, 0] < 0, -length, length)
+        squares = v.square().sum(1, keepdim=True)
         v_by_squares = v * torch.where(squares > 0, 2 / squares, 0.0)
         for t in (rows, c):
             t[:, k:] -= v_by_squares @ (v.mT @ t[:, k:])
         rows[:, k + 1 :].scatter_(-1, column.expand(-1, rows.shape[1] - k - 1, -1), 0.0)
         taken = taken.scatter(-1, column, 1.0)
-    order = torch.cat(columns, -1)  # [B, 1, P]
-    triangle = torch.take_along_dim(rows[:, :P], order, -1)
-    coef, root = (
-        torch.zeros_like(t).scatter(1, order.mT.expand_as(t), t)
-        for t in (
-            torch.linalg.solve_triangular(triangle, right, upper=True)
-            for right in (c[:, :P], torch.eye(P).to(triangle).expand_as(triangle))
-        )
-    )
-    return Solution(coef / unit.mT, root, unit, rows[:, :P], P)
+    order = torch.cat(columns, -1)  # [B, 1, K]
+    triangle, eye = torch.take_along_dim(rows[:, :K], order, -1), torch.eye(K).to(rows).expand(B, K, K)
+    solved = (torch.linalg.solve_triangular(triangle, right, upper=True) for right in (c[:, :K], eye))
+    coef, F = (torch.zeros_like(t).scatter(1, order.mT.expand_as(t), t)[:, K - P :] / unit.mT for t in solved)
+    return ByRows(coef, F, c[:, K:].square().sum(1), independent)

@@ -294,7 +294,8 @@ def moments(m: Mixtures) -> tuple[np.ndarray, np.ndarray]:
         one.sweep(active, about, room, about, NEAREST, SQUARES, MERGE)
         sums = one.statistics[active, 0]
         n, linear, squares = sums[:, D : D + 1], sums[:, :D], sums[:, D + 1 : 2 * D + 1]
-        variances[active] = (squares - np.square(linear) / n) / n
+        with np.errstate(over="ignore", invalid="ignore"):  # of a fit that says so by its status
+            variances[active] = (squares - np.square(linear) / n) / n
         lost = (variances[active] * n < LOST * squares).any(1) & (center[active] == 0).all(1)
         active = active[lost]  # of digits: once more, about the mean
         center[active] = (linear / n)[lost]

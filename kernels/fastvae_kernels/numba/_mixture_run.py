@@ -61,7 +61,9 @@ class Run:
             scaled = (np.arange(m.P) % m.restarts % 2 == 0)[:, None] & (variances > 0)  # they take turns
             np.sqrt(variances, out=m.scale, where=scaled)
             np.reciprocal(m.scale, out=m.scale, where=scaled)
-        self.total, self.spread = np.repeat(total, m.restarts), (variances * np.square(m.scale)).sum(1)
+        self.total = np.repeat(total, m.restarts)
+        with np.errstate(over="ignore", invalid="ignore"):  # where variances are out of range
+            self.spread = (variances * np.square(m.scale)).sum(1)
         self.now, self.next = m.parameters(), m.parameters()  # of the last pass, to be written in the next
         self.final, self.n_iter, self.status = m.parameters(), np.zeros(m.P, np.int64), np.zeros(m.P, np.int64)
         self.bounds = np.empty((m.P, 0))  # and one more column, for that of `final`
