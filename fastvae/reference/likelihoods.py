@@ -33,8 +33,8 @@ def over_scale(residual: Tensor, log_scale: Tensor | float) -> Tensor:
         return residual
     rest = fixed = log_scale.detach()
     for _ in range(3):
-        part = rest.clamp(min=-most)
-        residual, rest = residual * torch.exp(-part), (rest + most).clamp(max=0.0)
+        residual = residual * torch.exp(-rest.clamp(min=-most))
+        rest = (rest + most).clamp(max=0.0)
     # 1, of which the derivative is -1. By way of those factors it would leave the range where -r does not.
     return residual * torch.exp(torch.where(fixed.isinf(), 0.0, fixed - log_scale))
 

@@ -178,7 +178,8 @@ def _answered(
     if rows is not None and rows[2].shape[1] > 0:
         uneven = sound & are_uneven(rows[2].detach(), UNEVEN)
         if uneven.any():
-            exact = by_rows(*(t.detach()[uneven] for t in rows), alpha, fit_intercept)
+            X, y, w = (t.detach()[uneven] for t in rows)
+            exact = by_rows(X, y, w, alpha, fit_intercept)
             independent = independent.clone()
             independent[uneven] = exact.independent | (alpha > 0)
 
