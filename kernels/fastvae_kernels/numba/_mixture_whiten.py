@@ -21,7 +21,7 @@ from ._mixture_steps import CENTERS, LINEAR, NEAREST, PARAMETERS, PRODUCTS
 
 JITTER = 1e-9  # of each variance: a feature that others determine counts for nothing
 SHARP = 2.0**20  # what factors are times, so that responsibilities are 1 for the nearest center
-WHITE_ROWS, ROWS_FOR_EACH, WHITE_ELEMENTS = 1 << 12, 8, 1 << 22  # of a problem; rows for each D and K
+WHITE_ROWS, ROWS_FOR_EACH, WHITE_ELEMENTS = 1 << 11, 8, 1 << 22  # of a problem; rows for each D and K
 BLOCK = 1 << 17  # elements that stay in a cache
 
 
