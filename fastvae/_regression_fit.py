@@ -112,7 +112,7 @@ def fit(
     if told & problems.SUSPECT or problems.extreme(fitted, w is not None):
         fitted = problems.rescaled(engine, data, w, fitted, options)
         told = problems.flags(fitted.status)
-    if w is not None and told & problems.STRAINED:
+    if w is not None and told & problems.STRAINED and engine is not problems.regression_fit:
         fitted = problems.with_heavy_rows(data, w, fitted, options)
         told = problems.flags(fitted.status)
     if lost_targets is not None:

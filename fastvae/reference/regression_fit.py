@@ -22,13 +22,12 @@ from torch import Tensor
 
 from . import regression
 from .regression import Centred, Solution
-from .regression_solve import by_rows, minimum_norm
+from .regression_solve import EPS, by_rows, minimum_norm
 
 NONFINITE, TOO_FEW_ROWS, RANK_DEFICIENT = 16, 32, 256
 SMALL_RIDGE = 1e-2  # of the squared length of a column
 UNEVEN = 2.0**20  # weights, of one another: QR without pivots may round light rows away
 LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
-EPS = torch.finfo(torch.float64).eps
 
 
 class Fitted(NamedTuple):

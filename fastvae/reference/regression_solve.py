@@ -86,18 +86,30 @@ def by_rows(X: Tensor, y: Tensor, w: Tensor, ridge: float, fit_intercept: bool) 
     penalty = torch.nn.functional.pad(torch.diag_embed(math.sqrt(ridge) / unit[:, 0]), (int(fit_intercept), 0))
     rows, c = torch.cat([rows, penalty], 1), torch.nn.functional.pad(root * y, (0, 0, 0, P))
     K = rows.shape[-1]
+    # What rounding leaves of a column that is a combination of others, in units of each row.
+    allowed = 8 * EPS * (K + counts.sum(1, keepdim=True).sqrt()) * torch.cat([ones[:, :1], raw / unit], -1)
+    triangle, z, left, order, independent = _pivoted_qr(rows, c, allowed)
+    eye = torch.eye(K).to(rows).expand(B, K, K)
+    solved = (torch.linalg.solve_triangular(triangle, right, upper=True) for right in (z, eye))
+    coef, F = (torch.zeros_like(t).scatter(1, order.mT.expand_as(t), t)[:, K - P :] / unit.mT for t in solved)
+    return ByRows(coef, F, left.square().sum(1), independent)
+
+
+def _pivoted_qr(rows: Tensor, c: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
+    """Householder's QR of `[B, M, K]`, rows sorted and columns chosen as `by_rows` says: the triangle, Q'c above and
+    below its K-th row, the order of the columns `[B, 1, K]`, and whether each left more than is `allowed` `[B, 1, K]`.
+    """
+    K = rows.shape[-1]
     order = rows.abs().amax(-1, keepdim=True).argsort(dim=1, descending=True, stable=True)
     rows, c = (torch.take_along_dim(t, order, 1) for t in (rows, c))
-    size = rows.abs().amax(-1, keepdim=True)  # [B, N + P, 1]
-    # What rounding leaves of a column that is a combination of others, in units of each row.
-    allowed = 8 * EPS * (K + counts.sum(1, keepdim=True).sqrt()) * torch.cat([ones[:, :1], raw / unit], -1)  # [B, 1, K]
+    size = rows.abs().amax(-1, keepdim=True)  # [B, M, 1]
     taken, columns = torch.zeros_like(allowed), []
-    independent = torch.ones(B, dtype=torch.bool, device=X.device)
+    independent = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     for k in range(K):
         left = rows[:, k:].norm(dim=1, keepdim=True).masked_fill(taken > 0, -1.0)  # [B, 1, K]
         column = left.argmax(-1, keepdim=True)  # [B, 1, 1]
         columns.append(column)
-        v = torch.take_along_dim(rows[:, k:], column, -1).clone()  # [B, N + P - k, 1]
+        v = torch.take_along_dim(rows[:, k:], column, -1).clone()  # [B, M - k, 1]
         relative = torch.where(size[:, k:] > 0, v.abs() / size[:, k:], 0.0).amax((1, 2))
         independent &= relative > torch.take_along_dim(allowed, column, -1)[:, 0, 0]
         length = v.norm(dim=1)
@@ -109,7 +121,4 @@ def by_rows(X: Tensor, y: Tensor, w: Tensor, ridge: float, fit_intercept: bool) 
         rows[:, k + 1 :].scatter_(-1, column.expand(-1, rows.shape[1] - k - 1, -1), 0.0)
         taken = taken.scatter(-1, column, 1.0)
     order = torch.cat(columns, -1)  # [B, 1, K]
-    triangle, eye = torch.take_along_dim(rows[:, :K], order, -1), torch.eye(K).to(rows).expand(B, K, K)
-    solved = (torch.linalg.solve_triangular(triangle, right, upper=True) for right in (c[:, :K], eye))
-    coef, F = (torch.zeros_like(t).scatter(1, order.mT.expand_as(t), t)[:, K - P :] / unit.mT for t in solved)
-    return ByRows(coef, F, c[:, K:].square().sum(1), independent)
+    return torch.take_along_dim(rows[:, :K], order, -1), c[:, :K], c[:, K:], order, independent

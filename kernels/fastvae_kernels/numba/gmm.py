@@ -22,9 +22,10 @@ from ._memory import CODES
 from ._mixture_few import DIAG, FULL, SPHERICAL, TIED
 from ._mixture_launch import Mixtures, Stream, moments
 from ._mixture_rows import make_rows
-from ._mixture_run import LLOYD_ROWS, Run, given, unpack
+from ._mixture_run import Run, given, unpack
 from ._mixture_steps import CENTERS, GIVEN, LINEAR, PARAMETERS, POSTERIOR, PRODUCTS
 from ._mixture_update import FAR
+from ._mixture_whiten import can_tilt, rows_to_whiten
 from ._threads import run
 
 FAMILIES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
@@ -66,8 +67,8 @@ def fit(
     restarts = n_init if isinstance(start, str) else 1
     parts: list[list[Tensor]] = []
     one = Mixtures(X[:0] if isinstance(X, Tensor) else X, None, n_components, family)
-    size = max(one.slots * one.F * restarts, min(one.N, LLOYD_ROWS) * one.D // 4)
-    at_once = max(1, BATCH_ELEMENTS // size)
+    whitened = min(one.N, 2 * rows_to_whiten(one)) * one.D // 4 if start == "kmeans" and can_tilt(one) else 0
+    at_once = max(1, BATCH_ELEMENTS // max(one.slots * one.F * restarts, whitened))
     for first in range(0, B, at_once):
         rows = slice(first, min(first + at_once, B))
         w = None if sample_weight is None else sample_weight[rows]
