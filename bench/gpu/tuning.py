@@ -60,7 +60,7 @@ class Data:
         self.neg_kl = torch.zeros((), device=DEVICE)
         self.copy = copies(self.x.nbytes + self.x_hat.nbytes, self.x_hat.nbytes)
 
-    def launch(self) -> tuple[Tensor, Tensor]:
+    def evaluate(self) -> tuple[Tensor, Tensor]:
         """The ELBO and the gradient, launched as things are set now."""
         plan = log_likelihood.Density(
             self.x, self.x_hat, None, likelihood="gaussian", link="identity", num_samples=None, reduction="mean",
@@ -73,7 +73,7 @@ class Data:
 
     def check(self) -> None:
         """Of the gradient every element, of the bound the value."""
-        elbo, gradient = self.launch()
+        elbo, gradient = self.evaluate()
         residual = self.x_hat.float() - self.x.float()
         torch.testing.assert_close(gradient.float() * len(self.x), residual, rtol=1e-2, atol=1e-5)
         D = self.x.shape[1]
@@ -88,7 +88,7 @@ def case(data: Data, point: Point, seconds: float) -> dict[str, Any]:
 
     def launches() -> None:
         for _ in range(LAUNCHES):
-            data.launch()
+            data.evaluate()
 
     times = race(
         {"fastvae": captured(launches).replay, "copy": data.copy}, seconds if ON_GPU else 0, rounds=min(3, ROUNDS)
