@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fastvae_kernels.numba import _buffers
+from fastvae_kernels.numba.language import buffers
 
 MIN_ROUND = 2e-3  # seconds of one timed round: calls are repeated up to it
 SLOW = 0.3  # seconds of a call from which on three rounds do, and no warming up beyond the first call
@@ -94,7 +94,7 @@ def summary(times: dict[str, list[float | None]]) -> tuple[dict[str, list[float]
 def peak_memory(function: Callable[[], object]) -> int:
     """The most bytes that torch and NumPy held during a call, beyond what was there; buffers kept from others count."""
     function()
-    _buffers.forget()
+    buffers.forget()
     tracemalloc.start()
     try:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

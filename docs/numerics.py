@@ -24,10 +24,10 @@ from sklearn.mixture import GaussianMixture
 import fastvae
 from fastvae import Status, gmm, regression
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import mixtures
-import test_numba_math as vector_math
-from exact_regressions import NIST, certified_problem, in_exact_arithmetic
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to find tests/
+from tests.gmm import mixtures
+from tests.kernels import test_math as vector_math
+from tests.regression.exact import NIST, certified_problem, in_exact_arithmetic
 
 PAGE = Path(__file__).with_suffix(".md")
 NONE = "-"  # where there is nothing to compare

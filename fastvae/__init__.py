@@ -13,9 +13,9 @@ if TYPE_CHECKING or not _IS_COMMAND:
     from . import gmm as gmm
     from . import reference as reference
     from . import regression as regression
-    from ._backend import BackendError, show_config
-    from ._elbo import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
-    from ._status import Status
+    from ._core.backend import BackendError, show_config
+    from ._core.status import Status
+    from ._elbo.api import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
     from .likelihoods import Bernoulli, Gaussian, Laplace
     from .vae import VAE
 

@@ -130,7 +130,7 @@ def sample(*, checkpoint: Path, num: int, out: Path | None, seed: int, mean: boo
 
 def info() -> tuple[int, str]:
     """What `fastvae.show_config()` prints."""
-    from ._backend import show_config
+    from ._core.backend import show_config
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

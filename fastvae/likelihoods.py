@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ._numbers import is_real
-from .reference.likelihoods import LINKS, bernoulli_log_prob, gaussian_log_prob, laplace_log_prob
+from ._core.numbers import is_real
+from .reference.elbo.likelihoods import LINKS, bernoulli_log_prob, gaussian_log_prob, laplace_log_prob
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import (
+from ._core.checks import (
     check_likelihood,
     check_posterior,
     check_prior,
@@ -20,12 +20,12 @@ from ._checks import (
     describe,
     integer,
 )
-from ._elbo import elbo, elbo_terms, reparameterize
-from ._numbers import is_integer
-from ._values import check_arguments, checked_outputs, warn_of_range
+from ._core.numbers import is_integer
+from ._elbo.api import elbo, elbo_terms, reparameterize
+from ._elbo.values import check_arguments, checked_outputs, warn_of_range
 from .likelihoods import LIKELIHOODS, Gaussian, LocationScale
-from .reference.elbo import ElboTerms, Prior, compute_dtype, decode_with, log_likelihood_elements, sum_event
-from .reference.likelihoods import gaussian_log_prob
+from .reference.elbo.formulas import ElboTerms, Prior, compute_dtype, decode_with, log_likelihood_elements, sum_event
+from .reference.elbo.likelihoods import gaussian_log_prob
 
 ROWS_AT_ONCE = 65536  # decoder rows of one piece of `log_likelihood`, which bounds its memory
 

@@ -7,7 +7,6 @@ as in `make test`, tests that share kernels stay in one process, so that each ke
 import functools
 import os
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -15,12 +14,12 @@ import torch
 from numba.core import event
 
 from bench.gpu import interpreter
-from fastvae import _backend
+from fastvae._core import backend as _backend
 
 if lanes := os.environ.get("FASTVAE_TEST_LANES"):  # see processors.py; before any kernel is imported
-    from fastvae_kernels.numba import _target
+    from fastvae_kernels.numba.language import target
 
-    _target.LANES_REGISTER = int(lanes)
+    target.LANES_REGISTER = int(lanes)
 
 # Before anything imports triton: here its kernels run in the interpreter, on the CPU. `make gpu` runs them on a GPU.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -44,18 +43,13 @@ hypothesis.settings.load_profile("fastvae")
 torch.set_num_threads(1)
 
 
-# Whose tests take the same kernels, by the beginnings of their files' names; all others are a group a file.
+# Whose tests take the same kernels, by their folders and what stands out of them; all others are a group a file.
 GROUPS = {
-    "elbo": (
-        *("test_elbo", "test_ops_elbo", "test_numba_elbo", "test_numba_buffers", "test_laplace", "test_noise"),
-        *("test_demo", "test_private", "test_processes", "_elbo", "vae", "likelihoods"),
-    ),
-    "mixtures and regression": (
-        *("test_gmm", "test_numba_gmm", "test_sklearn", "test_reference", "test_regression", "test_numba_regression"),
-        "test_pickles",
-        *("gmm", "_gmm", "_mixture", "regression", "_regression"),
-    ),
-}
+    "elbo": ("tests/elbo", "tests/demo", "tests/kernels/test_buffers", "tests/kernels/test_noise", "fastvae/_elbo",
+             "tests/kernels/test_private", "tests/kernels/test_processes", "fastvae/vae", "fastvae/likelihoods"),
+    "mixtures and regression": ("tests/gmm", "tests/regression", "tests/project/test_pickles", "fastvae/gmm",
+                                "fastvae/regression", "fastvae/sklearn", "fastvae/reference"),
+}  # fmt: skip
 
 
 RAN_BY: dict[str, set[str]] = {}
@@ -63,8 +57,8 @@ RAN_BY: dict[str, set[str]] = {}
 
 def group_of(nodeid):
     """The tests that one process runs: those that take the same kernels; each of the interpreted ones by itself."""
-    name = Path(nodeid.split("::")[0]).stem
-    return nodeid if "[triton" in nodeid else next((g for g, start in GROUPS.items() if name.startswith(start)), name)
+    path = nodeid.split("::")[0]
+    return nodeid if "[triton" in nodeid else next((g for g, start in GROUPS.items() if path.startswith(start)), path)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -96,7 +90,11 @@ def pytest_sessionfinish(session):
         raise pytest.UsageError(f"ran in more than one process, not as groups: {', '.join(split)}")
 
 
-INTERPRETED = ("test_triton_elbo", "test_triton_math", "test_bench_gpu")  # these, and whatever is called [triton
+INTERPRETED = (
+    "elbo/test_triton.py",
+    "test_triton_math.py",
+    "test_bench_gpu.py",
+)  # and what is called [triton
 
 
 @functools.cache
@@ -134,7 +132,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=left)
     refused = pytest.mark.skip(reason="Triton's interpreter before 3.7 fails with NumPy 2.4 and newer")
     for item in items:
-        if interpreter_fails() and ("[triton" in item.name or item.path.stem in INTERPRETED):
+        if interpreter_fails() and ("[triton" in item.name or str(item.path).endswith(INTERPRETED)):
             item.add_marker(refused)
 
 

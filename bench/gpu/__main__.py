@@ -34,7 +34,7 @@ VERDICTS = {
     SKIPPED: "skipped",
 }
 GRACE = 5  # seconds to write down what there is, after an interrupt
-TESTS = "tests/test_triton_elbo.py", "tests/test_triton_math.py"
+TESTS = "tests/elbo/test_triton.py", "tests/kernels/test_triton_math.py"
 FEW = "(values and (plain or (free and many))) or layouts"  # tests for the sanitizer
 WHOLE = 560  # seconds that all stages may take together, of the 600 of a command on a lent machine
 
@@ -58,7 +58,7 @@ def stages(options: argparse.Namespace) -> dict[str, Stage]:
     def module(name: str) -> list[str]:
         return [*python, "-m", f"bench.gpu.{name}"]
 
-    capture = pytest("tests/test_triton_capture.py", only=options.only, report="capture.xml")
+    capture = pytest("tests/elbo/test_capture.py", only=options.only, report="capture.xml")
     return {
         "machine": Stage(30, module("machine")),
         "tests": Stage(130, [*pytest(*TESTS, only=only, report="tests.xml"), *many], settings),

@@ -1,7 +1,7 @@
 """A sweep over warps, bytes of a tile and programs: the log-likelihood and its gradient at rows of three lengths.
 
 Each point is checked against the closed form, captured in a graph, and timed in replays. What wins at all lengths, in
-both dtypes, is written into `_launch.OPTIONS`, `TILE_BYTES` and `MOST_PROGRAMS` by hand: nothing is tuned at run time.
+both dtypes, is written into `launch.OPTIONS`, `TILE_BYTES` and `MOST_PROGRAMS` by hand: nothing is tuned at run time.
 """
 
 import argparse
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastvae_kernels.triton import _launch, log_likelihood
+from fastvae_kernels.triton.elbo import log_likelihood
+from fastvae_kernels.triton.language import launch
 
 from . import results
 from .timing import DEVICE, ON_GPU, ROUNDS, captured, copies, race
@@ -42,10 +43,10 @@ class Point(NamedTuple):
 
 def set_to(warps: int, tile_bytes: int, programs: int) -> None:
     """Compile and cut the kernels so from now on; launches that are bound already know nothing of options."""
-    _launch.OPTIONS["num_warps"] = warps
+    launch.OPTIONS["num_warps"] = warps
     log_likelihood.TILE_BYTES, log_likelihood.MOST_PROGRAMS = tile_bytes, programs
-    _launch._bound.clear()
-    from fastvae.ops.elbo_call import KNOWN
+    launch._bound.clear()
+    from fastvae._elbo.call import KNOWN
 
     KNOWN.clear()
 

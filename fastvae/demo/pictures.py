@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..reference.elbo import kl_elements
+from ..reference.elbo.formulas import kl_elements
 from ..vae import VAE
 from .storage import write_whole
 from .training import Run

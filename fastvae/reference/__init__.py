@@ -5,6 +5,6 @@ It is what the kernels are measured against, and what answers wherever no kernel
 
 from . import gmm as gmm
 from . import regression as regression
-from .elbo import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
+from .elbo.formulas import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
 
 __all__ = ["ElboTerms", "elbo", "elbo_terms", "gmm", "kl_divergence", "regression", "reparameterize"]

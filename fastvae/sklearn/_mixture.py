@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .. import gmm
-from .._status import Status
+from .._core.status import Status
 
 Array = np.ndarray
 

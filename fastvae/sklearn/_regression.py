@@ -13,8 +13,8 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from .. import regression
-from .._regression_predict import Center
-from .._status import Status
+from .._core.status import Status
+from ..regression._predict import Center
 
 Array = np.ndarray
 

@@ -1,4 +1,4 @@
-"""The numbers behind exp, log, sine and their kin, one set for every backend. `numba/_math.py` says how."""
+"""The numbers behind exp, log, sine and their kin, one set for every backend. `numba/language/math.py` says how."""
 
 # A pair is (for float32, for float64); polynomials from the highest power down.
 LOG2_E = 1.4426950408889634
@@ -42,7 +42,7 @@ C = (
     ),
 )
 PHI_LIMIT = 0.9  # of the reference, and of Triton
-PHI = (  # those of fastvae.reference.elbo
+PHI = (  # those of fastvae.reference.elbo.formulas
     (
         *(2.7966073e-06, 2.5251802e-05, 1.9839196e-04, 1.3886604e-03),
         *(8.333337e-03, 4.1666705e-02, 1.6666667e-01, 0.5),

@@ -1,0 +1,1 @@
+"""What all jobs share: checks, containers, the choice of backend, status flags."""

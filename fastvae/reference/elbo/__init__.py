@@ -1,0 +1,1 @@
+"""The ELBO of a variational autoencoder."""

@@ -1,0 +1,190 @@
+"""Checks of the arguments of `fastvae.regression`, and the one form they are computed in: tensors `[B, ...]`.
+
+Only shapes, types and options are looked at here, and weights, which must not be negative. The values of X and y are
+not: a fit says in its status where they are not finite.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._core import backend as _backend
+from .._core.arrays import as_floating, as_operand, give_back
+from .._core.backend import unserved_state
+from .._core.checks import check_broadcasts, check_device, describe
+from .._core.numbers import is_flag
+from ..reference.regression import engine as reference_engine
+
+PRECISIONS = ("auto", "float64", "double-double")
+requested = _backend.requested
+ON_SINGULAR = ("warn", "raise", "ignore")
+MOST_COLUMNS = 256  # that kernels take
+NO_REFERENCE = (
+    "precision='double-double' has no reference, which computes by QR in float64: that does not square the condition,"
+    " so 'auto' and 'float64' are safe there"
+)
+
+
+class Form(NamedTuple):
+    """How X and y came, and the way back from results to that."""
+
+    batch: torch.Size
+    targets: int | None  # R; None where y has no such dim
+    features: int | None  # P; None where X has no such dim
+    numpy: bool
+    dtype: torch.dtype  # of estimates
+    device: torch.device
+
+    @property
+    def R(self) -> int:
+        """Targets, and 1 where they have no dim."""
+        return 1 if self.targets is None else self.targets
+
+    @property
+    def P(self) -> int:
+        """Columns, and 1 where they have no dim."""
+        return 1 if self.features is None else self.features
+
+    def over_targets(self) -> torch.Size:
+        """`[*batch, R]`, or `[*batch]` for one target."""
+        return self.batch if self.targets is None else torch.Size((*self.batch, self.targets))
+
+    def over_coefficients(self) -> torch.Size:
+        """`[*batch, R, P]`, less the dims that the arguments do not have."""
+        return self.over_targets() if self.features is None else torch.Size((*self.over_targets(), self.features))
+
+    def back(self, t: Tensor, shape: torch.Size, dtype: torch.dtype | None = None) -> Any:
+        """A result as an array or tensor of that shape and dtype."""
+        t = t.reshape(shape)
+        return give_back(t if dtype is None else t.to(dtype), self.numpy)
+
+
+class Data(NamedTuple):
+    """X and y, batch dims broadcast and flattened."""
+
+    X: Tensor  # [B, N, P], float32 or float64
+    y: Tensor  # [B, N, R], float32 or float64
+    form: Form
+
+
+def data(X: Any, y: Any, rows: int = 1) -> Data:
+    """X `[*batch, N, P]` with y `[*batch, N]` or `[*batch, N, R]`, or both `[N]`; N at least `rows`."""
+    numpy = not isinstance(X, Tensor)
+    X, y = as_floating("X", X), as_floating("y", y)
+    if y.device != X.device:
+        check_device("y", y, X.device, "X")
+    vector = X.dim() == 1
+    if vector and y.dim() != 1:
+        raise ValueError(
+            f"X of one dim, [N], goes with y [N], got {list(X.shape)} and {list(y.shape)}: for several targets X must"
+            " have the shape [N, P]"
+        )
+    if X.dim() == 0:
+        raise ValueError("X must have the shape [*batch, N, P], or [N] with y [N], got []")
+    one = vector or y.dim() == X.dim() - 1
+    X = X[:, None] if vector else X
+    y = y[..., None] if one else y
+    if y.dim() != X.dim() or y.shape[-2] != X.shape[-2] or y.shape[-1] == 0:
+        given = [list(X.shape[:1]), list(y.shape[:1])] if vector else [list(X.shape), list(y.shape[: -1 if one else 9])]
+        raise ValueError(
+            "y must have the shape [*batch, N], or [*batch, N, R] for several targets, to go with X"
+            f" {'[N]' if vector else '[*batch, N, P]'} = {given[0]}, got {given[1]}"
+        )
+    if X.shape[-2] < rows:
+        raise ValueError(f"X must have at least one row, got the shape {list(X.shape[:1] if vector else X.shape)}")
+    batch, B = X.shape[:-2], math.prod(X.shape[:-2])
+    if y.shape[:-2] != batch:
+        try:
+            batch = torch.broadcast_shapes(batch, y.shape[:-2])
+        except RuntimeError:
+            raise ValueError(
+                f"the batch dims of X and y must broadcast, got {list(X.shape[:-2])} and {list(y.shape[:-2])}"
+            ) from None
+        X, y, B = X.expand(*batch, -1, -1), y.expand(*batch, -1, -1), math.prod(batch)
+    form = Form(
+        batch,
+        None if one else y.shape[-1],
+        None if vector else X.shape[-1],
+        numpy,
+        X.dtype if X.dtype == y.dtype else torch.float64,
+        X.device,
+    )
+    if len(batch) != 1:
+        X, y = X.reshape(B, *X.shape[-2:]), y.reshape(B, *y.shape[-2:])
+    return Data(X, y, form)
+
+
+class Weights(NamedTuple):
+    """Weights of rows, and the problems with weights that are inf or NaN, which have weights 0 here."""
+
+    w: Tensor | None  # [B, N] float64
+    lost: Tensor | None  # [B] bool, None for no such problem
+
+
+def row_weights(sample_weight: Any, form: Form, N: int, in_batch: bool = False) -> Weights:
+    """sample_weight `[*batch, N]` or what broadcasts to it; with in_batch inf and NaN are no error in one problem."""
+    if sample_weight is None:
+        return Weights(None, None)
+    w = as_operand("sample_weight", sample_weight, form.device, "X")
+    shape = torch.Size((*form.batch, N))
+    if w.dim() == 0 or w.shape[-1] != N:
+        raise ValueError(f"sample_weight must have the shape [*batch, N] = {list(shape)} or [N], got {list(w.shape)}")
+    check_broadcasts("sample_weight", w, shape, "X without its P")
+    sound = True
+    if w.numel():
+        least, most = torch.aminmax(w.detach())  # both pass NaN on
+        sound = bool((least >= 0) & (most < math.inf))
+    if not sound and (negative := w < 0).any():
+        at = negative.nonzero()[0].tolist()
+        raise ValueError(f"sample_weight must not be negative, got {w[tuple(at)].item():g} at {at}")
+    w = w.expand(shape).reshape(math.prod(form.batch), N)
+    if sound:
+        return Weights(w, None)
+    if not (form.batch or in_batch):
+        n = int((~w[0].isfinite()).nonzero()[0, 0])
+        raise ValueError(f"sample_weight must be finite, got {w[0, n].item()} at [{n}]")
+    lost = ~w.isfinite().all(1)
+    return Weights(torch.where(lost[:, None], 0.0, w), lost)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not is_flag(value):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+    return bool(value)
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """One of these strings."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {describe(value)}")
+    return value
+
+
+def engine_name(backend: str, precision: str, *tensors: Tensor | None) -> str:
+    """The backend that computes with these tensors, X first."""
+    X = tensors[0]
+    assert X is not None
+    unserved = unserved_state()
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        unserved = "an argument requires grad"
+    if X.numel() == 0:
+        unserved = f"X is empty, of shape {list(X.shape)}"
+    elif X.shape[-1] > MOST_COLUMNS:
+        unserved = f"X has {X.shape[-1]} columns, and kernels take {MOST_COLUMNS} at most"
+    chosen = _backend.choose("regression", _backend.requested(backend), X.device, unserved)
+    if chosen == "reference" and precision == "double-double":
+        raise _backend.BackendError(NO_REFERENCE)
+    return chosen
+
+
+def of_sums(precision: str, name: str) -> str:
+    """The precision of sums that cannot be refined later."""
+    return "double-double" if precision == "auto" and name != "reference" else precision
+
+
+def engine(name: str) -> Any:
+    """The module that computes: a kernel's, or `fastvae.reference.regression.engine`."""
+    return reference_engine if name == "reference" else _backend.launcher("regression", name)

@@ -1,0 +1,312 @@
+"""What `fastvae.regression` returns: estimates, how sure they are, and what is to be done with them."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core.arrays import as_floating, give_back
+from .._core.checks import check_device
+from .._core.numbers import is_integer
+from .._core.status import Status
+from ..reference.regression.engine import Fitted
+from . import _summary
+from ._checks import Form
+from ._inference import Inference, check_level, tensor
+from ._predict import Center, about, center_of, is_far
+
+FIELDS = {  # and the dims of each behind the batch's
+    "coef": "RP",
+    "intercept": "R",
+    "standard_errors": "RP",
+    "intercept_standard_error": "R",
+    "sigma2": "R",
+    "sigma2_unbiased": "R",
+    "log_likelihood": "R",
+    "r2": "R",
+    "rss": "R",
+    "condition": "",
+    "rank": "",
+    "rows": "",
+    "df": "",
+    "status": "",
+}
+ESTIMATES = tuple(FIELDS)[:6]  # in the dtype of the data
+
+
+class RegressionFit(Inference):
+    """A fitted regression, or a batch of them. Made by `fit` and `Gram.solve`; frozen; pickles.
+
+    Of a batch ``fit[i]`` is the fit of problem i; slices, masks and arrays of numbers pick several; `len` and iteration
+    go over the first batch dim. R has no dim where y has none, and P has none where X is ``[N]``.
+
+    Attributes
+    ----------
+    coef, intercept : ``[*batch, P]`` or ``[*batch, R, P]``; ``[*batch]`` or ``[*batch, R]``
+        W, as scikit-learn's ``coef_``, and b, 0 without an intercept.
+    standard_errors, intercept_standard_error : shaped as these
+        By sigma2_unbiased; statsmodels' ``bse``. NaN where that is. 0 for the intercept that is not there.
+    sigma2 : ``[*batch]`` or ``[*batch, R]``
+        The maximum likelihood estimate RSS / N of the variance of a row of weight 1.
+    sigma2_unbiased : likewise
+        RSS / df; statsmodels' ``scale``. NaN where df <= 0, and under a ridge, where no df makes it unbiased.
+    log_likelihood, r2, rss : float64, likewise
+        In nats, +inf where RSS = 0; statsmodels' ``llf``. 1 - RSS / TSS, TSS about the mean of y, or about 0 without an
+        intercept. The sum of weighted squared residuals.
+    condition : float64 ``[*batch]``
+        sqrt(|G| |G^-1|) in the 1-norm, G the Gram matrix of the columns, less their means if there is an intercept, and
+        scaled to unit norm. About the digits, as log10, that a change of the data in the last place can cost.
+    rank, rows, df : int64 ``[*batch]``
+        Of the columns, less their means if there is an intercept; the rows with w > 0; rows - rank, less 1 for an
+        intercept.
+    status : Status, or int64 ``[*batch]``
+        Flags of `fastvae.Status`: REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT, NONFINITE, TOO_FEW_ROWS.
+
+    Notes
+    -----
+    Equivalent to statsmodels' ``RegressionResults``, for each problem of a batch.
+
+    Examples
+    --------
+    >>> import numpy as np, fastvae
+    >>> X = np.random.default_rng(0).normal(size=(3, 50, 2))
+    >>> fit = fastvae.regression.fit(X, X @ [1.0, -2.0] + 3.0)
+    >>> fit
+    RegressionFit(3 problems, P = 2)
+    >>> fit[1].coef.round(6), round(float(fit[1].intercept), 6)
+    (array([ 1., -2.]), 3.0)
+    """
+
+    __slots__ = (
+        *("_alpha", "_center", "_columns", "_covariance", "_far", "_fit_intercept", "_inverse_gram", "_made", "_numpy"),
+        "_targets",
+        *FIELDS,
+    )
+
+    _center: Any  # Center, [*batch, P] and [*batch, R]; None until asked for
+    _far: bool | None
+    _inverse_gram: Callable[[], Tensor]  # [*batch, P, P]
+    _covariance: Any
+    _made: Any  # what the fields are made of, when first asked for: 14 views would take as long as a small batch
+
+    def __init__(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def _of(cls, fitted: Fitted, form: Form, alpha: float, fit_intercept: bool) -> "RegressionFit":
+        """Results of an engine as the caller has them."""
+        P, inverse_gram = form.P, fitted.inverse_gram
+        return cls(
+            _alpha=alpha,
+            _center=None,
+            _columns=form.features,
+            _far=None,
+            _covariance=None,
+            _fit_intercept=fit_intercept,
+            _inverse_gram=lambda: inverse_gram().reshape(*form.batch, P, P),
+            _made=(fitted, form),
+            _numpy=form.numpy,
+            _targets=form.targets,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in FIELDS:
+            raise AttributeError(f"a RegressionFit has no attribute {name!r}")
+        fitted, form = self._made
+        if name == "status" and not form.batch:
+            value: Any = Status(int(fitted.status))
+        else:
+            shape = {"RP": form.over_coefficients(), "R": form.over_targets(), "": form.batch}[FIELDS[name]]
+            value = form.back(getattr(fitted, name), shape, form.dtype if name in ESTIMATES else None)
+        object.__setattr__(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a RegressionFit is frozen: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a RegressionFit is frozen: {name} cannot be deleted")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in self.__slots__}
+        state |= {"_center": self._about().map(Tensor.detach), "_inverse_gram": self._inverse_gram(), "_made": None}
+        return {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        V = state["_inverse_gram"]
+        self.__init__(**state | {"_inverse_gram": lambda: V})  # type: ignore[misc]
+
+    # A batch
+
+    def __len__(self) -> int:
+        if not self.batch_shape:
+            raise TypeError("the fit of one problem has no len()")
+        return self.batch_shape[0]
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator["RegressionFit"]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: Any) -> "RegressionFit":
+        batch = self.batch_shape
+        if not batch:
+            raise IndexError("the fit of one problem has no batch to index")
+        at = index if isinstance(index, tuple) else (index,)
+        if not all(is_integer(i) for i in at) or len(at) > len(batch):
+            # Numbers of the problems: no index then reaches into the dims of coefficients.
+            device = self.rank.device if isinstance(self.rank, Tensor) else "cpu"
+            at = (torch.arange(math.prod(batch), device=device).reshape(batch)[index],)
+        picked = at[0] if isinstance(at[0], Tensor) else None
+
+        def pick(value: Any) -> Any:
+            if picked is None:
+                return value[at]
+            which = picked if isinstance(value, Tensor) else picked.numpy()
+            return value.reshape(-1, *value.shape[len(batch) :])[which]
+
+        fields = {name: pick(getattr(self, name)) for name in FIELDS}
+        if not getattr(fields["rank"], "shape", ()):
+            fields["status"] = Status(int(fields["status"]))
+        return RegressionFit(
+            **fields,
+            _alpha=self._alpha,
+            _center=self._about().map(lambda t: pick(give_back(t, self._numpy))).map(tensor),
+            _far=None,
+            _made=None,
+            _fit_intercept=self._fit_intercept,
+            _columns=self._columns,
+            _targets=self._targets,
+            _numpy=self._numpy,
+            _inverse_gram=lambda: pick(self._inverse_gram()),
+            _covariance=None if self._covariance is None else pick(self._covariance),
+        )
+
+    def __repr__(self) -> str:
+        batch = self.batch_shape
+        what = f"{' x '.join(map(str, batch))} problems, " if batch else ""
+        size = f"P = {1 if self._columns is None else self._columns}"
+        size += "" if self._targets is None else f", R = {self._targets}"
+        if batch:
+            return f"RegressionFit({what}{size})"
+        return f"RegressionFit(coef={self.coef}, intercept={self.intercept}, status={self.status!r})"
+
+    # What follows from the estimates
+
+    @property
+    def covariance(self) -> Any:
+        """Var W = sigma2_unbiased (Xc'D Xc)^-1, ``[*batch, P, P]`` or ``[*batch, R, P, P]``, made when first asked for.
+
+        The pseudo-inverse where the columns are dependent. Equivalent to statsmodels' ``cov_params()`` without the row
+        and column of the constant.
+        """
+        if self._covariance is None:
+            V, scale = self._inverse_gram(), tensor(self.sigma2_unbiased)
+            V = V if self._targets is None else V[..., None, :, :]
+            V = (V * scale[..., None, None]).to(scale.dtype)
+            V = V[..., 0, 0] if self._columns is None else V
+            object.__setattr__(self, "_covariance", give_back(V, self._numpy))
+        return self._covariance
+
+    def _about(self) -> Center:
+        """Where the fit is given as well as at the origin."""
+        if self._center is None:
+            fitted, form = self._made
+            center = center_of(fitted.coef, fitted.mean_x, fitted.small_mean_x, fitted.mean_y)
+            shapes = (*form.batch, form.P), (*form.batch, form.R)
+            object.__setattr__(self, "_center", Center(*(t.reshape(s) for t, s in zip(center, shapes, strict=True))))
+        return self._center
+
+    def _is_far(self, W: Tensor, b: Tensor) -> bool:
+        """Whether W x loses digits that lie about the means."""
+        if self._far is None:
+            sigma2 = tensor(self.sigma2).detach().reshape(b.shape)
+            object.__setattr__(self, "_far", is_far(self._about().map(Tensor.detach), W.detach(), b.detach(), sigma2))
+        return bool(self._far)
+
+    def predict(self, X: Any) -> Any:
+        """W x + b for new rows: ``[*batch, M]`` or ``[*batch, M, R]``, in the promoted dtype, as array or tensor as X.
+
+        Parameters
+        ----------
+        X : array or tensor ``[*batch, M, P]``, or ``[M, P]`` for all problems; ``[M]`` where the fit was of ``[N]``
+
+        Notes
+        -----
+        Equivalent to scikit-learn's ``predict`` and ``X @ coef + intercept``. Where the data lie far from the origin it
+        is taken about their means, ``y0 + (X - x0) @ coef``, so that no digit of the fit is lost.
+        """
+        rows = as_floating("X", X)
+        W, b = tensor(self.coef), tensor(self.intercept)
+        check_device("X", rows, W.device, "the fit")
+        dtype = torch.promote_types(rows.dtype, W.dtype)
+        rows, W, b = rows.to(dtype), W.to(dtype), b.to(dtype)
+        if self._columns is None:
+            if rows.dim() != 1:
+                raise ValueError(f"X must have the shape [M], as the fit's had, got {list(rows.shape)}")
+            W, b = W.reshape(1, 1), b.reshape(1)
+            if self._is_far(W, b):
+                return give_back(about(rows[:, None], W, self._about())[:, 0], not isinstance(X, Tensor))
+            return give_back(rows * W[0, 0] + b[0], not isinstance(X, Tensor))
+        batch, P = self.batch_shape, self._columns
+        lead = tuple(rows.shape[:-2])
+        fits = rows.dim() >= 2 and rows.shape[-1] == P and len(lead) in (0, len(batch))
+        if not fits or any(n not in (1, m) for n, m in zip(lead, batch, strict=False)):
+            form = f"{[*batch, 'M', P]} or ['M', {P}]" if batch else f"['M', {P}]"
+            form = form.replace("'", "")
+            raise ValueError(f"X must have the shape {form} to go with the fit, got {list(rows.shape)}")
+        one = self._targets is None
+        if self._far is False or not self._is_far(*((W[..., None, :], b[..., None]) if one else (W, b))):
+            y = (rows @ W[..., None])[..., 0] + b[..., None] if one else rows @ W.mT + b[..., None, :]
+        else:
+            y = about(rows, W[..., None, :] if one else W, self._about())
+            y = y[..., 0] if one else y
+        return give_back(y, not isinstance(X, Tensor))
+
+    def summary(
+        self,
+        *,
+        names: Sequence[str] | None = None,
+        level: float = 0.95,
+        problem: int | tuple[int, ...] | None = None,
+        target: int | None = None,
+    ) -> str:
+        """A table of one problem for people to read, or an overview of a batch.
+
+        Parameters
+        ----------
+        names : sequence of P strings
+            Of the columns; x1, x2, ... else.
+        level : float
+            Of the confidence intervals.
+        problem : int or tuple of ints
+            Which of a batch; None gives the overview.
+        target : int
+            Which of several; None gives the tables of all.
+
+        Examples
+        --------
+        >>> import numpy as np, fastvae
+        >>> fit = fastvae.regression.fit(np.array([0.0, 1, 2, 3]), np.array([1.0, 3, 5, 8]))
+        >>> print(fit.summary(names=["dose"]))
+        Linear regression
+          rows                             4    R^2               0.988785
+          degrees of freedom               2    sigma             0.387298
+          log-likelihood            -0.49522    condition                1
+          computed in ...
+          condition: of the columns, less their means, at unit norm; statsmodels' Cond. No. is that of the raw design
+        <BLANKLINE>
+                       estimate   std error           t       P>|t|      [0.025      0.975]
+        intercept           0.8       0.324       2.469      0.1323   -0.594219     2.19422
+        dose                2.3      0.1732       13.28    0.005623     1.55476     3.04524
+
+        Notes
+        -----
+        Equivalent to statsmodels' ``summary()`` and R's, but for the condition, which is theirs of other columns. What
+        is not known is ``-``. A table needs SciPy.
+        """
+        return _summary.text(self, names, check_level(level), problem, target)

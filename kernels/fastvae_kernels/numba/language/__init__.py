@@ -1,0 +1,1 @@
+"""What the Numba kernels are written in."""

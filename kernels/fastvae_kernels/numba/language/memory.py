@@ -1,0 +1,278 @@
+"""Tensors as kernels see them: addresses, strides and dtype codes, for unboxing an int is far cheaper than an array.
+
+A kernel is compiled for dtype codes that it holds as constants, and makes its 1-D arrays itself:
+
+    x = array_at(x_address, length, X)      # float32, float64, uint16 (the bits of bfloat16) or uint8 elements
+    one, v = number(T), vector(T)           # zeros of the dtype to compute in
+    a = read(x, i, v)                       # elements i, i + 1, ..., one for each lane; a number for ``one``
+    write(x, i, a)                          # rounded to the elements' dtype, to nearest even
+    room = on_stack(1024, T)                # an array of the kernel's own
+    x = array_at(source(room, ...), n, T)   # rows where they lie, or their copy in the room; `target` to write them
+"""
+
+from typing import Any
+
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from .jit import loop_jit, math_jit, outlined
+from .math import like
+from .vector import (
+    LANES_F32,
+    LANES_F64,
+    LANES_REGISTER,
+    Vector,
+    element,
+    lanes,
+    llvm_type,
+    pointer_to,
+    splat,
+    total,
+    with_element,
+)
+
+F32, F64, BF16, U8, U32, I64 = range(6)
+CODES = {torch.float32: F32, torch.float64: F64, torch.bfloat16: BF16, torch.uint8: U8, torch.bool: U8}
+ITEM_SIZES = {F32: 4, F64: 8, BF16: 2, U8: 1, U32: 4, I64: 8}
+ELEMENTS = {
+    F32: types.float32, F64: types.float64, BF16: types.uint16, U8: types.uint8, U32: types.uint32, I64: types.int64
+}  # fmt: skip
+
+
+@intrinsic(prefer_literal=True)
+def number(typingctx, code):
+    """0 in the dtype of a code."""
+    t = ELEMENTS[code.literal_value]
+    return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
+
+
+@intrinsic(prefer_literal=True)
+def vector(typingctx, code):
+    """A vector of zeros in the dtype of a code."""
+    t = ELEMENTS[code.literal_value]
+    t = Vector(t, LANES_F64 if t == types.float64 else LANES_F32)
+    return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
+
+
+@intrinsic(prefer_literal=True)
+def wide_vector(typingctx, code):
+    """The same of two registers, where operations wait for one another: of two chains, one goes on meanwhile."""
+    t = ELEMENTS[code.literal_value]
+    t = Vector(t, 128 * LANES_REGISTER // t.bitwidth)
+    return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
+
+
+@intrinsic(prefer_literal=True)
+def item_size(typingctx, code):
+    """Bytes of an element of a code."""
+    size = ITEM_SIZES[code.literal_value]
+    return types.intp(code), lambda context, builder, signature, args: ir.IntType(64)(size)
+
+
+def _array(context: Any, builder: Any, result: Any, data: Any, length: Any) -> Any:
+    array = context.make_array(result)(context, builder)
+    size = context.get_constant(types.intp, result.dtype.bitwidth // 8)
+    data = builder.bitcast(data, context.get_data_type(result.dtype).as_pointer())
+    shape, strides = (cgutils.pack_array(builder, [n]) for n in (length, size))
+    populate_array(array, data=data, shape=shape, strides=strides, itemsize=size, meminfo=None)
+    return array._getvalue()
+
+
+@intrinsic(prefer_literal=True)
+def array_at(typingctx, address, length, code):
+    """The 1-D array of ``length`` elements at ``address``, of the dtype ``code``, a constant of the kernel."""
+    result = types.Array(ELEMENTS[code.literal_value], 1, "C")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _array(context, builder, result, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), args[1])
+
+    return result(types.intp, types.intp, code), codegen
+
+
+@intrinsic(prefer_literal=True)
+def on_stack(typingctx, length, code):
+    """A 1-D array of ``length`` elements that lives as long as the kernel that calls this; both are constants."""
+    result = types.Array(ELEMENTS[code.literal_value], 1, "C")
+    size = length.literal_value * ITEM_SIZES[code.literal_value]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        with builder.goto_entry_block():  # not cgutils.alloca_once: it fills the array, element by element
+            room = builder.alloca(ir.ArrayType(ir.IntType(8), size))
+            room.align = 64
+        n = context.get_constant(types.intp, length.literal_value)
+        return _array(context, builder, result, room, n)
+
+    return result(length, code), codegen
+
+
+@intrinsic
+def read(typingctx, array, i, like):
+    """The elements i, i + 1, ... of a 1-D array, as many as ``like`` has lanes, as numbers of its type."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        stored = with_element(like, array.dtype)
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], stored)
+        value = builder.load(pointer, align=array.dtype.bitwidth // 8)
+        if array.dtype == types.uint8:
+            return builder.uitofp(value, llvm_type(like))
+        if array.dtype == types.uint16:  # bfloat16 is the upper half of a float32
+            word = with_element(like, types.uint32)
+            value = builder.shl(builder.zext(value, llvm_type(word)), splat(builder, ir.IntType(32)(16), word))
+            value = builder.bitcast(value, llvm_type(with_element(like, types.float32)))
+        return value if value.type == llvm_type(like) else builder.fpext(value, llvm_type(like))
+
+    return like(array, types.intp, like), codegen
+
+
+@intrinsic
+def write(typingctx, array, i, value):
+    """Write a number, or a vector's lanes, to the elements i, i + 1, ... of a 1-D array, rounded to nearest even."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        stored, given = with_element(value, array.dtype), args[2]
+        if array.dtype != types.float64 and element(value) == types.float64:
+            given = builder.fptrunc(given, llvm_type(with_element(value, types.float32)))
+        if array.dtype == types.uint16:
+            given = to_bfloat16(builder, given, with_element(value, types.uint32), llvm_type(stored))
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], stored)
+        builder.store(given, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+def prefetch_line(builder: Any, address: Any) -> None:
+    """Have a line brought to the second cache, or nothing if there is none."""
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer, number, number, number]), "llvm.prefetch.p0"
+    )
+    builder.call(function, [builder.inttoptr(address, pointer), number(0), number(2), number(1)])
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Have the line at an address brought to the second cache; an address where there is nothing does no harm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        prefetch_line(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+def to_bfloat16(builder: Any, given: Any, word: Any, result: Any) -> Any:
+    """The upper half of a float32, or of a vector of it, rounded to nearest even."""
+
+    def constant(value: int) -> Any:
+        return splat(builder, ir.IntType(32)(value), word)
+
+    bits = builder.bitcast(given, llvm_type(word))
+    odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    rounded = builder.lshr(builder.add(builder.add(bits, constant(0x7FFF)), odd), constant(16))
+    return builder.trunc(builder.select(builder.fcmp_ordered("ord", given, given), rounded, constant(0x7FC0)), result)
+
+
+@loop_jit
+def gather(scratch, width, address, first_row, rows, stride, first, length, code, v):
+    """Copy ``rows`` pieces of ``length`` elements into a scratch of ``width`` a row, zeros behind them.
+
+    ``v`` is a vector of the scratch's dtype.
+    """
+    outlined()
+    zero, size = like(scratch[0], 0), item_size(code)
+    base = address + (first_row * stride + first) * size
+    if stride == width and length == width:  # rows side by side, here and there: one long loop
+        rows, length, width = 1, rows * length, rows * width
+    for i in range(rows):
+        source, at = array_at(base + i * stride * size, length, code), i * width
+        whole = length - length % lanes(v)
+        for j in range(0, whole, lanes(v)):
+            write(scratch, at + j, read(source, j, v))
+        for j in range(whole, length):
+            scratch[at + j] = read(source, j, zero)
+        for j in range(length, width):
+            scratch[at + j] = zero
+
+
+@loop_jit
+def put(scratch, width, address, first_row, rows, stride, first, length, code, v):
+    """Copy a scratch back: the reverse of `gather`."""
+    outlined()
+    zero, size = like(scratch[0], 0), item_size(code)
+    base = address + (first_row * stride + first) * size
+    if stride == width and length == width:
+        rows, length = 1, rows * length
+    for i in range(rows):
+        target, at = array_at(base + i * stride * size, length, code), i * width
+        whole = length - length % lanes(v)
+        for j in range(0, whole, lanes(v)):
+            write(target, j, read(scratch, at + j, v))
+        for j in range(whole, length):
+            write(target, j, read(scratch, at + j, zero))
+
+
+@intrinsic
+def address_of(typingctx, array):
+    """Where the first element of an array lies."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(context.make_array(array)(context, builder, args[0]).data, ir.IntType(64))
+
+    return types.intp(array), codegen
+
+
+@math_jit
+def needs_scratch(width, rows, stride, length, code, T, v):
+    """Whether rows are not yet what `gather` makes of them: dense, in the dtype T, a whole number of vectors."""
+    return code != T or length != width or (rows > 1 and stride != width) or rows * width % lanes(v) != 0
+
+
+@math_jit
+def source(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
+    """The address to read rows from, as `gather` would have them: their own if they are, else a scratch with a copy."""
+    if needs_scratch(width, rows, stride, length, code, T, v):
+        gather(scratch, width, address, first_row, rows, stride, first, length, code, vector(T))
+        return address_of(scratch)
+    return address + (first_row * stride + first) * item_size(code)
+
+
+@math_jit
+def target(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
+    """The address to write rows to in the same way: their own, or a scratch, from which `settle` brings them there."""
+    if needs_scratch(width, rows, stride, length, code, T, v):
+        return address_of(scratch)
+    return address + (first_row * stride + first) * item_size(code)
+
+
+@math_jit
+def settle(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
+    """Copy rows to where they belong, if `target` gave a scratch."""
+    if needs_scratch(width, rows, stride, length, code, T, v):
+        put(scratch, width, address, first_row, rows, stride, first, length, code, vector(T))
+
+
+@math_jit
+def sum_of(scratch, first, length, v):
+    """The sum of ``length`` elements from ``first`` on, in a fixed order; ``v`` is a vector of their dtype."""
+    acc, other, step = like(v, 0), like(v, 0), 2 * lanes(v)  # two, for an addition waits for the one before
+    stop, whole = first + length - length % step, first + length - length % lanes(v)
+    for j in range(first, stop, step):
+        acc, other = acc + read(scratch, j, v), other + read(scratch, j + lanes(v), v)
+    if stop < whole:
+        acc = acc + read(scratch, stop, v)
+    result = total(acc + other)
+    for j in range(whole, first + length):
+        result += scratch[j]
+    return result
+
+
+@math_jit
+def weight_at(address, i, factor, code):
+    """``factor`` times element i of the upstream gradient at ``address``, in its dtype; at address 0 stands a 1."""
+    weight = like(number(code), factor)
+    return weight * array_at(address + i * item_size(code), 1, code)[0] if address else weight

@@ -1,0 +1,206 @@
+"""Rows of an array, turned so that they are the lanes of vectors: column d of a scratch is feature d of a tile of rows.
+
+    xt[d S + t] = x[t, d] - shift[d]        S is the stride between columns
+
+Four rows by four features are turned in registers. Everything becomes float64, whatever the dtype of the rows.
+`fetch` brings the rows of the next tile nearer while this one is worked on.
+`into_lanes` and `out_of_lanes` do the same with eight rows of float64 that lie anywhere.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .jit import loop_jit, math_jit, outlined
+from .math import like, select
+from .memory import F32, F64, I64, array_at, number, prefetch, read, vector, write
+from .vector import Vector, deinterleave, llvm_type, shuffle, total
+
+
+@intrinsic
+def four(typingctx, one):
+    """A vector of four zeros of a number's type."""
+    result = Vector(one, 4)
+    return result(one), lambda context, builder, signature, args: ir.Constant(llvm_type(result), None)
+
+
+@intrinsic
+def transposed(typingctx, a, b, c, d):
+    """The columns of a matrix of four rows of four."""
+    result = types.UniTuple(a, 4)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pairs = [
+            shuffle(builder, x, y, lanes) for x, y in (args[:2], args[2:]) for lanes in ([0, 4, 2, 6], [1, 5, 3, 7])
+        ]
+        halves = [
+            shuffle(builder, pairs[k], pairs[k + 2], lanes) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7]) for k in (0, 1)
+        ]
+        return context.make_tuple(builder, result, halves)
+
+    return result(a, a, a, a), codegen
+
+
+@loop_jit
+def load(xt, address, code, row, stride, rows, T, D, S, shift):
+    """Rows row, row + 1, ... of an array, ``stride`` elements apart, less the shift, turned; zeros behind, up to T."""
+    outlined()
+    length = max(rows - 1, 0) * stride + D
+    if code == F32:
+        turn(xt, array_at(address + row * stride * 4, length, F32), stride, rows, D, S, shift)
+    else:
+        turn(xt, array_at(address + row * stride * 8, length, F64), stride, rows, D, S, shift)
+    for d in range(D):
+        for t in range(rows, T):
+            xt[d * S + t] = 0.0
+
+
+@loop_jit
+def turn(xt, x, stride, rows, D, S, shift):
+    """xt[d, t] = x[t, d] - shift[d]."""
+    outlined()
+    one, v = number(F64), vector(F64)
+    q = four(one)
+    whole = 0
+    if D == 1 and stride == 1:
+        s = like(v, shift[0])
+        whole = rows // 8 * 8
+        for t in range(0, whole, 8):
+            write(xt, t, read(x, t, v) - s)
+    elif D == 2 and stride == 2:
+        s0, s1 = like(v, shift[0]), like(v, shift[1])
+        whole = rows // 8 * 8
+        for t in range(0, whole, 8):
+            x0, x1 = deinterleave(read(x, 2 * t, v), read(x, 2 * t + 8, v))
+            write(xt, t, x0 - s0)
+            write(xt, S + t, x1 - s1)
+    elif D >= 4:
+        whole = rows // 4 * 4
+        for first in range(0, D, 4):
+            d = min(first, D - 4)  # the last four overlap with those before
+            s = read(shift, d, q)
+            for t in range(0, whole, 4):
+                at, to = t * stride + d, d * S + t
+                c0, c1, c2, c3 = transposed(
+                    read(x, at, q) - s,
+                    read(x, at + stride, q) - s,
+                    read(x, at + 2 * stride, q) - s,
+                    read(x, at + 3 * stride, q) - s,
+                )
+                write(xt, to, c0)
+                write(xt, to + S, c1)
+                write(xt, to + 2 * S, c2)
+                write(xt, to + 3 * S, c3)
+    elif D > 1 and D + stride >= 4:  # four numbers from the start of any row but the last are there to read
+        whole = max(rows - 1, 0) // 4 * 4
+        m0, m1, m2 = like(q, shift[0]), like(q, shift[1]), like(q, shift[D - 1])
+        for t in range(0, whole, 4):
+            at = t * stride
+            c0, c1, c2, _ = transposed(
+                read(x, at, q), read(x, at + stride, q), read(x, at + 2 * stride, q), read(x, at + 3 * stride, q)
+            )
+            write(xt, t, c0 - m0)
+            write(xt, S + t, c1 - m1)
+            if D == 3:
+                write(xt, 2 * S + t, c2 - m2)
+    for t in range(whole, rows):
+        for d in range(D):
+            write(xt, d * S + t, read(x, t * stride + d, one) - read(shift, d, one))
+
+
+@math_jit
+def ahead_of(address, code, row, stride, rows, D):
+    """Where rows that come next begin, and how many bytes they take, for `fetch`; 0 where other numbers lie between."""
+    size = 4 if code == F32 else 8
+    return address + row * stride * size, max(rows, 0) * D * size if stride == D else 0
+
+
+@math_jit
+def fetch(ahead, part, parts):
+    """Have a part of the rows that come next brought to the second cache; all at once, `load` would wait for them."""
+    start, size = ahead
+    for line in range(size // 64 * part // parts, size // 64 * (part + 1) // parts):
+        prefetch(start + 64 * line)
+
+
+@loop_jit
+def load_weights(w, address, row, stride, rows, T):
+    """The weights of a tile's rows, 1 where there are none; 0 behind them."""
+    outlined()
+    given = array_at(address + row * stride * 8, max(rows - 1, 0) * stride + 1, F64)
+    for t in range(rows):
+        w[t] = 1.0
+    if address:
+        for t in range(rows):
+            w[t] = given[t * stride]
+    for t in range(rows, T):
+        w[t] = 0.0
+
+
+@loop_jit
+def drop(xt, w, rows, D, S):
+    """Zeros in place of the rows of weight 0, whatever they hold: 0 times NaN is none. Weights behind them are 0."""
+    outlined()
+    v = vector(F64)
+    zeros, padded = like(v, 0), (rows + 7) // 8 * 8
+    for t in range(0, padded, 8):
+        zeros = zeros + select(read(w, t, v) == like(v, 0), like(v, 1), like(v, 0))
+    if total(zeros) == padded - rows:  # as a rule
+        return
+    for t in range(rows):
+        if w[t] == 0:
+            for d in range(D):
+                xt[d * S + t] = 0.0
+
+
+@loop_jit
+def into_lanes(to, rows, width):
+    """to[8 k + lane] = number k of the row at the address rows[lane]; ``to`` and ``rows`` are addresses themselves."""
+    outlined()
+    one, rows = number(F64), array_at(rows, 8, I64)
+    q, to = four(one), array_at(to, 8 * width, F64)
+    if width >= 4:
+        for lane in range(0, 8, 4):
+            a, b = array_at(rows[lane], width, F64), array_at(rows[lane + 1], width, F64)
+            c, d = array_at(rows[lane + 2], width, F64), array_at(rows[lane + 3], width, F64)
+            for first in range(0, width, 4):
+                k = min(first, width - 4)  # the last four overlap with those before
+                k0, k1, k2, k3 = transposed(read(a, k, q), read(b, k, q), read(c, k, q), read(d, k, q))
+                write(to, 8 * k + lane, k0)
+                write(to, 8 * k + lane + 8, k1)
+                write(to, 8 * k + lane + 16, k2)
+                write(to, 8 * k + lane + 24, k3)
+    else:
+        for lane in range(8):
+            row = array_at(rows[lane], width, F64)
+            for k in range(width):
+                to[8 * k + lane] = row[k]
+
+
+@loop_jit
+def out_of_lanes(rows, x, width):
+    """The reverse: number k of the row at the address rows[lane] becomes x[8 k + lane]."""
+    outlined()
+    one, rows = number(F64), array_at(rows, 8, I64)
+    q, x = four(one), array_at(x, 8 * width, F64)
+    if width >= 4:
+        for lane in range(0, 8, 4):
+            a, b = array_at(rows[lane], width, F64), array_at(rows[lane + 1], width, F64)
+            c, d = array_at(rows[lane + 2], width, F64), array_at(rows[lane + 3], width, F64)
+            for first in range(0, width, 4):
+                k = min(first, width - 4)
+                at = 8 * k + lane
+                in_a, in_b, in_c, in_d = transposed(
+                    read(x, at, q), read(x, at + 8, q), read(x, at + 16, q), read(x, at + 24, q)
+                )
+                write(a, k, in_a)
+                write(b, k, in_b)
+                write(c, k, in_c)
+                write(d, k, in_d)
+    else:
+        for lane in range(8):
+            row = array_at(rows[lane], width, F64)
+            for k in range(width):
+                row[k] = x[8 * k + lane]

@@ -1,0 +1,5 @@
+"""Linear regression."""
+
+from .engine import Fitted, accumulate, fit, merge, solve, target_exponents
+
+__all__ = ["Fitted", "accumulate", "fit", "merge", "solve", "target_exponents"]

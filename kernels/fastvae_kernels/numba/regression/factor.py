@@ -1,0 +1,154 @@
+"""The factor of a Gram matrix and what follows from it, eight problems at a time, one in each lane.
+
+    G = L L',   M = L^-1,   V = M'M = G^-1,   z = M g
+
+Numbers are vectors of float64 or pairs in double-double, told by a zero ``x`` of their type. Matrices are lower
+triangles, row by row; G is that of all sums, with a row and column 0 of those of the columns themselves, and then the
+targets' rows, see `gram.py`. Specification: fastvae/reference/regression/formulas.py
+"""
+
+from ..language.double import choose, constant, get, high, put, root
+from ..language.jit import loop_jit, math_jit, outlined
+from ..language.math import fma, like, select, sqrt
+from ..language.memory import F64, read, vector, write
+
+UNIT = 2.0**-53
+FAR_AWAY = 4.0  # times the spread, squared, from the center to the mean
+
+
+@math_jit
+def row(i):
+    """Where row i of a lower triangle begins."""
+    return i * (i + 1) // 2
+
+
+@math_jit
+def sums_of(i, P):
+    """Where the sums of column i begin, see `gram.py`: a regressor's, i <= P, or a target's."""
+    return row(i) if i <= P else row(P + 1) + (i - P - 1) * (P + 2)
+
+
+@loop_jit
+def center_sums(G, mean, rest, P, R, x):
+    """Take sums about the centers to sums about the means, which are added to the centers in ``mean``, what is rounded
+    away to ``rest``; 1 in the lanes where the centers were far from them.
+    """
+    outlined()
+    v = vector(F64)
+    n, far = get(G, 0, x), like(v, 0)
+    for i in range(1, P + 1 + R):
+        at = sums_of(i, P)
+        own = at + (i if i <= P else P + 1)
+        first = get(G, at, x)
+        d = first / n
+        center, moved = get(mean, i - 1, x), get(mean, i - 1, x) + d
+        put(mean, i - 1, moved)
+        write(rest, 8 * (i - 1), high(d) - (high(moved) - high(center)))
+        for j in range(1, min(i, P + 1)):
+            put(G, at + j, get(G, at + j, x) - d * get(G, row(j), x))
+        square = get(G, own, x) - first * d
+        put(G, own, square)
+        far = select(high(first) * high(d) > like(v, FAR_AWAY) * high(square), like(v, 1), far)
+    return far
+
+
+@loop_jit
+def factor(G, M, dropped, limit, grain, most, P, R, x):
+    """L and z in place of G and g, and M = L^-1, whose rows are 0 where a column is left out, 1 in ``dropped``.
+
+    T_j, the coefficients of column j on those before it, are on the way to M. Left out is a column whose pivot is not
+    above its ``limit``, or whose distance from the others is not above what their rounding, the ``grain`` of each,
+    amounts to, sum_k |T_jk| grain_k with T_jj = 1; and each behind the first ``most``, which rows leave no room for.
+    """
+    outlined()
+    v = vector(F64)
+    one, none, kept = constant(x, 1), constant(x, 0), like(v, 0)
+    for j in range(1, P + 1):
+        at, mine = row(j), row(j - 1)
+        pivot, size = get(G, at + j, x), read(grain, 8 * (j - 1), v)
+        for k in range(1, j):
+            a = get(G, at + k, x)
+            pivot = pivot - a * a
+        for k in range(j - 1):
+            acc = none
+            for i in range(k, j - 1):
+                acc = acc + get(G, at + i + 1, x) * get(M, row(i) + k, x)
+            put(M, mine + k, acc)
+            size = fma(abs(high(acc)), read(grain, 8 * k, v), size)
+        good = (high(pivot) > fma(size, size, read(limit, 8 * (j - 1), v))) & (kept < most)
+        inverse = choose(good, one / root(choose(good, pivot, one)), none)
+        kept = kept + select(good, like(v, 1), like(v, 0))
+        write(dropped, 8 * (j - 1), select(good, like(v, 0), like(v, 1)))
+        for k in range(j - 1):
+            put(M, mine + k, -(get(M, mine + k, x) * inverse))
+        put(M, mine + j - 1, inverse)
+        for i in range(j + 1, P + 1 + R):
+            to = sums_of(i, P)
+            acc = get(G, to + j, x)
+            for k in range(1, j):
+                acc = acc - get(G, to + k, x) * get(G, at + k, x)
+            put(G, to + j, acc * inverse)
+
+
+@loop_jit
+def square(V, M, P, x):
+    """V = M'M, lower triangles."""
+    outlined()
+    for j in range(P):
+        for k in range(j + 1):
+            acc = get(M, row(j) + j, x) * get(M, row(j) + k, x)
+            for i in range(j + 1, P):
+                acc = acc + get(M, row(i) + j, x) * get(M, row(i) + k, x)
+            put(V, row(j) + k, acc)
+
+
+@loop_jit
+def norm(A, step, scale, P, x):
+    """The 1-norm of a symmetric matrix whose rows and columns are multiplied by the scale of each."""
+    outlined()
+    v = vector(F64)
+    most = like(v, 0)
+    for j in range(P):
+        acc = like(v, 0)
+        for k in range(P):
+            a, b = max(j, k) + step, min(j, k) + step
+            acc = fma(abs(high(get(A, row(a) + b, x))), read(scale, 8 * k, v), acc)
+        acc = acc * read(scale, 8 * j, v)
+        most = select(acc > most, acc, most)
+    return most
+
+
+@loop_jit
+def quadratic(V, a, P, x):
+    """a'V a."""
+    outlined()
+    acc = constant(x, 0)
+    for j in range(P):
+        inner = constant(x, 0)
+        for k in range(P):
+            inner = inner + get(V, row(max(j, k)) + min(j, k), x) * get(a, k, x)
+        acc = acc + inner * get(a, j, x)
+    return acc
+
+
+@loop_jit
+def doubtful(V, scale, mean, coef, intercept, yy, ybar, tolerance, P, fit_intercept, x):
+    """1 in the lanes where a bound exceeds ``tolerance`` times a coefficient, or times the intercept."""
+    outlined()
+    v = vector(F64)
+    size, unit, tol = sqrt(yy), like(v, UNIT), like(v, tolerance)
+    for j in range(P):
+        size = size + abs(high(get(coef, j, x))) * read(scale, 8 * j, v)
+    doubt, of_means = like(v, 0), like(v, 0)
+    own = abs(ybar)
+    for j in range(P):
+        acc = like(v, 0)
+        for k in range(P):
+            acc = acc + abs(high(get(V, row(max(j, k)) + min(j, k), x))) * read(scale, 8 * k, v)
+        error, value = unit * size * acc, abs(high(get(coef, j, x)))
+        doubt = select(error <= tol * value, doubt, like(v, 1))
+        m = abs(high(get(mean, j, x)))
+        own, of_means = own + m * value, of_means + m * error
+    if fit_intercept:
+        doubt = select(unit * own + of_means <= tol * abs(intercept), doubt, like(v, 1))
+    return doubt

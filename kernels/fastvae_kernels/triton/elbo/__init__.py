@@ -1,0 +1,1 @@
+"""The ELBO: its log-likelihood, sampling and the KL."""

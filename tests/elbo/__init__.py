@@ -1,0 +1,1 @@
+"""Of the ELBO, on every backend."""

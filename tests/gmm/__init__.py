@@ -1,0 +1,1 @@
+"""Of Gaussian mixtures, on every backend."""

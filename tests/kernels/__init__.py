@@ -1,0 +1,1 @@
+"""Of what kernels are written in."""

@@ -1,0 +1,185 @@
+"""How the Numba kernels are compiled and kept, and what they are called with."""
+
+import functools
+import gc
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numba
+import numpy as np
+import pytest
+from numba.core.ccallback import CFunc
+
+from fastvae_kernels.numba.language import jit
+from fastvae_kernels.numba.language.jit import kernel, loop_jit, math_jit, outlined, unpack
+from fastvae_kernels.numba.language.memory import F64, array_at
+from fastvae_kernels.numba.language.threads import run
+
+
+def test_functions_keep_their_own_flags():
+    @math_jit
+    def nearest(x):  # with the flags of the caller, the function that is compiled first, this would be x
+        return (x + 1.5 * 2**52) - 1.5 * 2**52
+
+    @numba.njit(fastmath={"reassoc", "nsz"})
+    def all_nearest(x, y):
+        for i in range(x.size):
+            y[i] = nearest(x[i])
+
+    x = np.linspace(-10, 10, 97)
+    y = np.empty_like(x)
+    all_nearest(x, y)
+    np.testing.assert_array_equal(y, np.rint(x))
+
+
+@loop_jit
+def sum_to(n):
+    outlined()
+    sum_ = 0
+    for i in range(n):
+        sum_ += i * i
+    return sum_
+
+
+@functools.cache
+def make_sums():
+    @kernel("q")
+    def sums(block):
+        (address,) = unpack(block, "q")
+        out = array_at(address, 2, F64)
+        out[0], out[1] = sum_to(10), sum_to(20)
+
+    return sums
+
+
+def test_a_loop_is_compiled_once_and_called():
+    out = np.zeros(2)
+    run(make_sums(), (out.ctypes.data,), 1, 0)
+    assert out.tolist() == [285, 2470]
+    with (
+        mock.patch.object(CFunc, "enable_caching", side_effect=RuntimeError),  # code from the cache cannot be read
+        mock.patch.object(jit, "warn_once"),
+    ):
+        code = make_sums.__wrapped__().compiled.inspect_llvm()
+    assert len(re.findall(r"= (?:tail )?call .*sum_to", code)) == 2
+
+
+@functools.cache
+def make_echo():
+    @kernel("2q d 3q2d")
+    def echo(block):
+        address, a, b, c, d, e, f, g = unpack(block, "2q d 3q2d")
+        out = array_at(address, 7, F64)
+        out[0], out[1], out[2], out[3], out[4], out[5], out[6] = a, b, c, d, e, f, g
+
+    return echo
+
+
+def test_a_kernel_unpacks_what_was_packed():
+    out, numbers = np.zeros(7), (-1, 2.5, 3, 4, 2**40, -6.25, math.inf)
+    run(make_echo(), (out.ctypes.data, *numbers), 1, 0)
+    assert out.tolist() == [*numbers]
+
+
+def test_a_kernel_without_a_source_file_is_not_cached_and_works(monkeypatch):
+    monkeypatch.setattr(jit._Forgiving, "warned", False)
+    names = {"unpack": unpack, "array_at": array_at, "F64": F64}
+    exec("def three(block):\n    address, = unpack(block, 'q')\n    array_at(address, 1, F64)[0] = 3", names)
+    with pytest.warns(RuntimeWarning, match="each process compiles the kernels for itself"):
+        made, out = kernel("q")(names["three"]), np.zeros(1)
+    assert not made.cached
+    run(made, (out.ctypes.data,), 1, 0)
+    assert out[0] == 3
+
+
+@pytest.mark.parametrize("collecting", [False, True])
+def test_compiling_leaves_the_garbage_collector_as_it_was(collecting):
+    before = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        make_echo.__wrapped__()
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+EXPONENTIAL = """
+import ctypes
+from numba import types
+from fastvae_kernels.numba.language import math as _math
+from fastvae_kernels.numba.language.jit import kernel, unpack
+
+memset = types.ExternalFunction("memset", types.intp(types.intp, types.intc, types.uintp))
+
+def make():
+    @kernel("q d")
+    def exponential(block):
+        address, x = unpack(block, "q d")
+        memset(address, types.intc(_math.exp(x)), 1)
+    return exponential
+
+made, out = make(), ctypes.create_string_buffer(1)
+made.call(made.pack(0, 0, 1, 1, 1, 0, ctypes.addressof(out), 2.0))
+print(made.cached, made.compiled.cache_hits, out.raw[0])
+"""
+
+
+def in_python(script, env=None):
+    """What the script prints, and what it says of errors."""
+    kept = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    command = [sys.executable, "-B", str(script)]
+    done = subprocess.run(command, env=kept | (env or {}), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("nbc", 0.5), *(pytest.param(*case, marks=pytest.mark.long) for case in (("nbi", 0), ("nbi", 0.5), ("nbc", 0)))],
+)
+def test_a_damaged_file_of_the_cache_is_written_anew(tmp_path, kind, size):
+    script = tmp_path / "exponential.py"
+    script.write_text(EXPONENTIAL)
+    assert in_python(script) == ("True 0 7\n", "")
+    (file,) = tmp_path.glob(f"__pycache__/*.{kind}")
+    os.truncate(file, int(size * file.stat().st_size))
+    out, warned = in_python(script)
+    assert out == "True 0 7\n"
+    assert f"RuntimeWarning: the cache of compiled kernels in {file.parent} cannot be read" in warned
+    assert in_python(script) == ("True 1 7\n", "")
+
+
+def test_where_the_cache_cannot_be_written_kernels_are_compiled_in_each_process(tmp_path):
+    script = tmp_path / "exponential.py"
+    full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"  # as on a full disk
+    script.write_text(full + EXPONENTIAL + "print(make().call is not None)\n")
+    out, warned = in_python(script)
+    assert out == "True 0 7\nTrue\n"
+    assert warned.count("RuntimeWarning") == 1
+    assert str(tmp_path / "__pycache__") in warned
+
+
+def test_a_kernel_is_kept_on_disk_until_a_file_of_the_folder_changes(tmp_path):
+    folder = tmp_path / "fastvae_kernels" / "numba"
+    shutil.copytree(Path(jit.__file__).parents[1], folder, ignore=shutil.ignore_patterns("__pycache__"))
+    env = {"PYTHONPATH": str(tmp_path)}
+    scripts = [tmp_path / name / "exponential.py" for name in ("writable", "unwritable")]
+    for script in scripts:
+        script.parent.mkdir()
+        script.write_text(EXPONENTIAL)
+    assert in_python(scripts[0], env) == ("True 0 7\n", "")
+    assert in_python(scripts[0], env) == ("True 1 7\n", "")
+    with (folder / "language" / "math.py").open("a") as file:
+        file.write("\n\n@math_jit\ndef exp(x):\n    return x\n")
+    assert in_python(scripts[0], env) == ("True 0 2\n", "")
+    (tmp_path / "unwritable" / "__pycache__").write_text("a file, where a folder would be")
+    env["XDG_CACHE_HOME"] = env["HOME"] = "/dev/null/nowhere"  # root may write in any folder, not in this one
+    out, warned = in_python(scripts[1], env)
+    assert out == "False 0 2\n"
+    assert warned.count("RuntimeWarning: each process compiles the kernels for itself, unless NUMBA_CACHE_DIR") == 1

@@ -1,0 +1,69 @@
+"""Rows turned into lanes, and back: every width, for each has code of its own, and rows that lie anywhere."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from fastvae_kernels.numba.language.jit import kernel, unpack
+from fastvae_kernels.numba.language.memory import F32, F64, array_at
+from fastvae_kernels.numba.language.threads import run
+from fastvae_kernels.numba.language.transpose import into_lanes, load, out_of_lanes
+
+WIDTHS = [*range(1, 10), 13]  # up to three apart; four at a time, the last four overlap
+CODES = {np.float32: F32, np.float64: F64}
+S = 40
+
+
+def call(function, *fields):
+    run(function, tuple(f.ctypes.data if isinstance(f, np.ndarray) else f for f in fields), 1, 0)
+
+
+@functools.cache
+def make_load():
+    @kernel("9q")
+    def load_rows(block):
+        xt, x, code, row, stride, rows, T, D, shift = unpack(block, "9q")
+        load(array_at(xt, D * S, F64), x, code, row, stride, rows, T, D, S, array_at(shift, D, F64))
+
+    return load_rows
+
+
+@pytest.mark.parametrize("dtype", CODES)
+@pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_are_turned(width, gap, dtype):
+    rng = np.random.default_rng(width)
+    for rows, first in ((1, 0), (3, 2), (8, 0), (29, 5)):  # alone, fewer than four, whole, with a rest
+        x = rng.normal(size=(first + rows, width + gap)).astype(dtype)
+        memory = x.ravel()[: x.size - gap].copy()  # ends with the last row
+        shift, T, xt = rng.normal(size=width), -(-rows // 8) * 8, np.full((width, S), -1.0)
+        call(make_load(), xt, memory, CODES[dtype], first, width + gap, rows, T, width, shift)
+        np.testing.assert_array_equal(xt[:, :rows], (x[first:, :width].astype(np.float64) - shift).T)
+        np.testing.assert_array_equal(xt[:, rows:T], 0.0)
+        np.testing.assert_array_equal(xt[:, T:], -1.0)
+
+
+@functools.cache
+def make_lanes():
+    @kernel("4q")
+    def lanes(block):
+        inside, rows, rows_of_copy, width = unpack(block, "4q")
+        into_lanes(inside, rows, width)
+        out_of_lanes(rows_of_copy, inside, width)
+
+    return lanes
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_eight_rows_go_into_lanes_and_come_back(width):
+    x = np.random.default_rng(width).normal(size=(30, width))
+    copy, inside = np.zeros_like(x), np.full((width + 1, 8), -1.0)
+    where = np.array([3, 29, 0, 12, 13, 14, 7, 7])  # a lane that is left over has the last row again
+    rows = x.ctypes.data + where * x.strides[0]
+    call(make_lanes(), inside, rows, copy.ctypes.data + where * x.strides[0], width)
+    np.testing.assert_array_equal(inside[:width], x[where].T)
+    np.testing.assert_array_equal(inside[width], -1.0)
+    np.testing.assert_array_equal(copy[where], x[where])
+    others = np.setdiff1d(np.arange(30), where)
+    np.testing.assert_array_equal(copy[others], 0.0)

@@ -1,0 +1,1 @@
+"""Of the project: layers, packaging, pages, examples, reports."""

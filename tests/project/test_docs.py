@@ -1,0 +1,112 @@
+"""The pages of docs/: their tables are those of the script that makes them, and say what the prose claims."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+from docs import numerics
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "numerics.md").read_text(encoding="utf-8")
+
+
+def cells(lines):
+    """Head and rows of a table in Markdown."""
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return head, rows
+
+
+def on_the_page(name):
+    """The table as it stands: its rows by their labels, the cells by their columns."""
+    (found,) = numerics.between(name).finditer(PAGE)
+    head, rows = cells(found[0].split("\n")[2:-2])
+    return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+
+
+def numbers(table, column, but=()):
+    return [float(row[column]) for label, row in table.items() if label not in but]
+
+
+@pytest.mark.parametrize("name", numerics.TABLES)
+def test_a_table_of_the_page_is_one_of_the_script(name):
+    (found,) = numerics.between(name).finditer(PAGE)
+    head, rows = cells(found[0].split("\n")[2:-2])
+    table = numerics.TABLES[name]
+    assert head == table.head
+    assert [row[0] for row in rows] == table.labels
+    assert all(len(row) == len(head) and all(row[1:]) for row in rows)
+
+
+def test_the_script_has_a_place_for_each_table_and_no_other():
+    assert re.findall(r"<!-- ([\w ]+) begins -->", PAGE) == [*numerics.TABLES]
+
+
+def test_the_kl_of_the_page():
+    table, rows = on_the_page("kl"), numerics.TABLES["kl"].lines()
+    for column in ("fastvae", "its gradient"):  # the gradients' columns share a name; the last stands here, ours
+        assert max(numbers(table, column)) < 1.2e-7
+    assert all(float(table[logvar]["textbook"]) == 1 for logvar in ("1e-4", "1e-5", "1e-6", "1e-8"))
+    assert max(float(row[-2]) for row in cells(rows)[1]) < 1.2e-7  # made anew
+
+
+def test_the_vector_math_of_the_page():
+    table = on_the_page("math")
+    for name, (_, worst, *_) in numerics.vector_math.FUNCTIONS.items():
+        for column in ("float32", "float64"):
+            assert float(table[name][column]) <= worst
+    better = {name for name in numerics.TORCH if float(table[name]["torch float64"]) < float(table[name]["float64"])}
+    assert better == {*numerics.TORCH} - {"log1p", "sigmoid"}
+
+
+@pytest.mark.parametrize(("dtype", "worst"), [("float64", 1e-12), ("float32", 1e-6)])
+def test_em_of_the_page(dtype, worst):
+    table = on_the_page(f"em {dtype}")
+    for label, row in table.items():
+        if "fastvae" in label:
+            assert all(float(cell) <= worst for cell in row.values())
+        else:
+            assert (list(row.values())[-1] == "raises") == ("full" not in label)
+
+
+def test_nist_of_the_page():
+    table, errors = on_the_page("nist"), on_the_page("nist errors")
+    assert min(numbers(table, "fastvae", but=["Filip"])) >= 13
+    assert min(numbers(errors, "fastvae", but=["Filip"])) >= 13
+    assert float(table["Filip"]["fastvae"]) == float(table["Filip"]["exact"]) >= 7.5
+    for row in table.values():
+        assert float(row["fastvae"]) >= float(row["exact"]) - 0.1
+
+
+def test_condition_on_the_page():
+    table = on_the_page("condition")
+    assert min(numbers(table, "fastvae")) >= 13
+    assert float(table["1e12"]["lstsq"]) < 5
+
+
+NIST = on_the_page("nist")
+LATER = ("Pontius", "NoInt1", "NoInt2", "Longley")  # each takes kernels of its own, seconds to compile
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n in LATER else []) for n in NIST])
+def test_nist_digits_are_still_those_of_the_page(name):
+    X, y, intercept, values = numerics.certified(name)
+    coef, _ = numerics.solved("fastvae", X, y, intercept)
+    assert numerics.digits(coef, values["coef"]) >= float(NIST[name]["fastvae"]) - 0.5
+
+
+def test_rows_can_be_made_anew():
+    """One row of each of the dear tables."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("em float64", "nist errors", "condition", "versions"):
+            table = numerics.TABLES[name]
+            assert len(next(iter(table.rows()))) == len(table.head) - 1
+
+
+def test_links_of_the_pages_point_to_files():
+    for page in DOCS.glob("*.md"):
+        prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        links = re.findall(r"\]\(([^)#]+)\)", prose)
+        assert [link for link in links if "://" not in link and not (DOCS / link).exists()] == []

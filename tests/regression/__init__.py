@@ -1,0 +1,1 @@
+"""Of linear regression, on every backend."""
