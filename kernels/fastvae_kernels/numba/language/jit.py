@@ -27,9 +27,11 @@ from typing import Any
 from llvmlite import ir
 from numba import njit, types
 from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin
 
 from ...undisturbed import undisturbed
+from .layout import Block, Layout
 from .target import LANES_REGISTER
 
 FASTMATH = frozenset({"contract", "nsz"})
@@ -86,9 +88,12 @@ class Kernel:
 
     __slots__ = ("address", "cached", "call", "compiled", "pack")
 
-    def __init__(self, function: Callable, fields: str) -> None:
+    def __init__(self, function: Callable, fields: str | Layout, constants: dict[str, int]) -> None:
         options = {"nopython": True, "_nrt": False, "error_model": "numpy", "fastmath": set(FASTMATH)}
-        compiled: Any = CFunc(function, ((types.intp,), types.void), locals={}, options=options)
+        argument: Any = types.intp
+        if isinstance(fields, Layout):
+            argument, fields = Block(fields, tuple(constants.items()), struct.calcsize(HEADER) // 8), fields.letters
+        compiled: Any = CFunc(function, ((argument,), types.void), locals={}, options=options)
         try:
             compiled.enable_caching()
             self.cached = True
@@ -113,13 +118,13 @@ class Kernel:
         self.pack = struct.Struct(f"={HEADER}{fields.replace(' ', '')}").pack
 
 
-def kernel(fields: str) -> Callable[[Callable], Kernel]:
+def kernel(fields: str | Layout, **constants: int) -> Callable[[Callable], Kernel]:
     """Compile a function of a block's address; later processes load it from the cache, where a directory is writable.
 
     The function must stand in a factory at module level, one whose closure holds ints and strings only: one that holds
     a compiled function or an intrinsic is never found again.
     """
-    return lambda function: Kernel(function, fields)
+    return lambda function: Kernel(function, fields, constants)
 
 
 def math_jit(function: Callable) -> Any:
@@ -135,6 +140,38 @@ def loop_jit(function: Callable) -> Any:
     many seconds to compile. It opens with ``outlined()``.
     """
     return njit(forceinline=False, fastmath=set(FASTMATH), **HELPER)(function)
+
+
+def by_constant(functions: dict[int, Any]) -> Any:
+    """A function that is, call by call, one of these: the one that its first argument names, a constant of the kernel.
+
+    The others are not compiled. The functions are of `math_jit` or `loop_jit`.
+    """
+
+    def chosen(*args: Any) -> Any:
+        raise NotImplementedError("of kernels alone")
+
+    class Template(AbstractTemplate):
+        key, prefer_literal = chosen, True
+
+        def generic(self, args: Any, kwargs: Any) -> Any:
+            """The signature of the one, behind the constant."""
+            if kwargs or not isinstance(args[0], types.Literal):
+                return None
+            own = self.context.resolve_function_type(one_of(args[0]), tuple(map(types.unliteral, args[1:])), {})
+            return own and signature(own.return_type, args[0], *own.args)
+
+    def one_of(constant: Any) -> Any:
+        return types.Dispatcher(functions[constant.literal_value])
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        own = signature(sig.return_type, *sig.args[1:])
+        function = context.get_function(one_of(sig.args[0]), own)
+        return function(builder, args[1:])
+
+    infer_global(chosen, types.Function(Template))
+    lower_builtin(chosen, types.VarArg(types.Any))(codegen)
+    return chosen
 
 
 @intrinsic(prefer_literal=True)
