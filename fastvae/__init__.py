@@ -39,10 +39,10 @@ __all__ = [
 
 # Of the command: each public name is loaded when it is first asked for.
 _HOMES = {
-    **dict.fromkeys(("BackendError", "show_config"), "_backend"),
-    **dict.fromkeys(("ElboTerms", "elbo", "elbo_terms", "kl_divergence", "reparameterize"), "_elbo"),
+    **dict.fromkeys(("BackendError", "show_config"), "_core.backend"),
+    **dict.fromkeys(("ElboTerms", "elbo", "elbo_terms", "kl_divergence", "reparameterize"), "_elbo.api"),
     **dict.fromkeys(("Bernoulli", "Gaussian", "Laplace"), "likelihoods"),
-    "Status": "_status",
+    "Status": "_core.status",
     "VAE": "vae",
 }
 
