@@ -181,9 +181,9 @@ def test_a_component_that_jumps_far_keeps_its_digits(kind):
     np.testing.assert_allclose(fitted.mixture.covariances, want, rtol=1e-13)
 
 
-def pass_by_pass(self, how, tol, max_iter, rescue, progress):
-    """What `Run.settle` does in one work unit a problem."""
-    self.climb(self.start(how, rescue), tol, max_iter, rescue, progress)
+def step_by_step(m, active, steps, rescue, whole, progress=None, take_steps=run.take_steps):
+    """What `run.take_steps` does in one work unit a problem, in a launch for each step."""
+    take_steps(m, active, steps, rescue, False, progress)
 
 
 SMALL: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
@@ -203,14 +203,14 @@ SMALL: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
 @every_kind
 @pytest.mark.parametrize("init", ["kmeans", "k-means++", "random", "random_from_data"])
 @pytest.mark.parametrize("case", SMALL)
-def test_all_passes_in_one_unit_give_the_bits_of_one_after_the_other(case, init, kind, monkeypatch):
+def test_all_steps_in_one_unit_give_the_bits_of_one_launch_each(case, init, kind, monkeypatch):
     X, options = SMALL[case]
     how = {"covariance_type": kind, "init": init, "max_iter": 100, **options}
     if "reg_covar" in how and init in ("k-means++", "random_from_data") and how["reg_covar"] == 0:
         pytest.skip("these start from reg_covar")
     torch.set_num_threads(2)  # there must be problems for all
     found = fit(X, **how)
-    monkeypatch.setattr(run.Run, "settle", pass_by_pass)
+    monkeypatch.setattr(run, "take_steps", step_by_step)
     identical(found, fit(X, **how))
 
 
@@ -222,7 +222,7 @@ def test_sums_about_means_that_jumped_are_redone_in_one_unit_too(kind, monkeypat
     first.covariances[:] = first.covariances * 1e18
     how = {"covariance_type": kind, "init": first, "max_iter": 30, "on_degenerate": "status"}
     found = fit(X, **how)
-    monkeypatch.setattr(run.Run, "settle", pass_by_pass)
+    monkeypatch.setattr(run, "take_steps", step_by_step)
     identical(found, fit(X, **how))
 
 
@@ -236,7 +236,7 @@ def test_an_m_step_apart_gives_the_same_bits(B, monkeypatch):
     """Summed up component by component on all threads, or by whoever did the last slot."""
     X = data(N=3000, D=5, batch=(B,))
     want = fit(X, 4)
-    monkeypatch.setattr(launch, "APART", 0)
+    monkeypatch.setattr(launch, "SEPARATE_UPDATE", 0)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         identical(want, fit(X, 4))

@@ -3,9 +3,9 @@
     E and M in one pass    r_nk = pi_k N(x_n; mu_k, Sigma_k) / p(x_n);  sum_n of r, r e, r e e' for e = x - mu_k
     then                   pi, mu, Sigma, its Cholesky factor and the constants of the next pass
 
-Traffic, elements a pass: reads N D; the [N, K] responsibilities live in tiles that fit a cache. Launches: one a pass,
-for all problems that still run, or one in all where they are small. Each step of the algorithm is a mode of one kernel,
-`row_pass.py`; which problems take which step next stands in `run.py`. All sums are float64.
+Traffic, elements a pass: reads N D; the [N, K] responsibilities live in tiles that fit a cache. One launch is a pass
+over all problems that have not converged, or a whole fit where problems are small. The kernel is in `row_pass.py`, the
+sequence of steps in `steps.py`, initialisation and restarts in `run.py`. All sums are float64.
 Specification: fastvae/reference/gmm/formulas.py, fastvae/reference/gmm/engine.py
 """
 
@@ -20,16 +20,15 @@ from torch import Tensor
 from ..language.buffers import address, scratch
 from ..language.memory import CODES
 from ..language.threads import run
-from .few_features import DIAG, FULL, SPHERICAL, TIED
+from .families import FAMILIES
 from .launch import Mixtures, Stream, moments
-from .rows import make_rows
-from .run import Run, given, unpack
-from .steps import CENTERS, GIVEN, LINEAR, PARAMETERS, POSTERIOR, PRODUCTS
+from .modes import CENTERS, GIVEN, LINEAR, PARAMETERS, POSTERIOR, PRODUCTS
+from .rows import SCORES, make_rows
+from .run import Run, pack_mixtures, unpack_mixtures
 from .update import FAR
 from .whiten import can_tilt, rows_to_whiten
 
-FAMILIES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
-BATCH_ELEMENTS = 1 << 23  # partial sums of the problems that run side by side; a quarter of their whitened rows
+BATCH_ELEMENTS = 1 << 23  # partial sums of the problems that are fitted together; a quarter of their whitened rows
 
 
 class Fitted(NamedTuple):
@@ -61,7 +60,7 @@ def fit(
     rescue: bool,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Fitted:
-    """Fit each of B problems, X ``[B, N, D]``, or one that comes in chunks; keep the best of its restarts."""
+    """Fit B problems, X ``[B, N, D]``, or one in chunks, and keep the best restart of each."""
     B = X.shape[0] if isinstance(X, Tensor) else 1
     ids, family = np.ascontiguousarray(problems.numpy()), FAMILIES[covariance_type]
     restarts = n_init if isinstance(start, str) else 1
@@ -78,13 +77,10 @@ def fit(
         how = start if isinstance(start, str) else [t[rows] for t in start]
         total, variances = moments(m)
         em = Run(m, total, variances, how)
-        if m.small and 0 < m.P * max_iter <= BATCH_ELEMENTS:
-            em.settle(how, tol, max_iter, rescue, progress)
-        else:
-            em.climb(em.start(how, rescue), tol, max_iter, rescue, progress)
-        best, bounds, log_likelihood = em.outcome()
-        history = log_likelihood, bounds, em.n_iter[best], em.status[best]
-        parts.append([*unpack(m, em.final[best]), *map(torch.from_numpy, (*history, variances))])
+        em.fit(em.start(how, rescue), tol, max_iter, rescue, progress)
+        best, log_likelihood, bounds, n_iter, status = em.outcome()
+        history = log_likelihood, bounds, n_iter, status
+        parts.append([*unpack_mixtures(m, em.found[best]), *map(torch.from_numpy, (*history, variances))])
     widest = max(int(part[5].max()) for part in parts) + 1
     for part in parts:
         if part[4].shape[1] != widest:
@@ -93,7 +89,7 @@ def fit(
 
 
 def stream(chunks: Any, sample_weight: Tensor | None) -> Stream:
-    """What `fit` takes for rows that come in chunks: a function that gives them, with their N, D and dtype."""
+    """The X of `fit` for rows in chunks: a function that returns them, with their N, D and dtype."""
     return Stream(chunks, chunks.N, chunks.D, chunks.dtype, sample_weight)
 
 
@@ -109,19 +105,19 @@ def e_step(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Log responsibilities ``[B, N, K]``, log densities ``[B, N]`` and labels ``[B, N]`` of the rows of X."""
     m = Mixtures(X, None, weights.shape[1], FAMILIES[covariance_type])
-    theta = given(m, weights, means, covariances)
+    theta = pack_mixtures(m, weights, means, covariances)
     dtype = torch.promote_types(X.dtype, means.dtype)
     log_resp = X.new_empty((m.B, m.N, m.K), dtype=dtype) if want_log_resp else None
     log_prob = X.new_empty((m.B, m.N), dtype=torch.float64)
     labels = X.new_empty((m.B, m.N), dtype=torch.int64) if want_labels else None
-    args = (
-        m.X.data_ptr(), CODES[X.dtype], m.X.stride(1), m.X.stride(0), m.N, m.D, m.K, m.T, m.tiles,
-        address(m.shift), address(theta), m.size, m.size, 0 if log_resp is None else log_resp.data_ptr(), CODES[dtype],
-        log_prob.data_ptr(), 0 if labels is None else labels.data_ptr(),
-        scratch(m.room * torch.get_num_threads()), m.room, m.D, m.matrices,
+    numbers = SCORES.pack(
+        rows=m.rows(m.X, None), theta=address(theta), size=m.size, K=m.K, T=m.T, tiles=m.tiles,
+        tied=int(m.shapes.matrices < m.K), log_resp=0 if log_resp is None else log_resp.data_ptr(),
+        resp_code=CODES[dtype], log_prob=log_prob.data_ptr(), labels=0 if labels is None else labels.data_ptr(),
+        room=scratch(m.room * torch.get_num_threads()), room_size=m.room,
     )  # fmt: skip
     if X.numel():
-        run(make_rows(m.kernel_family), args, m.B * m.tiles, m.B * m.N * m.ns_per_row / 2)
+        run(make_rows(m.shapes.kernel), numbers, m.B * m.tiles, m.B * m.N * m.shapes.ns_per_row / 2)
     return log_resp, log_prob.to(dtype), labels
 
 
@@ -136,13 +132,13 @@ def em_step(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """The next weights, means and covariances, float64, and the log-likelihood ``[B]`` of the given ones: one pass."""
     m = Mixtures(X, sample_weight, weights.shape[1], FAMILIES[covariance_type], reg_covar=reg_covar)
-    theta = given(m, weights, means, covariances)
+    theta = pack_mixtures(m, weights, means, covariances)
     new, active = m.parameters(), np.arange(m.B)
     result = m.sweep(active, theta, new, theta, POSTERIOR, PRODUCTS, PARAMETERS)
     log_likelihood = torch.from_numpy(result[:, 0].copy())
     if len(far := active[(result[:, 1].astype(np.int64) & FAR) != 0]):
         m.sweep(far, theta, new, new.copy(), POSTERIOR, PRODUCTS, PARAMETERS)
-    return unpack(m, new), log_likelihood
+    return unpack_mixtures(m, new), log_likelihood
 
 
 def m_step(
@@ -156,4 +152,4 @@ def m_step(
         m.sweep(active, theta, new, theta, GIVEN, LINEAR, CENTERS, resp=resp)
         theta, new = new, theta
     m.sweep(active, theta, new, theta, GIVEN, PRODUCTS, PARAMETERS, resp=resp)
-    return unpack(m, new)
+    return unpack_mixtures(m, new)

@@ -21,10 +21,10 @@ from numba.extending import intrinsic
 from ..language.blocks import SIDE
 from ..language.emit import VECTOR, WIDE, Registers, add_totals, everywhere, fma, load, loop, pointer, vector_at
 from ..language.vector import LANES_REGISTER, llvm_type, splat
+from .modes import DIAG, FULL, MEANS_ALONE, SPHERICAL
 
 FEW = 8
 TOGETHER = 2 if WIDE else 1  # vectors of rows that share what is read of a component
-FULL, TIED, DIAG, SPHERICAL, MEANS_ALONE = range(5)
 INDEX = ir.IntType(64)
 
 

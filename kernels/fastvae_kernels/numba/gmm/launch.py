@@ -1,4 +1,4 @@
-"""How passes over many mixtures are launched: where each problem's rows, parameters and sums lie."""
+"""Launches of the mixture kernels: the memory of B problems, and one method for each kernel."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -11,30 +11,33 @@ from torch import Tensor
 from ..language.buffers import address, scratch
 from ..language.memory import CODES
 from ..language.threads import run
-from .few_features import DIAG, FULL, SPHERICAL, TIED
-from .row_pass import make_pass, make_update
-from .shift import make_ends
-from .start import BLOCK, make_seeds
-from .steps import LEAVE, MERGE, NEAREST, PARAMETERS, SQUARES
-from .tiles import PANEL
-from .update import LOST
+from .data import ROWS
+from .families import Shapes
+from .finish import SUMS, UPDATE, make_update
+from .modes import FULL, LEAVE, MERGE, NEAREST, PARAMETERS, SQUARES, TIED
+from .row_pass import PASS, make_pass, room_of
+from .shift import ENDS, make_ends
+from .start import BLOCK, SEEDS, make_seeds
+from .steps import AGAIN, EM, FIT, PARAMETERS_OF, RECORD, STEP
+from .update import CANCELLED
 
-SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums of a problem, of at most so many numbers
-SEED_ROWS, SEED_ELEMENTS = 1 << 14, 1 << 20  # rows that seeds are drawn from
-APART = 1 << 18  # numbers to add up, from which the M-step is a launch of its own, a component a unit
-PASSES = 10  # of a fit, about
-FEW_TILES, ENOUGH = 8, 4  # of a small problem; problems for each thread
-PIECE_ELEMENTS = 1 << 20  # of a stream, read before a launch
+SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums per problem, and the most numbers they may hold
+SEED_ROWS, SEED_ELEMENTS = 1 << 14, 1 << 20  # limits on the sample that seeds are drawn from
+SEPARATE_UPDATE = 1 << 18  # numbers to merge per problem, above which the M-step is a launch of its own
+PASSES = 10  # typical number in a fit, for the work estimate
+FEW_TILES, PROBLEMS_PER_THREAD = 8, 4  # when one work unit may take a whole problem
+MOST_BOUNDS = 1 << 23  # lower bounds allocated in advance; the array grows if a fit takes more iterations
+PIECE_ELEMENTS = 1 << 20  # elements of a stream that are read before a launch
 
 
 def tile_rows(D: int, K: int) -> int:
-    """Rows of a tile: as many as let it and its logits stay in the second cache."""
+    """Rows per tile: the tile and its logits stay in the L2 cache."""
     most = min(512, 16384 // K, max(256, 4096 // D) if D <= 128 else 64)
     return max(32, most // 16 * 16)
 
 
 class Mixtures:
-    """B problems of one shape, ``restarts`` times each: where they lie, and the parameters and sums of each."""
+    """B problems of one shape, each with its restarts: P = B restarts fits, their data, sums and flags."""
 
     def __init__(
         self,
@@ -60,47 +63,45 @@ class Mixtures:
         self.K, self.family, self.restarts, self.seed, self.reg_covar = K, family, restarts, seed, reg_covar
         self.P, self.T = B * restarts, tile_rows(D, K)
         self.tiles = max(1, -(-self.N // self.T))
-        full = family in (FULL, TIED)
-        self.matrices, self.shape = 1 if family == TIED else K, (D, D) if full else (D,) if family == DIAG else ()
-        self.factor = math.prod(self.shape)
-        self.kernel_family = FULL if full else family
-        self.size = 2 * K + K * D + 2 * self.matrices * self.factor
-        products = self.matrices * ((-(-D // 4) * 4) ** 2 if full else self.factor)
-        self.F = (
-            K * (D + 1) + max(products, D if K == 1 else 0) + 1
-        )  # of one component, room for squares, see `moments`
+        self.shapes = shapes = Shapes.of(family, D, K)
+        self.size = 2 * K + K * D + 2 * shapes.matrices * shapes.factor
+        # K = 1 leaves room for squares, see `moments`
+        self.F = K * (D + 1) + max(shapes.products, D if K == 1 else 0) + 1
         share = SLOT_ELEMENTS // self.F
-        # where they are few, as many for each of a few threads
+        # a multiple of 4, so that a few threads share them evenly
         self.slots = max(1, min(SLOTS, self.tiles, share // 4 * 4 or share))
-        self.apart = family == FULL and K > 1 and self.slots * self.F > APART
-        # few rows: a unit may take all of them, where there are enough problems for the threads
-        few = self.tiles == 1 or (self.tiles <= FEW_TILES and self.P // torch.get_num_threads() >= ENOUGH)
-        self.small = isinstance(X, Tensor) and few and self.slots == self.tiles and not self.apart
-        self.room = (
-            ((D + 3 + K + 4 + PANEL) * (self.T + 8) + 2 * K + 2 * K * D + D * D + 7) // 8 * 8
-        )  # whole cache lines
+        self.separate_update = family == FULL and K > 1 and self.slots * self.F > SEPARATE_UPDATE
+        # few rows: one unit takes the whole problem, if there are enough problems for all threads
+        few = self.tiles == 1 or (self.tiles <= FEW_TILES and self.P // torch.get_num_threads() >= PROBLEMS_PER_THREAD)
+        self.small = isinstance(X, Tensor) and few and self.slots == self.tiles and not self.separate_update
+        self.room = room_of(D, K, self.T)
         self.ids = np.arange(B) if ids is None else ids
-        self.shift = np.zeros((B, D)) if shift is None else shift  # what rows and means are less by
-        self.scale = np.ones((self.P, D)) if scale is None else scale  # what features are times in k-means
+        self.shift = np.zeros((B, D)) if shift is None else shift  # subtracted from rows and means
+        self.scale = np.ones((self.P, D)) if scale is None else scale  # features are multiplied by it in k-means
         self.options = K, family, restarts, self.ids, self.shift, seed, reg_covar, self.scale
         self.statistics = np.empty((self.P, self.slots, self.F))
-        self.done, self.flags = np.zeros(self.P, np.int64), np.zeros((self.P, K), np.int64)
+        self.arrived, self.flags = np.zeros(self.P, np.int64), np.zeros((self.P, K), np.int64)
         self.result = np.zeros((self.P, 3))
-        fixed = self.ids, self.shift, self.scale, self.statistics, self.done, self.flags, self.result
-        self.at = tuple(map(address, fixed))  # 2 us each
-        per_row = {FULL: D * (D + 1), TIED: D * (D + 1), DIAG: 7 * D, SPHERICAL: 5 * D}[family]
-        self.ns_per_row = K * (0.06 * per_row + 2.0)
+        self.sums = SUMS.pack(
+            statistics=address(self.statistics), F=self.F, slots=self.slots, arrived=address(self.arrived),
+            flags=address(self.flags), result=address(self.result),
+        )  # fmt: skip
+        self.packed_rows: tuple[Any, ...] | None = None  # of X, once they are
+        self.alike = {
+            "T": self.T, "K": K, "tied": int(shapes.matrices < K), "metric": address(self.scale), "seed": seed,
+            "ids": address(self.ids), "room_size": self.room, "reg_covar": reg_covar, "sums": self.sums,
+        }  # fmt: skip
 
     def parameters(self) -> np.ndarray:
-        """Room for those of all problems."""
+        """Parameter blocks of all problems, zeros."""
         return np.zeros((self.P, self.size))
 
     def parts(self, theta: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Views of weights, c, means, factors and covariances."""
-        K, D, P, last = self.K, self.D, len(theta), self.matrices * self.factor
+        """Views of weights, c, means, factors and covariances in parameter blocks."""
+        K, D, P, last = self.K, self.D, len(theta), self.shapes.matrices * self.shapes.factor
         at = np.cumsum([K, K, K * D, last])
         w, c, means, factors, covariances = np.split(theta, at, axis=1)
-        shape = (P, *([] if self.family == TIED else [K]), *self.shape)
+        shape = (P, *([] if self.family == TIED else [K]), *self.shapes.covariance)
         return w, c, means.reshape(P, K, D), factors.reshape(shape), covariances.reshape(shape)
 
     def sweep(
@@ -111,76 +112,79 @@ class Mixtures:
         centers: np.ndarray,
         source: int,
         wanted: int,
-        after: int,
+        then: int,
         *,
         rescue: bool = False,
         resp: Tensor | None = None,
     ) -> np.ndarray:
-        """One pass over the rows of the active problems; their results, ``[len(active), 3]``."""
-        threads, tile = torch.get_num_threads(), 0
-        apart = after == PARAMETERS and self.apart
-        then = LEAVE if apart else after
-        for X, w, last in self.pieces():
-            N = X.shape[1]
-            tiles = max(1, -(-N // self.T))
-            args = (
-                *self.rows(X, w), 0 if resp is None else resp.data_ptr(), 0 if resp is None else CODES[resp.dtype],
-                self.seed, N, self.D, self.K, self.T, tile, tile + tiles, self.slots, address(active), *self.at[:3],
-                address(old), address(new), address(centers), self.size, self.at[3], self.F, *self.at[4:],
-                scratch(self.room * threads), self.room, self.matrices, source, wanted, then if last else LEAVE,
-                int(tile == 0), int(rescue), 0, 0, 0, 0, 0.0, self.reg_covar,
-            )  # fmt: skip
-            run(make_pass(self.kernel_family), args, len(active) * self.slots, self.ns_per_row * N * len(active))
-            tile += tiles
-        if apart:
-            args = (
-                address(active), address(new), address(centers), self.size, self.at[3], self.F, self.slots,
-                *self.at[4:], self.D, self.K, scratch(self.room * threads), self.room, int(rescue), self.reg_covar,
-            )  # fmt: skip
-            run(
-                make_update(),
-                args,
-                len(active) * self.K,
-                len(active) * (self.slots * self.F + self.K * self.D**3) * 0.5,
-            )
+        """One pass over the rows of the active problems. Returns their results, ``[len(active), 3]``."""
+        mode = {"source": source, "wanted": wanted}
+        if resp is not None:
+            mode |= {"resp": resp.data_ptr(), "resp_code": CODES[resp.dtype]}
+        self._pass(active, self.blocks(old, new, centers), NO_FIT, then, rescue, **mode)
         return self.result[active]
 
-    def follow(
-        self,
-        active: np.ndarray,
-        old: np.ndarray,
-        new: np.ndarray,
-        final: np.ndarray,
-        records: np.ndarray,
-        bounds: np.ndarray,
-        tol: float,
-        rescue: bool,
-    ) -> None:
-        """All passes of the active problems from the steps on that their records tell, see `steps.py`."""
-        tiles = max(1, -(-self.N // self.T))
-        args = (
-            *self.rows(self.X, self.w), 0, 0, self.seed, self.N, self.D, self.K, self.T, 0, tiles, self.slots,
-            address(active), *self.at[:3], address(old), address(new), address(old), self.size, self.at[3], self.F,
-            *self.at[4:], scratch(self.room * torch.get_num_threads()), self.room, self.matrices, 0, 0, LEAVE, 1,
-            int(rescue), address(records), address(bounds), address(final), bounds.shape[1] - 1, tol, self.reg_covar,
-        )  # fmt: skip
-        work = self.ns_per_row * self.N * len(active) * PASSES
-        run(make_pass(self.kernel_family), args, len(active), work)
+    def advance(self, active: np.ndarray, fit: "Steps", rescue: bool, whole: bool) -> None:
+        """Take the next step of each active problem; all steps if ``whole``."""
+        blocks = self.blocks(fit.now, fit.next, fit.now)
+        updated = np.isin(fit.records[active, STEP], (EM, AGAIN)) | (not self.separate_update)
+        for some, then in (active[updated], PARAMETERS), (active[~updated], MERGE):
+            if len(some):
+                self._pass(some, blocks, fit.packed(), then, rescue, whole=int(whole))
+
+    def _pass(
+        self, active: np.ndarray, blocks: tuple[int, ...], fit: Any, then: int, rescue: bool, *, whole: int = 0,
+        source: int = 0, wanted: int = 0, resp: int = 0, resp_code: int = 0,
+    ) -> None:  # fmt: skip
+        threads, tile = torch.get_num_threads(), 0
+        separate = then == PARAMETERS and self.separate_update
+        options = {
+            "active": address(active), "rescue": int(rescue), "room": scratch(self.room * threads),
+            "parameters": blocks, "fit": fit, **self.alike,
+        }  # fmt: skip
+        for X, w, is_last in self.pieces():
+            N = X.shape[1]
+            tiles = max(1, -(-N // self.T))
+            numbers = PASS.pack(
+                rows=self.rows(X, w), first_tile=tile, last_tile=tile + tiles, fresh=int(tile == 0), whole=whole,
+                source=source, wanted=wanted, then=LEAVE if separate or not is_last else then,
+                resp=resp, resp_code=resp_code, **options,
+            )  # fmt: skip
+            units, passes = (len(active), PASSES) if whole else (len(active) * self.slots, 1)
+            run(make_pass(self.shapes.kernel), numbers, units, self.shapes.ns_per_row * N * len(active) * passes)
+            tile += tiles
+        if separate:
+            options = {name: options[name] for name in UPDATE.members if name in options}
+            work = len(active) * (self.slots * self.F + self.K * self.D**3) * 0.5
+            run(make_update(), UPDATE.pack(D=self.D, **options), len(active) * self.K, work)
+
+    def blocks(self, old: np.ndarray, new: np.ndarray, centers: np.ndarray) -> tuple[int, ...]:
+        """The group of parameter blocks of a launch."""
+        return PARAMETERS_OF.pack(old=address(old), new=address(new), centers=address(centers), size=self.size)
 
     def rows(self, X: Tensor, w: Tensor | None) -> tuple[int, ...]:
-        """Where they lie, as a launch begins."""
-        of_weights = (0, 0, 0) if w is None else (w.data_ptr(), w.stride(1), w.stride(0))
-        return X.data_ptr(), CODES[X.dtype], X.stride(1), X.stride(0), self.restarts, *of_weights
+        """The group of rows and weights of a launch."""
+        if X is self.X and self.packed_rows is not None:
+            return self.packed_rows
+        of_w = (0, 0, 0) if w is None else (w.data_ptr(), w.stride(1), w.stride(0))
+        packed = ROWS.pack(
+            x=X.data_ptr(), x_code=CODES[X.dtype], x_row=X.stride(1), x_problem=X.stride(0),
+            w=of_w[0], w_row=of_w[1], w_problem=of_w[2], shift=address(self.shift),
+            N=X.shape[1], D=self.D, restarts=self.restarts,
+        )  # fmt: skip
+        if X is self.X:
+            self.packed_rows = packed
+        return packed
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
-        """The rows and their weights: all at once, or a stream's chunk after chunk; whether it is the last."""
+        """Rows and weights to launch on, in order, and whether they are the last: all rows, or a stream's pieces."""
         if isinstance(self.X, Tensor):
             yield self.X, self.w, True
         else:
             yield from self.X.pieces(self.T)
 
     def move_near(self) -> None:
-        """Shift each problem to where its rows lie, as `shift.py` has it: before anything else of a fit."""
+        """Set the shift of each problem, see `shift.py`. A fit begins with it."""
         low, high = np.full((self.B, self.D), np.inf), np.full((self.B, self.D), -np.inf)
         threads, T = torch.get_num_threads(), tile_rows(self.D, 1)
         room = ((self.D + 1) * (T + 8) + 17 * self.D + 7) // 8 * 8
@@ -189,16 +193,16 @@ class Mixtures:
             tiles = max(1, -(-N // T))
             slots = min(SLOTS, tiles)
             ends = np.empty((2, self.B, slots, self.D))
-            args = (
-                *self.rows(X, w), N, self.D, T, tiles, slots, address(ends), address(ends) + ends.nbytes // 2,
-                scratch(room * threads), room,
+            numbers = ENDS.pack(
+                rows=self.rows(X, w), T=T, tiles=tiles, slots=slots, low=address(ends), high=address(ends[1]),
+                room=scratch(room * threads), room_size=room,
             )  # fmt: skip
-            run(make_ends(), args, self.B * slots, self.B * N * self.D * 0.4)
+            run(make_ends(), numbers, self.B * slots, self.B * N * self.D * 0.4)
             low, high = np.minimum(low, ends[0].min(1)), np.maximum(high, ends[1].max(1))
         self.shift[:] = np.clip(0.0, low, high)
 
     def sample(self, most: int) -> "Mixtures":
-        """The same problems with every so many-th of their rows, ``most`` or a few more."""
+        """The same problems with about ``most`` of their rows, evenly spaced."""
         step = stride_of(self.N, most)
         if isinstance(self.X, Tensor):
             if step == 1:
@@ -206,29 +210,62 @@ class Mixtures:
             X, w = self.X[:, ::step], None if self.w is None else self.w[:, ::step]
         else:
             X, w = self.X.every(step)
-        if w is not None and bool(((w > 0).sum(1) < self.K).any()):  # too few are left that count
+        if w is not None and bool(((w > 0).sum(1) < self.K).any()):  # too few with a positive weight are left
             if isinstance(self.X, Tensor):
                 return self
             X, w = self.X.every(1)
         return Mixtures(X, w, *self.options)
 
     def seeds(self, centers: np.ndarray, spread: bool, scaled: bool = False) -> None:
-        """Rows to start from, as means of the parameters ``centers``: spread as k-means++ does, or any."""
+        """Write K rows of each problem as means into the blocks ``centers``: by k-means++, or at random."""
         scale = self.scale if scaled else np.ones_like(self.scale)
         few = self.sample(min(SEED_ROWS, max(SEED_ELEMENTS // self.D, 4 * self.K)))
-        X, w, N, active = few.X, few.w, few.N, np.arange(self.P)
+        N, active = few.N, np.arange(self.P)
         M = -(-N // BLOCK) * BLOCK + 8
         room, threads = ((self.D + 5) * M + self.D + 7) // 8 * 8, torch.get_num_threads()
-        args = (
-            *self.rows(X, w), self.seed, N, self.D, self.K, address(active), *self.at[:2], address(scale),
-            address(centers), self.size, scratch(room * threads), room, int(spread),
+        numbers = SEEDS.pack(
+            rows=few.rows(few.X, few.w), seed=self.seed, K=self.K, active=address(active), ids=address(self.ids),
+            metric=address(scale), centers=address(centers), size=self.size, spread=int(spread),
+            room=scratch(room * threads), room_size=room,
         )  # fmt: skip
         trials = 3 + int(math.log(self.K))
-        run(make_seeds(), args, self.P, self.P * N * self.K * trials * (0.4 * self.D + 1.0))
+        run(make_seeds(), numbers, self.P, self.P * N * self.K * trials * (0.4 * self.D + 1.0))
+
+
+NO_FIT = FIT.pack(records=0, bounds=0, most_bounds=0, found=0, max_iter=0, tol=0.0)
+
+
+class Steps:
+    """State of fits between steps, see `steps.py`: parameter blocks, records, lower bounds, and what was found."""
+
+    def __init__(
+        self, now: np.ndarray, next_: np.ndarray, found: np.ndarray, step: int, max_iter: int = 0, tol: float = 0.0
+    ) -> None:
+        self.now, self.next, self.found, self.max_iter, self.tol = now, next_, found, max_iter, tol
+        self.records = np.zeros((len(now), RECORD))
+        self.records[:, STEP] = step
+        self.bounds = np.empty((len(now), min(max_iter, MOST_BOUNDS // len(now)) + 1))
+
+    def packed(self) -> tuple[Any, ...]:
+        """The group of a launch."""
+        return FIT.pack(
+            records=address(self.records), bounds=address(self.bounds), most_bounds=self.bounds.shape[1],
+            found=address(self.found), max_iter=self.max_iter, tol=self.tol,
+        )  # fmt: skip
+
+    def make_room(self, count: int) -> None:
+        """Make room for the lower bound of iteration ``count``."""
+        if count >= self.bounds.shape[1]:
+            more = np.empty((len(self.bounds), min(count, self.max_iter + 1 - count)))
+            self.bounds = np.hstack([self.bounds, more])
+
+    def column(self, field: int) -> np.ndarray:
+        """One field of all records, as integers."""
+        return self.records[:, field].astype(np.int64)
 
 
 class Stream:
-    """One problem whose rows are read again in each pass: ``chunks()`` gives them afresh, ``[n, D]`` each."""
+    """One problem whose rows are read anew in each pass: ``chunks()`` returns an iterable of ``[n, D]`` tensors."""
 
     def __init__(
         self, chunks: Callable[[], Iterable[Tensor]], N: int, D: int, dtype: torch.dtype, w: Tensor | None
@@ -236,7 +273,7 @@ class Stream:
         self.chunks, self.N, self.D, self.dtype, self.w = chunks, N, D, dtype, w
 
     def pieces(self, T: int) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
-        """The rows cut anew, into blocks of whole tiles of T rows; the last may end within one."""
+        """The rows in blocks of whole tiles of T rows; the last block may end within a tile."""
         room = torch.empty(1, -(-PIECE_ELEMENTS // (self.D * T)) * T, self.D, dtype=self.dtype)
         length, held, row = room.shape[1], 0, 0
         for chunk in self.chunks():
@@ -252,11 +289,11 @@ class Stream:
         yield room[:, :held], self.weights(row, held), True
 
     def weights(self, row: int, rows: int) -> Tensor | None:
-        """Those of some rows."""
+        """Weights of consecutive rows."""
         return None if self.w is None else self.w[:, row : row + rows]
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Those of some numbers, which ascend, ``[1, n, D]``."""
+        """Rows by their indices, in ascending order, ``[1, n, D]``."""
         found, at = [], 0
         for chunk in self.chunks():
             own = numbers[(numbers >= at) & (numbers < at + len(chunk))] - at
@@ -267,7 +304,7 @@ class Stream:
         return torch.cat(found)[None]
 
     def every(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Every so many-th row."""
+        """Every ``step``-th row and its weight."""
         rows, at = [], 0
         for chunk in self.chunks():
             rows.append(chunk[-at % step :: step].clone())
@@ -276,9 +313,7 @@ class Stream:
 
 
 def stride_of(N: int, most: int) -> int:
-    """Every which row to take for at most ``most``, or all if they are few more. No multiple of 2 or 3, of which the
-    data may have a period.
-    """
+    """Step of a sample of about ``most`` of N rows; no multiple of 2 or 3, since data often have such a period."""
     step = -(-N // most) if 2 * most < N else 1
     while math.gcd(step, 6) > 1:
         step += 1
@@ -286,7 +321,7 @@ def stride_of(N: int, most: int) -> int:
 
 
 def moments(m: Mixtures) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of weights, [B], and the variances, [B, D], of each problem's rows."""
+    """Total weight [B] and variances [B, D] of the rows of each problem."""
     one = Mixtures(m.X, m.w, 1, m.family, shift=m.shift)
     about, room, D, active = one.parameters(), one.parameters(), m.D, np.arange(m.B)
     center, variances = one.parts(about)[2][:, 0], np.empty((m.B, D))
@@ -294,9 +329,9 @@ def moments(m: Mixtures) -> tuple[np.ndarray, np.ndarray]:
         one.sweep(active, about, room, about, NEAREST, SQUARES, MERGE)
         sums = one.statistics[active, 0]
         n, linear, squares = sums[:, D : D + 1], sums[:, :D], sums[:, D + 1 : 2 * D + 1]
-        with np.errstate(over="ignore", invalid="ignore"):  # of a fit that says so by its status
+        with np.errstate(over="ignore", invalid="ignore"):  # reported by the status of the fit
             variances[active] = (squares - np.square(linear) / n) / n
-        lost = (variances[active] * n < LOST * squares).any(1) & (center[active] == 0).all(1)
-        active = active[lost]  # of digits: once more, about the mean
-        center[active] = (linear / n)[lost]
+        cancelled = (variances[active] * n < CANCELLED * squares).any(1) & (center[active] == 0).all(1)
+        active = active[cancelled]  # once more, about the mean
+        center[active] = (linear / n)[cancelled]
     return one.statistics[:, 0, D].copy(), np.maximum(variances, 0.0)

@@ -1,33 +1,32 @@
-"""What a mixture says of each row: log density, log responsibilities, the most likely component.
+"""Scores of each row under a mixture: log density, log responsibilities, the most likely component.
 
-Traffic: reads N D elements, writes N, N K and N, as wanted. Work unit: a tile of rows of a problem.
+Traffic: reads N D elements, writes N, N K and N of them as requested. Work unit: a tile of rows of a problem.
 Specification: fastvae/reference/gmm/formulas.py
 """
 
 import math
+from collections import namedtuple
 from functools import cache
 
-from ..language.jit import Kernel, kernel, loop_jit, outlined, unpack
+from ..language.jit import Kernel, kernel, loop_jit, math_jit, outlined
+from ..language.layout import Layout
 from ..language.math import exp_negative, like, log_normal, select
-from ..language.memory import F32, F64, I64, array_at, read, vector, write
+from ..language.memory import F32, F64, I64, array_at, read, row_at, vector, write
 from ..language.threads import finished, take, worker
-from ..language.transpose import ahead_of, load
-from .tiles import (
-    DIAG,
-    LOWEST,
-    SPHERICAL,
-    logits_of_distances,
-    logits_of_products,
-    logits_of_squares,
-)
+from ..language.transpose import load
+from .data import ROWS, padded, rows_ahead, x_of
+from .families import log_densities
+from .tiles import LOWEST
 
-FIELDS = "21q"
+# Parameter blocks [B, size]; log_resp [B, N, K] of a dtype code, log_prob [B, N], labels [B, N]: 0 if not requested.
+SCORES = Layout("theta size K T tiles tied log_resp resp_code log_prob labels room room_size", rows=ROWS)
+Scratch = namedtuple("Scratch", "xt logit value label top norm")
 
 
 @loop_jit
 def log_norms(logit, log_prob, label, top, norm, T, K, S):
-    """log sum_k e^logit and the largest component, of each row; left in ``top`` and ``norm``: the largest logit, and
-    log sum_k e^(logit - top), which is what of log p is lost beside a large top.
+    """log sum_k e^logit and the most likely component of each row. ``top`` and ``norm`` keep the largest logit and
+    log sum_k e^(logit - top) apart, since their sum loses digits of the second where the first is large.
     """
     outlined()
     v = vector(F64)
@@ -54,7 +53,7 @@ def log_norms(logit, log_prob, label, top, norm, T, K, S):
 
 @loop_jit
 def put_rows(address, code, row, rows, K, S, logit, top, norm):
-    """Log responsibilities, row by row."""
+    """Write log responsibilities, row by row."""
     outlined()
     if code == F32:
         out = array_at(address + row * K * 4, rows * K, F32)
@@ -68,54 +67,62 @@ def put_rows(address, code, row, rows, K, S, logit, top, norm):
                 out_[t * K + k] = logit[k * S + t] - top[t] - norm[t]
 
 
+@math_jit
+def open_scratch(f, me):
+    """The scratch of a thread: features and logits of a tile, then numbers of its rows."""
+    D, K, S = f.rows.D, f.K, f.T + 8
+    at = f.room + 8 * f.room_size * me
+    xt, logit, at = array_at(at, D * S, F64), array_at(at + 8 * D * S, K * S, F64), at + 8 * (D + K) * S
+    value, label = array_at(at, S, F64), array_at(at + 8 * S, S, F64)
+    return Scratch(xt, logit, value, label, array_at(at + 16 * S, S, F64), array_at(at + 24 * S, S, F64))
+
+
+@math_jit
+def score_tile(f, room, p, row):
+    """Write what is requested of the rows of a tile."""
+    N, D, K, S = f.rows.N, f.rows.D, f.K, f.T + 8
+    rows = min(f.T, N - row)
+    theta = row_at(f.theta, p, f.size, F64)
+    load(
+        room.xt,
+        x_of(f.rows, p),
+        f.rows.x_code,
+        row,
+        f.rows.x_row,
+        rows,
+        padded(rows),
+        D,
+        S,
+        row_at(f.rows.shift, p, D, F64),
+    )
+    ahead = rows_ahead(f.rows, p, row + f.T, min(f.T, N - row - f.T))
+    log_densities(f.family, room.logit, room.xt, theta, padded(rows), D, K, S, f.tied, ahead)
+    log_norms(room.logit, room.value, room.label, room.top, room.norm, padded(rows), K, S)
+    out = array_at(f.log_prob + 8 * (p * N + row), rows, F64)
+    for t in range(rows):
+        out[t] = room.value[t]
+    if f.log_resp:
+        resp = f.log_resp + p * N * K * (4 if f.resp_code == F32 else 8)
+        put_rows(resp, f.resp_code, row, rows, K, S, room.logit, room.top, room.norm)
+    if f.labels:
+        labels = array_at(f.labels + 8 * (p * N + row), rows, I64)
+        for t in range(rows):
+            labels[t] = int(room.label[t])
+
+
 @cache
 def make_rows(family: int) -> Kernel:
     """The kernel for a covariance family, FULL for tied ones too."""
 
-    @kernel(FIELDS)
-    def mixture_rows(block):
-        (
-            x, x_code, x_row, x_problem, N, D, K, T, tiles, shift, parameters, size, parameters_problem,
-            log_resp, resp_code, log_prob, labels, room, room_size, shift_problem, matrices,
-        ) = unpack(block, FIELDS)  # fmt: skip
-        S = T + 8
-        me = worker(block)
-        mine = room + 8 * room_size * me
-        xt, logit = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, K * S, F64)
-        rest = mine + 8 * (D + K) * S
-        value, label = array_at(rest, S, F64), array_at(rest + 8 * S, S, F64)
-        top, norm = array_at(rest + 16 * S, S, F64), array_at(rest + 24 * S, S, F64)
-        start, stop = take(block, me)
+    @kernel(SCORES, family=family)
+    def mixture_rows(f):
+        me = worker(f.header)
+        room = open_scratch(f, me)
+        start, stop = take(f.header, me)
         while start < stop:
             for unit in range(start, stop):
-                p, row = unit // tiles, unit % tiles * T
-                rows = min(T, N - row)
-                whole = (rows + 15) // 16 * 16
-                theta = array_at(parameters + 8 * p * parameters_problem, size, F64)
-                shift_p = array_at(shift + 8 * p * shift_problem, D, F64)
-                x_p = x + p * x_problem * (4 if x_code == F32 else 8)
-                load(xt, x_p, x_code, row, x_row, rows, whole, D, S, shift_p)
-                ahead = ahead_of(x_p, x_code, row + T, x_row, min(T, N - row - T), D)
-                c, means, P = theta[K:], theta[2 * K :], theta[2 * K + K * D :]
-                if family == DIAG:
-                    logits_of_squares(logit, xt, means, P, c, whole, D, K, S, ahead)
-                elif family == SPHERICAL:
-                    logits_of_distances(logit, xt, means, P, c, whole, D, K, S, ahead)
-                else:
-                    step = D * D if matrices == K else 0
-                    logits_of_products(logit, xt, means, P, c, whole, D, K, S, step, ahead)
-                log_norms(logit, value, label, top, norm, whole, K, S)
-                out = array_at(log_prob + 8 * (p * N + row), rows, F64)
-                for t in range(rows):
-                    out[t] = value[t]
-                if log_resp:
-                    resp_p = log_resp + p * N * K * (4 if resp_code == F32 else 8)
-                    put_rows(resp_p, resp_code, row, rows, K, S, logit, top, norm)
-                if labels:
-                    out_ = array_at(labels + 8 * (p * N + row), rows, I64)
-                    for t in range(rows):
-                        out_[t] = int(label[t])
-            finished(block, stop - start)
-            start, stop = take(block, me)
+                score_tile(f, room, unit // f.tiles, unit % f.tiles * f.T)
+            finished(f.header, stop - start)
+            start, stop = take(f.header, me)
 
     return mixture_rows

@@ -1,7 +1,7 @@
-"""EM and k-means of some problems side by side: which of them take which step next.
+"""A fit of some problems and their restarts: initialisation, steps until convergence, the best restart.
 
-A pass over the rows of all that still run, then what follows, in Python; or, where a problem's rows are few, all passes
-of a problem in one work unit, by the same steps and to the same bits, see `steps.py`.
+What a step computes and which step follows is decided in the kernel, see `steps.py`. This module launches: once for all
+steps where problems have few rows, else once for each step of all problems that have not converged.
 Specification: fastvae/reference/gmm/engine.py
 """
 
@@ -13,42 +13,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .few_features import DIAG, FULL, SPHERICAL, TIED
-from .launch import Mixtures
-from .steps import (
-    BEFORE,
+from .launch import Mixtures, Steps
+from .modes import (
     CENTERS,
-    CLIMB,
-    CONVERGED,
-    COUNT,
-    DEGENERATE,
-    DONE,
-    LIKELIHOOD,
-    LIMIT,
+    DIAG,
+    FULL,
     LINEAR,
-    LLOYD,
-    LLOYD_STEPS,
-    LLOYD_TOL,
-    MAX_ITER,
     MERGE,
-    MOST_RESCUES,
     NEAREST,
     NOTHING,
     PARAMETERS,
     POSTERIOR,
     PRODUCTS,
     RANDOM,
-    RECORD,
+    SPHERICAL,
+    TIED,
+)
+from .steps import (
+    BEFORE,
+    COUNT,
+    DEGENERATE,
+    DONE,
+    EM,
+    LAST,
+    LEFT,
+    LIKELIHOOD,
+    LIMIT,
+    LLOYD,
+    LLOYD_STEPS,
+    LLOYD_TOL,
+    MAX_ITER,
     RESCUED,
     STATUS,
     STEP,
     TOTAL,
+    TURN,
 )
-from .update import FAR, HALF_LOG_2PI, SINGULAR
+from .update import HALF_LOG_2PI, SINGULAR
 from .whiten import Whitened, can_tilt, rows_to_whiten
 
-TOLD = 20  # how often progress is told of small problems
-LLOYD_ROWS = 1 << 15  # of a problem, that k-means looks at
+REPORTS = 20  # progress updates where problems take all steps in one launch
+LLOYD_ROWS = 1 << 15  # sample of rows for k-means
+WHOLE_BOUNDS = 1 << 23  # most lower bounds, P max_iter, of fits that take all steps in one launch
 
 
 class Run:
@@ -57,32 +63,30 @@ class Run:
     def __init__(self, mixtures: Mixtures, total: np.ndarray, variances: np.ndarray, how: Any) -> None:
         self.mixtures = m = mixtures
         variances = np.repeat(variances, m.restarts, axis=0)
-        if how == "kmeans" and m.family != SPHERICAL:  # which knows no features of their own
-            scaled = (np.arange(m.P) % m.restarts % 2 == 0)[:, None] & (variances > 0)  # they take turns
+        if how == "kmeans" and m.family != SPHERICAL:  # which has no variances by feature
+            scaled = (np.arange(m.P) % m.restarts % 2 == 0)[:, None] & (variances > 0)  # every other restart
             np.sqrt(variances, out=m.scale, where=scaled)
             np.reciprocal(m.scale, out=m.scale, where=scaled)
         self.total = np.repeat(total, m.restarts)
-        with np.errstate(over="ignore", invalid="ignore"):  # where variances are out of range
+        with np.errstate(over="ignore", invalid="ignore"):  # variances may overflow
             self.spread = (variances * np.square(m.scale)).sum(1)
-        self.now, self.next = m.parameters(), m.parameters()  # of the last pass, to be written in the next
-        self.final, self.n_iter, self.status = m.parameters(), np.zeros(m.P, np.int64), np.zeros(m.P, np.int64)
-        self.bounds = np.empty((m.P, 0))  # and one more column, for that of `final`
-        self.rescues = np.zeros(m.P, np.int64)
-        self.likelihood, self.waiting = np.empty(m.P), np.arange(m.P)  # of `final`, and the problems whose is missing
+        self.now, self.next, self.found = m.parameters(), m.parameters(), m.parameters()
+        self.status = np.zeros(m.P, np.int64)
+        self.steps: Steps  # set by `fit`
 
     def start(self, how: Any, rescue: bool) -> np.ndarray:
-        """Initial parameters, in `now`; the problems that have some."""
+        """Write initial parameters to `now`; return the problems whose parameters are valid."""
         m, active = self.mixtures, np.arange(self.mixtures.P)
         if not isinstance(how, str):
-            self.now[:] = given(m, *how)
+            self.now[:] = pack_mixtures(m, *how)
             return active
         if how in ("k-means++", "random_from_data"):
             m.seeds(self.next, how == "k-means++")
             weights = np.full((m.P, m.K), 1 / m.K)
-            one = np.eye(m.D) if m.family in (FULL, TIED) else np.ones(m.shape)
-            V = np.broadcast_to(m.reg_covar * one, (m.P, *([] if m.family == TIED else [m.K]), *m.shape))
+            one = np.eye(m.D) if m.family in (FULL, TIED) else np.ones(m.shapes.covariance)
+            V = np.broadcast_to(m.reg_covar * one, (m.P, *([] if m.family == TIED else [m.K]), *m.shapes.covariance))
             self.now[:] = pack(m, weights, m.parts(self.next)[2], V)
-            return self.give_up(active, np.full(m.P, m.reg_covar == 0))
+            return self.drop_degenerate(active, np.full(m.P, m.reg_covar == 0))
         if how == "random":
             m.sweep(active, self.now, self.next, self.next, RANDOM, LINEAR, CENTERS)
             source = RANDOM
@@ -93,10 +97,10 @@ class Run:
         if how == "kmeans" and can_tilt(m):
             self.start_tilted(active[active % m.restarts % 2 == 0], result, rescue)
         self.status[result[:, 2] != 0] |= RESCUED
-        return self.give_up(active, is_singular(result))
+        return self.drop_degenerate(active, is_singular(result))
 
     def start_tilted(self, active: np.ndarray, result: np.ndarray, rescue: bool) -> None:
-        """Parameters, and the pass's result, from clusters of whitened rows where these are likelier: by few rows."""
+        """Replace initial parameters, and results, by those from clusters of whitened rows where these are likelier."""
         m = self.mixtures
         few = m.sample(rows_to_whiten(m))
         white = Whitened(few)
@@ -108,7 +112,9 @@ class Run:
             first = m.parameters()
             flags = few.sweep(active, self.next, first, self.next, NEAREST, *wanted, rescue=rescue)
         other = few.sweep(active, hard, second, hard, POSTERIOR, *wanted, rescue=rescue)
-        likelier = promise(few, active, second, other, rescue) > promise(few, active, first, flags, rescue)
+        likelier = likelihood_after_step(few, active, second, other, rescue) > likelihood_after_step(
+            few, active, first, flags, rescue
+        )
         at = active[likelier]
         if few is m:
             self.now[at], result[at] = second[at], other[likelier]
@@ -116,112 +122,89 @@ class Run:
             result[at] = m.sweep(at, hard, self.now, hard, POSTERIOR, *wanted, rescue=rescue)
 
     def cluster(self, active: np.ndarray, few: Mixtures) -> None:
-        """k-means by Lloyd's iterations over few of the rows, to centers that are the means in `next`."""
+        """k-means by Lloyd's iterations over a sample of the rows; centers are the means in `next`."""
         self.mixtures.seeds(self.next, True, scaled=True)
-        if few.small:
-            self.cluster_small(active, few)
-            return
-        room = self.now
-        for _ in range(LLOYD_STEPS):
-            result = few.sweep(active, self.next, room, self.next, NEAREST, LINEAR, CENTERS)
-            if (empty := result[:, 2] > 0).any():
-                relocate(few, active[empty], room)
-            self.next[active] = room[active]
-            active = active[empty | (result[:, 1] > LLOYD_TOL * self.spread[active] / few.D)]
-            if len(active) == 0:
-                return
-
-    def cluster_small(self, active: np.ndarray, few: Mixtures) -> None:
-        """The same to the same bits, in one launch, but for centers that have no rows."""
-        records, bounds = np.zeros((few.P, RECORD)), np.empty((few.P, 1))
-        records[:, LIMIT] = LLOYD_TOL * self.spread / few.D
+        steps = Steps(self.next, self.now, self.next, LLOYD)
+        steps.records[:, LIMIT] = LLOYD_TOL * self.spread / few.D
         while len(active):
-            records[active, STEP] = LLOYD
-            few.follow(active, self.next, self.now, self.next, records, bounds, 0.0, False)
-            relocate(few, empty := active[few.result[active, 2] > 0], self.next)
-            active = empty[records[empty, COUNT] < LLOYD_STEPS]
+            steps.records[active, STEP], steps.records[active, TURN] = LLOYD, 0
+            take_steps(few, active, steps, False, few.small)
+            empty = active[few.result[active, 2] > 0]
+            relocate(few, empty, self.next)
+            active = empty[steps.records[empty, COUNT] < LLOYD_STEPS]
 
-    def give_up(self, active: np.ndarray, bad: np.ndarray) -> np.ndarray:
-        """Note that those have no parameters, or none better than `now`; the others."""
+    def drop_degenerate(self, active: np.ndarray, bad: np.ndarray) -> np.ndarray:
+        """Mark the bad ones of the active problems as degenerate, with the parameters in `now`; return the others."""
         self.status[active[bad]] |= DEGENERATE
-        self.final[active[bad]] = self.now[active[bad]]
+        self.found[active[bad]] = self.now[active[bad]]
         return active[~bad]
 
-    def climb(
+    def fit(
         self, active: np.ndarray, tol: float, max_iter: int, rescue: bool, progress: Callable[[int, int], Any] | None
     ) -> None:
-        """EM from the parameters in `now`, to `final`."""
-        m, before = self.mixtures, np.full(self.mixtures.P, -np.inf)
-        bounds: list[np.ndarray] = []
-        for iteration in range(1, max_iter + 1):
-            if len(active) == 0:
-                break
-            result = m.sweep(active, self.now, self.next, self.now, POSTERIOR, PRODUCTS, PARAMETERS, rescue=rescue)
-            bound = result[:, 0] / self.total[active]
-            flags = result[:, 1].astype(np.int64)
-            if (far := (flags & FAR) != 0).any():  # the same responsibilities, about the new means
-                about = self.next.copy()
-                again = m.sweep(active[far], self.now, self.next, about, POSTERIOR, PRODUCTS, PARAMETERS, rescue=rescue)
-                flags[far], result[far, 2] = again[:, 1].astype(np.int64) & SINGULAR, again[:, 2]
-            bounds.append(np.full(m.P, np.nan))
-            bounds[-1][active] = bound
-            split = result[:, 2] != 0
-            self.rescues[active[split]] += 1
-            self.status[active[split]] |= RESCUED
-            bad = ((flags & SINGULAR) != 0) | ~np.isfinite(bound) | (self.rescues[active] > MOST_RESCUES)
-            bound, split = bound[~bad], split[~bad]
-            active = self.give_up(active, bad)
-            self.n_iter[active] = iteration
-            done = (np.abs(bound - before[active]) < tol) & ~split
-            before[active] = np.where(split, -np.inf, bound)  # the next may be lower, and says nothing
-            finished = active[done]
-            self.status[finished] |= CONVERGED
-            self.final[finished] = self.next[finished]
-            active = active[~done]
-            self.now, self.next = self.next, self.now
-            if progress is not None:
-                progress(iteration, max_iter)
-        self.status[active] |= MAX_ITER
-        self.final[active] = self.now[active]
-        self.bounds = np.stack([*bounds, np.full(m.P, np.nan)], axis=1)
+        """EM from the parameters in `now` to those in `found`, and their log-likelihood."""
+        m, every = self.mixtures, np.arange(self.mixtures.P)
+        self.steps = steps = Steps(self.now, self.next, self.found, LAST, max_iter, tol)
+        if max_iter > 0:
+            steps.records[active, STEP] = EM
+        else:
+            self.status[active] |= MAX_ITER
+            self.found[active] = self.now[active]
+        steps.records[:, STATUS], steps.records[:, BEFORE], steps.records[:, TOTAL] = self.status, -np.inf, self.total
+        if not (m.small and m.P * max_iter <= WHOLE_BOUNDS):
+            take_steps(m, every, steps, rescue, False, progress)
+        elif progress is None:
+            take_steps(m, every, steps, rescue, True)
+        else:
+            for some in np.array_split(every, min(REPORTS, m.P)):
+                take_steps(m, some, steps, rescue, True)
+                progress(int(some[-1]) + 1, m.P)
 
-    def settle(
-        self, how: Any, tol: float, max_iter: int, rescue: bool, progress: Callable[[int, int], Any] | None
-    ) -> None:
-        """`start` and `climb` of small problems, and the likelihood, in one launch, or a few that tell of progress."""
-        m, active = self.mixtures, self.start(how, rescue)
-        records, bounds = np.zeros((m.P, RECORD)), np.empty((m.P, max_iter + 1))
-        records[:, STEP], records[:, STATUS] = CLIMB, self.status
-        records[:, BEFORE], records[:, TOTAL] = -np.inf, self.total
-        for some in [active] if progress is None else np.array_split(active, max(1, min(TOLD, len(active)))):
-            m.follow(some, self.now, self.next, self.final, records, bounds, tol, rescue)
-            if progress is not None:
-                progress(int((records[:, STEP] == DONE).sum()), m.P)
-        self.status, self.n_iter = records[:, STATUS].astype(np.int64), records[:, COUNT].astype(np.int64)
-        self.likelihood, self.waiting = records[:, LIKELIHOOD], np.flatnonzero(records[:, STEP] != DONE)
-        self.bounds = bounds[:, : self.n_iter.max() + 1].copy()
-        self.bounds[np.arange(self.bounds.shape[1]) >= self.n_iter[:, None]] = np.nan
-
-    def outcome(self) -> tuple[Any, np.ndarray, np.ndarray]:
-        """Of each problem the best restart, its bounds and its log-likelihood."""
-        m, rest, final, last = self.mixtures, self.waiting, self.final, self.likelihood
-        if len(rest):
-            last[rest] = m.sweep(rest, final, final, final, POSTERIOR, NOTHING, MERGE)[:, 0]
-        self.bounds[np.arange(m.P), self.n_iter] = last / self.total
+    def outcome(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The best restart of each problem: its index, log-likelihood, lower bounds, iterations and status."""
+        m, steps = self.mixtures, self.steps
+        last, n_iter, status = steps.records[:, LIKELIHOOD].copy(), steps.column(COUNT), steps.column(STATUS)
         best: Any = slice(None)
         if m.restarts > 1:
-            rank = np.where(self.status & DEGENERATE, -np.inf, np.nan_to_num(last, nan=-np.inf))
+            rank = np.where(status & DEGENERATE, -np.inf, np.nan_to_num(last, nan=-np.inf))
             best = m.restarts * np.arange(m.B) + rank.reshape(m.B, m.restarts).argmax(1)
-        return best, self.bounds[best], last[best]
+        bounds = steps.bounds[best, : n_iter.max() + 1].copy()
+        last, n_iter, total = last[best], n_iter[best], self.total[best]
+        bounds[np.arange(bounds.shape[1]) >= n_iter[:, None]] = np.nan
+        bounds[np.arange(m.B), n_iter] = last / total
+        return best, last, bounds, n_iter, status[best]
+
+
+def take_steps(
+    m: Mixtures,
+    active: np.ndarray,
+    steps: Steps,
+    rescue: bool,
+    whole: bool,
+    progress: Callable[[int, int], Any] | None = None,
+) -> None:
+    """Take steps until all active problems are done."""
+    done = 0
+    while len(active):
+        m.advance(active, steps, rescue, whole)
+        going = steps.records[active, STEP]
+        active = active[(going != LEFT) & (going != DONE)]
+        if steps.max_iter and (now := int(steps.records[:, COUNT].max())) > done:
+            done = now
+            steps.make_room(done)
+            if progress is not None:
+                progress(done, steps.max_iter)
 
 
 def is_singular(result: np.ndarray) -> np.ndarray:
-    """By the flags in the result of a pass."""
+    """Whether the result of a pass has the flag SINGULAR."""
     return (result[:, 1].astype(np.int64) & SINGULAR) != 0
 
 
-def promise(m: Mixtures, active: np.ndarray, theta: np.ndarray, result: np.ndarray, rescue: bool) -> np.ndarray:
-    """Log-likelihoods a step of EM after the parameters that a pass left, with its result; -inf of singular ones."""
+def likelihood_after_step(
+    m: Mixtures, active: np.ndarray, theta: np.ndarray, result: np.ndarray, rescue: bool
+) -> np.ndarray:
+    """Log-likelihoods after one more step of EM from the parameters theta of a pass; -inf for singular ones."""
     then = m.parameters()
     step = m.sweep(active, theta, then, theta, POSTERIOR, PRODUCTS, PARAMETERS, rescue=rescue)
     likelihood = m.sweep(active, then, then, then, POSTERIOR, NOTHING, MERGE)[:, 0]
@@ -229,13 +212,13 @@ def promise(m: Mixtures, active: np.ndarray, theta: np.ndarray, result: np.ndarr
 
 
 def relocate(m: Mixtures, problems: np.ndarray, theta: np.ndarray) -> None:
-    """Put each center without rows on a row that lies farthest from the others."""
+    """Move each center without rows to one of the rows that are farthest from all other centers."""
     for p in problems:
         counts = m.statistics[p, 0, : m.K * (m.D + 1)].reshape(m.K, m.D + 1)[:, m.D]
         centers, data = m.parts(theta[p : p + 1])[2][0], p // m.restarts
         rows = m.X[data].double().numpy()
         if m.w is not None:
-            rows = rows[m.w[data].numpy() > 0]  # K of them at least
+            rows = rows[m.w[data].numpy() > 0]  # at least K
         rows = rows - m.shift[data]
         distance = np.full(len(rows), np.inf)
         for k in np.flatnonzero(counts > 0):
@@ -246,7 +229,7 @@ def relocate(m: Mixtures, problems: np.ndarray, theta: np.ndarray) -> None:
 
 
 def pack(m: Mixtures, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> np.ndarray:
-    """Parameter blocks ``[len(weights), size]``, means given less the shift; NaN where a covariance is not positive
+    """Parameter blocks ``[len(weights), size]`` from means less the shift; NaN where a covariance is not positive
     definite.
     """
     theta = np.zeros((len(weights), m.size))
@@ -267,14 +250,14 @@ def pack(m: Mixtures, weights: np.ndarray, means: np.ndarray, covariances: np.nd
     return theta
 
 
-def given(m: Mixtures, weights: Tensor, means: Tensor, covariances: Tensor) -> np.ndarray:
-    """Parameter blocks of mixtures as a user has them, float64."""
+def pack_mixtures(m: Mixtures, weights: Tensor, means: Tensor, covariances: Tensor) -> np.ndarray:
+    """Parameter blocks of mixtures in the user's form, float64."""
     weights, means, covariances = weights.detach(), means.detach(), covariances.detach()
     return pack(m, weights.numpy(), means.numpy() - m.shift[:, None], covariances.numpy())
 
 
-def unpack(m: Mixtures, theta: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and covariances of parameter blocks."""
+def unpack_mixtures(m: Mixtures, theta: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means and covariances of parameter blocks, in the user's form."""
     weights, _, means, _, covariances = m.parts(theta)
     parts = weights, means + m.shift[:, None], covariances
     return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)  # type: ignore[return-value]

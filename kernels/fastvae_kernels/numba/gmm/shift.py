@@ -1,10 +1,10 @@
-"""Where the rows of each problem are taken from in a fit: per feature, the number nearest 0 between the least and the
-largest of those that count.
+"""The shift that a fit subtracts from the rows of a problem: per feature, the number nearest 0 between the minimum and
+the maximum of the rows with a positive weight.
 
     shift_d = min(max(0, min_n x_nd), max_n x_nd)
 
-No row loses by it: |shift| <= |x|, so that x - shift errs by an ulp of x at most, whatever the other rows are. And
-where all lie on one side of 0, far from it, means held less the shift keep more digits than the data have.
+No row loses accuracy: |shift| <= |x|, so x - shift errs by at most an ulp of x, whatever the other rows are. Where all
+rows lie on one side of 0, far from it, means relative to the shift keep more digits than the data have.
 Traffic: reads N D elements. Work unit: a slot of a problem, its tiles one after the other.
 Specification: fastvae/reference/gmm/engine.py
 """
@@ -12,19 +12,20 @@ Specification: fastvae/reference/gmm/engine.py
 import math
 from functools import cache
 
-from ..language.jit import Kernel, kernel, loop_jit, outlined, unpack
+from ..language.jit import Kernel, kernel, loop_jit, math_jit, outlined
+from ..language.layout import Layout
 from ..language.math import like, select
-from ..language.memory import F32, F64, array_at, read, vector, write
+from ..language.memory import F64, array_at, read, row_at, vector, write
 from ..language.threads import finished, take, worker
-from ..language.transpose import load, load_weights
+from .data import ROWS, load_tile, padded
 
-FIELDS = "17q"
+ENDS = Layout("T tiles slots low high room room_size", rows=ROWS)  # low and high [B, slots, D]
 LANES = 8
 
 
 @loop_jit
 def extend(low, high, xt, w, T, D, S):
-    """The least and the largest number so far of each feature and lane, with those of a tile; w = 0 does not count."""
+    """Update the minimum and the maximum of each feature, lane by lane, with the rows of a tile that have a weight."""
     outlined()
     v = vector(F64)
     for d in range(D):
@@ -37,45 +38,43 @@ def extend(low, high, xt, w, T, D, S):
         write(high, LANES * d, most)
 
 
+@math_jit
+def ends_of(f, unit, xt, w, zero, least, most):
+    """Minimum and maximum of each feature over the tiles of a slot."""
+    D, T, tiles, slots = f.rows.D, f.T, f.tiles, f.slots
+    data, slot = unit // slots, unit % slots
+    for j in range(LANES * D):
+        least[j], most[j] = math.inf, -math.inf
+    for tile in range(slot * tiles // slots, (slot + 1) * tiles // slots):
+        rows = min(T, f.rows.N - tile * T)
+        load_tile(f.rows, xt, w, data, tile * T, rows, T + 8, zero)
+        extend(least, most, xt, w, padded(rows), D, T + 8)
+    low, high = row_at(f.low, unit, D, F64), row_at(f.high, unit, D, F64)
+    for d in range(D):
+        low[d], high[d] = math.inf, -math.inf
+        for j in range(LANES * d, LANES * (d + 1)):
+            low[d], high[d] = min(low[d], least[j]), max(high[d], most[j])
+
+
 @cache
 def make_ends() -> Kernel:
-    """The kernel: the least and the largest number of each slot and feature."""
+    """The kernel: minimum and maximum of each slot and feature."""
 
-    @kernel(FIELDS)
-    def mixture_ends(block):
-        (
-            x, x_code, x_row, x_problem, _restarts, w, w_row, w_problem, N, D, T, tiles, slots, low, high,
-            room, room_size,
-        ) = unpack(block, FIELDS)  # fmt: skip
-        S = T + 8
-        me = worker(block)
-        mine = room + 8 * room_size * me
-        xt, w_t = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, S, F64)
+    @kernel(ENDS)
+    def mixture_ends(f):
+        D, S, me = f.rows.D, f.T + 8, worker(f.header)
+        mine = f.room + 8 * f.room_size * me
+        xt, w = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, S, F64)
         rest = mine + 8 * (D + 1) * S
         zero = array_at(rest, D, F64)
         least, most = array_at(rest + 8 * D, LANES * D, F64), array_at(rest + 72 * D, LANES * D, F64)
         for d in range(D):
             zero[d] = 0.0
-        start, stop = take(block, me)
+        start, stop = take(f.header, me)
         while start < stop:
             for unit in range(start, stop):
-                data, slot = unit // slots, unit % slots
-                x_p = x + data * x_problem * (4 if x_code == F32 else 8)
-                w_p = w + data * w_problem * 8 if w else 0
-                for j in range(LANES * D):
-                    least[j], most[j] = math.inf, -math.inf
-                for tile in range(slot * tiles // slots, (slot + 1) * tiles // slots):
-                    rows = min(T, N - tile * T)
-                    whole = (rows + 15) // 16 * 16
-                    load(xt, x_p, x_code, tile * T, x_row, rows, whole, D, S, zero)
-                    load_weights(w_t, w_p, tile * T, w_row, rows, whole)
-                    extend(least, most, xt, w_t, whole, D, S)
-                low_p, high_p = array_at(low + 8 * unit * D, D, F64), array_at(high + 8 * unit * D, D, F64)
-                for d in range(D):
-                    low_p[d], high_p[d] = math.inf, -math.inf
-                    for j in range(LANES * d, LANES * (d + 1)):
-                        low_p[d], high_p[d] = min(low_p[d], least[j]), max(high_p[d], most[j])
-            finished(block, stop - start)
-            start, stop = take(block, me)
+                ends_of(f, unit, xt, w, zero, least, most)
+            finished(f.header, stop - start)
+            start, stop = take(f.header, me)
 
     return mixture_ends

@@ -1,33 +1,39 @@
-"""Seeds for the components of many mixtures: k-means++, greedy, and distinct random rows.
+"""Initial centers of many mixtures: greedy k-means++, or distinct random rows.
 
 Arthur & Vassilvitskii (2007): each seed is a row drawn with probability proportional to w times its squared distance
-from the nearest seed before it; greedy: of 2 + log K draws, the one that leaves the smallest sum of these. Every number
-drawn is a function of the seed, the problem and the restart.
-Work unit: a problem, whose rows, or a sample of them, stand turned in scratch, as one tile of `tiles.py`.
+from the nearest center so far; greedy: of 2 + log K draws, the one that leaves the smallest sum of these is taken.
+Every random number is a function of seed, problem and restart.
+Work unit: a problem; its rows, or a sample of them, are one tile in scratch, see `data.py`.
 Specification: fastvae/reference/gmm/engine.py
 """
 
 import math
+from collections import namedtuple
 from functools import cache
 
 import numpy as np
 
-from ..language.jit import Kernel, kernel, loop_jit, outlined, unpack
+from ..language.jit import Kernel, kernel, loop_jit, math_jit, outlined
+from ..language.layout import Layout
 from ..language.math import select
-from ..language.memory import F32, F64, I64, array_at, read, vector, write
+from ..language.memory import F64, I64, array_at, read, row_at, vector, write
 from ..language.noise import HIGH_SHIFT, LOW_WORD, philox
 from ..language.threads import finished, take, worker
-from ..language.transpose import drop, load, load_weights
 from ..language.vector import total
+from .data import ROWS, load_tile
 from .tiles import scaled_distances
 
-FIELDS = "21q"
+# metric [P, D]; centers, as means of parameter blocks [P, size]; spread: k-means++, or any distinct rows.
+SEEDS = Layout("active ids metric centers size K seed spread room room_size", rows=ROWS)
 BLOCK = 16  # rows whose weights are added up before one of them is drawn
+# A thread's scratch: rows and weights; squared distances from the nearest center and their weighted sums by blocks,
+# as they are and as a trial would leave them; a center.
+Scratch = namedtuple("Scratch", "xt w closest trial sums trial_sums center")
 
 
 @loop_jit
 def uniform(seed, problem, restart, draw):
-    """A number in (0, 1) of 53 bits."""
+    """A uniform number in (0, 1) of 53 bits."""
     outlined()
     key, at = np.uint64(seed), np.uint64(problem)
     words = philox(
@@ -81,80 +87,119 @@ def draw_row(closest, sums, w, target, M, rows):
     return max(last, 0)
 
 
+@math_jit
+def open_scratch(f, me):
+    """The scratch of a thread."""
+    D, S = f.rows.D, blocks_of(f.rows.N) * BLOCK + 8
+    at = f.room + 8 * f.room_size * me
+    xt, w, at = array_at(at, D * S, F64), array_at(at + 8 * D * S, S, F64), at + 8 * (D + 1) * S
+    closest, trial = array_at(at, S, F64), array_at(at + 8 * S, S, F64)
+    sums, trial_sums = array_at(at + 16 * S, S, F64), array_at(at + 24 * S, S, F64)
+    return Scratch(xt, w, closest, trial, sums, trial_sums, array_at(at + 32 * S, D, F64))
+
+
+@math_jit
+def blocks_of(N):
+    """Blocks that N rows fill."""
+    return (N + BLOCK - 1) // BLOCK
+
+
+@loop_jit
+def weights_by_block(closest, sums, w, blocks):
+    """Weights in place of weighted distances, before there is a center; their sum."""
+    outlined()
+    for t in range(blocks * BLOCK):
+        closest[t] = 1.0
+    for b in range(blocks):
+        sums[b] = 0.0
+        for t in range(b * BLOCK, (b + 1) * BLOCK):
+            sums[b] += w[t]
+    potential = 0.0
+    for b in range(blocks):
+        potential += sums[b]
+    return potential
+
+
+@loop_jit
+def without_row(closest, sums, w, at, blocks):
+    """Exclude a row that was drawn; the sum that is left."""
+    outlined()
+    closest[at] = 0.0
+    b, potential = at // BLOCK, 0.0
+    sums[b] = 0.0
+    for t in range(b * BLOCK, (b + 1) * BLOCK):
+        sums[b] += w[t] * closest[t]
+    for b in range(blocks):
+        potential += sums[b]
+    return potential
+
+
+@math_jit
+def copy_row(to, at, xt, t, D, S):
+    """Copy row t of a tile."""
+    for d in range(D):
+        to[at + d] = xt[d * S + t]
+
+
+@math_jit
+def best_of_trials(f, room, metric, stream, trials, potential, drawn):
+    """Draw some rows and return the one that leaves the smallest potential; ``drawn`` numbers were used before."""
+    problem, restart = stream
+    N, D = f.rows.N, f.rows.D
+    M = blocks_of(N) * BLOCK
+    least, at = math.inf, 0
+    for trial in range(trials):
+        u = uniform(f.seed, problem, restart, drawn + trial)
+        t, left = draw_row(room.closest, room.sums, room.w, u * potential, M, N), 0.0
+        if trials > 1:
+            copy_row(room.center, 0, room.xt, t, D, M + 8)
+            left = nearer(
+                room.trial, room.trial_sums, room.xt, room.center, metric, room.w, room.closest, M, D, M + 8
+            )  # fmt: skip
+        if left < least:
+            least, at = left, t
+    return at
+
+
+@math_jit
+def draw_seeds(f, room, p):
+    """Draw the centers of a problem, one after the other."""
+    N, D, K, data = f.rows.N, f.rows.D, f.K, p // f.rows.restarts
+    blocks = blocks_of(N)
+    M, S = blocks * BLOCK, blocks * BLOCK + 8
+    stream = row_at(f.ids, data, 1, I64)[0], p % f.rows.restarts
+    metric = row_at(f.metric, p, D, F64)
+    centers = array_at(f.centers + 8 * p * f.size + 16 * K, K * D, F64)
+    load_tile(f.rows, room.xt, room.w, data, 0, N, S, row_at(f.rows.shift, data, D, F64))
+    potential, drawn = weights_by_block(room.closest, room.sums, room.w, blocks), 0
+    for k in range(K):
+        trials = 2 + int(math.log(K)) if f.spread and k > 0 else 1
+        at = best_of_trials(f, room, metric, stream, trials, potential, drawn)
+        drawn += trials
+        copy_row(centers, k * D, room.xt, at, D, S)
+        if f.spread and k < K - 1:
+            if k == 0:
+                for t in range(M):
+                    room.closest[t] = math.inf
+            closest, center = room.closest, centers[k * D :]
+            potential = nearer(closest, room.sums, room.xt, center, metric, room.w, closest, M, D, S)
+        elif k < K - 1:
+            potential = without_row(room.closest, room.sums, room.w, at, blocks)
+
+
 @cache
 def make_seeds() -> Kernel:
     """The kernel."""
 
-    @kernel(FIELDS)
-    def mixture_seeds(block):
-        (
-            x, x_code, x_row, x_problem, restarts, w, w_row, w_problem, seed, N, D, K, active, ids, shift,
-            scale, centers, size, room, room_size, spread,
-        ) = unpack(block, FIELDS)  # fmt: skip
-        M = (N + BLOCK - 1) // BLOCK * BLOCK
-        S = M + 8
-        me = worker(block)
-        mine = room + 8 * room_size * me
-        xt, w_t = array_at(mine, D * S, F64), array_at(mine + 8 * D * S, S, F64)
-        rest = mine + 8 * (D + 1) * S
-        closest, trial = array_at(rest, S, F64), array_at(rest + 8 * S, S, F64)
-        sums, trial_sums = array_at(rest + 16 * S, S, F64), array_at(rest + 24 * S, S, F64)
-        center = array_at(rest + 32 * S, D, F64)
-        start, stop = take(block, me)
+    @kernel(SEEDS)
+    def mixture_seeds(f):
+        me = worker(f.header)
+        room = open_scratch(f, me)
+        start, stop = take(f.header, me)
         while start < stop:
             for unit in range(start, stop):
-                p = array_at(active + 8 * unit, 1, I64)[0]
-                data, restart = p // restarts, p % restarts
-                problem = array_at(ids + 8 * data, 1, I64)[0]
-                shift_p, scale_p = array_at(shift + 8 * data * D, D, F64), array_at(scale + 8 * p * D, D, F64)
-                centers_p = array_at(centers + 8 * p * size + 16 * K, K * D, F64)
-                load(xt, x + data * x_problem * (4 if x_code == F32 else 8), x_code, 0, x_row, N, M, D, S, shift_p)
-                load_weights(w_t, w + data * w_problem * 8 if w else 0, 0, w_row, N, M)
-                if w:
-                    drop(xt, w_t, N, D, S)
-                draws = 0
-                for t in range(M):
-                    closest[t] = 1.0
-                for b in range(M // BLOCK):
-                    sums[b] = 0.0
-                    for t in range(b * BLOCK, (b + 1) * BLOCK):
-                        sums[b] += w_t[t]
-                potential = 0.0
-                for b in range(M // BLOCK):
-                    potential += sums[b]
-                trials = 2 + int(math.log(K)) if spread else 1
-                for k in range(K):
-                    least, at = math.inf, 0
-                    for _ in range(trials if k > 0 else 1):
-                        u = uniform(seed, problem, restart, draws)
-                        draws += 1
-                        t = draw_row(closest, sums, w_t, u * potential, M, N)
-                        if trials > 1 and k > 0:
-                            for d in range(D):
-                                center[d] = xt[d * S + t]
-                            left = nearer(trial, trial_sums, xt, center, scale_p, w_t, closest, M, D, S)
-                        else:
-                            left = 0.0
-                        if left < least:
-                            least, at = left, t
-                    for d in range(D):
-                        centers_p[k * D + d] = xt[d * S + at]
-                    if k == K - 1:
-                        continue  # nothing is drawn any more
-                    if spread:
-                        if k == 0:
-                            for t in range(M):
-                                closest[t] = math.inf
-                        potential = nearer(closest, sums, xt, centers_p[k * D :], scale_p, w_t, closest, M, D, S)
-                    else:  # each row once
-                        closest[at] = 0.0
-                        b, potential = at // BLOCK, 0.0
-                        sums[b] = 0.0
-                        for t in range(b * BLOCK, (b + 1) * BLOCK):
-                            sums[b] += w_t[t] * closest[t]
-                        for b in range(M // BLOCK):
-                            potential += sums[b]
-            finished(block, stop - start)
-            start, stop = take(block, me)
+                draw_seeds(f, room, row_at(f.active, unit, 1, I64)[0])
+            finished(f.header, stop - start)
+            start, stop = take(f.header, me)
 
     return mixture_seeds

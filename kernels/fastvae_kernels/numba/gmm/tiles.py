@@ -24,7 +24,8 @@ from ..language.math import exp_negative, fma, like, log_normal, select
 from ..language.memory import F64, number, read, sum_of, vector, write
 from ..language.transpose import fetch
 from ..language.vector import lanes, register, total
-from .few_features import DIAG, FEW, FULL, MEANS_ALONE, SPHERICAL, add_features, add_few, add_square, logits_few
+from .few_features import FEW, add_features, add_few, add_square, logits_few
+from .modes import DIAG, FULL, MEANS_ALONE, SPHERICAL
 
 PANEL = 8  # features whose r e stay in the first cache, a multiple of 4
 FACTORS = 16  # from 1 to K: a product of so many is a float64 for any K

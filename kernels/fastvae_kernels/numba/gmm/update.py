@@ -6,7 +6,7 @@ The statistics are those of `tiles.py`, about a center of each component. With n
                              tied         (sum_k sum r e e' - n_k d_k d_k') / sum_k n_k
                              spherical    (sum r |e|^2 / n - |d|^2) / D
 
-where the center is the previous mean, so d is small and the subtraction harmless: it is noticed where it is not (FAR).
+The center is the previous mean, so d is small and little cancels; where much does, the flag FAR says so.
 P = L^-1 for Sigma = L L'. A parameter block holds, one after the other, weights [K], c [K], means [K, D], the factor P
 and the covariances, both in the shapes of `tiles.py`; means are relative to a shift near that of the data.
 Specification: fastvae/reference/gmm/formulas.py
@@ -15,19 +15,19 @@ Specification: fastvae/reference/gmm/formulas.py
 import math
 
 from ..language.jit import loop_jit, math_jit, outlined
-from .few_features import DIAG, FULL
+from .modes import DIAG, FULL
 from .tiles import width
 
-# What is wrong with a component, or to be done about it.
-SINGULAR, FAR = 1, 2  # no rows, or a covariance that is not positive definite; to be summed about another center
-SMALL, LARGE = 1e-150, 1e150  # between them a product of factors waits for its logarithm
-LOST = 1e-6  # of a variance, left by a subtraction: so many digits are gone
+# Flags of a component: no rows, or a covariance that is not positive definite; sums to be taken about the new mean.
+SINGULAR, FAR = 1, 2
+SMALL, LARGE = 1e-150, 1e150  # a product of factors within takes one logarithm
+CANCELLED = 1e-6  # part of a sum that a subtraction leaves: six digits are lost
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @loop_jit
 def merge(statistics, first, length, stride, slots):
-    """Add up a part of all slots' statistics, in index order, into that of slot 0."""
+    """Add the statistics of all slots, or a part of them, to those of slot 0, in index order."""
     outlined()
     for s in range(1, slots):
         for i in range(first, first + length):
@@ -71,7 +71,7 @@ def factor(covariance, P, u, D):
 
 @loop_jit
 def covariance_of(covariance, square, linear, D, K, reg_covar):
-    """A full covariance from products of K components (1, but for a tied one); FAR, or 0."""
+    """A full covariance from the products of its components: one, or all K if tied. Returns FAR or 0."""
     outlined()
     flag, n = 0, 0.0
     for k in range(K):
@@ -85,7 +85,7 @@ def covariance_of(covariance, square, linear, D, K, reg_covar):
                 if n_k > 0:
                     value -= linear[k * (D + 1) + i] * linear[k * (D + 1) + j] / n_k
             if i == j:
-                if value < LOST * before:
+                if value < CANCELLED * before:
                     flag = FAR
                 covariance[i * D + i] = value / n + reg_covar
             else:
@@ -96,7 +96,7 @@ def covariance_of(covariance, square, linear, D, K, reg_covar):
 
 @loop_jit
 def update_mean(k, statistics, parameters, centers, D, K):
-    """Mean of a component; its weight n, in the place of pi."""
+    """Write the mean of a component, and its total weight n in place of pi."""
     outlined()
     n = statistics[k * (D + 1) + D]
     parameters[k] = n
@@ -107,14 +107,14 @@ def update_mean(k, statistics, parameters, centers, D, K):
 
 @math_jit
 def flag_of(n, log_det, flag):
-    """The flag, and SINGULAR where there are no rows or no determinant."""
+    """The flag, with SINGULAR set where there are no rows or no determinant."""
     good = 0 < n < math.inf and -math.inf < log_det < math.inf
     return flag if good else flag | SINGULAR
 
 
 @loop_jit
 def update_full(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
-    """Mean, covariance, factor and log |P|, in the place of c, of a component; of a tied covariance with the first."""
+    """Write mean, covariance, factor, and log |P| in place of c; a tied covariance with the first component."""
     outlined()
     n, flag, log_det = update_mean(k, statistics, parameters, centers, D, K), 0, 0.0
     square, P = statistics[K * (D + 1) :], parameters[2 * K + K * D :]
@@ -131,7 +131,7 @@ def update_full(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
 
 
 @loop_jit
-def update_diag(k, statistics, parameters, centers, D, K, reg_covar):
+def update_diag(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
     """The same for a diagonal covariance."""
     outlined()
     n, flag = update_mean(k, statistics, parameters, centers, D, K), 0
@@ -141,7 +141,7 @@ def update_diag(k, statistics, parameters, centers, D, K, reg_covar):
     covariance = P[K * D :]
     for d in range(D):
         value = square[d] - linear[d] * linear[d] / n
-        if value < LOST * square[d]:
+        if value < CANCELLED * square[d]:
             flag = FAR
         covariance[d] = value / n + reg_covar
         P[d] = 1 / math.sqrt(covariance[d])
@@ -154,7 +154,7 @@ def update_diag(k, statistics, parameters, centers, D, K, reg_covar):
 
 
 @loop_jit
-def update_spherical(k, statistics, parameters, centers, D, K, reg_covar):
+def update_spherical(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
     """The same for one variance."""
     outlined()
     n = update_mean(k, statistics, parameters, centers, D, K)
@@ -167,14 +167,14 @@ def update_spherical(k, statistics, parameters, centers, D, K, reg_covar):
     parameters[P] = 1 / math.sqrt(parameters[P + K])
     log_det = D * math.log(parameters[P])
     parameters[K + k] = log_det
-    return flag_of(n, log_det, FAR if value < LOST * square else 0)
+    return flag_of(n, log_det, FAR if value < CANCELLED * square else 0)
 
 
 @loop_jit
-def split(bad, parameters, flags, D, K, matrices, family):
-    """Put a component without rows or spread beside the one of the widest spread, along its widest dimension."""
+def split(bad, parameters, flags, D, K, tied, family):
+    """Replace a singular component: split the component of the largest spread along its widest dimension."""
     outlined()
-    full, tied = family == FULL, matrices < K
+    full, matrices = family == FULL, 1 if tied else K
     size = D * D if full else D if family == DIAG else 1
     P = 2 * K + K * D
     V = P + matrices * size
@@ -204,14 +204,14 @@ def split(bad, parameters, flags, D, K, matrices, family):
 
 
 @loop_jit
-def finish_parameters(parameters, flags, D, K, matrices, family, rescue):
-    """Weights and c from what `update_full` and its kin left; (flags of all together, whether one was split)."""
+def finish_parameters(parameters, flags, D, K, tied, family, rescue):
+    """Weights and c, after `update_full` and its kin. Returns all flags, and whether a component was split."""
     outlined()
-    flag, split_, all_, tied = 0, False, 0.0, matrices < K
+    flag, split_, all_ = 0, False, 0.0
     if tied and flags[0] & SINGULAR and parameters[0] > 0:
-        rescue = False  # the covariance is everybody's
+        rescue = False  # all components share the covariance
     for k in range(K):
-        if flags[k] & SINGULAR and rescue and split(k, parameters, flags, D, K, matrices, family):
+        if flags[k] & SINGULAR and rescue and split(k, parameters, flags, D, K, tied, family):
             flags[k], split_ = 0, True
         flag |= flags[k]
     for k in range(K):

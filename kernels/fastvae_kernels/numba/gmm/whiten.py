@@ -1,11 +1,12 @@
-"""k-means of whitened rows: where mixtures start whose components are long, tilted, and side by side.
+"""k-means of whitened rows: initialisation of mixtures whose components are elongated, tilted, and side by side.
 
     z = P (x - m),    P = L^-1,    L L' = S + JITTER diag S,    m, S the mean and the covariance of all rows
 
-Distances of z do not depend on how features are scaled, turned or sheared; k-means of x, feature by feature in units of
-its standard deviation, cuts such components across. Where there are clusters in few of many directions, it is k-means
-of x that finds them: both are tried, and the start is taken that is likelier after a step of EM, see `run.py`.
-Traffic, elements: reads some of the rows, once more; writes as many, float64.
+Distances between rows of z are invariant to linear maps of x. k-means of x, with features in units of their standard
+deviations, cuts elongated components across; but where only a few of many directions hold clusters, k-means of x
+finds them and k-means of z does not. Both are tried; the start that is likelier after a step of EM is taken, see
+`run.py`.
+Traffic, elements: reads a sample of the rows once more, and writes as many, float64.
 Specification: fastvae/reference/gmm/start.py
 """
 
@@ -15,28 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .few_features import FULL, TIED
 from .launch import Mixtures
-from .steps import CENTERS, LINEAR, NEAREST, PARAMETERS, PRODUCTS
+from .modes import CENTERS, FULL, LINEAR, NEAREST, PARAMETERS, PRODUCTS, TIED
 
 JITTER = 1e-9  # of each variance: a feature that others determine counts for nothing
-SHARP = 2.0**20  # what factors are times, so that responsibilities are 1 for the nearest center
+SHARP = 2.0**20  # factors are multiplied by it: responsibilities are 1 for the nearest center
 WHITE_ROWS, ROWS_FOR_EACH, WHITE_ELEMENTS = 1 << 11, 8, 1 << 22  # of a problem; rows for each D and K
-BLOCK = 1 << 17  # elements that stay in a cache
+BLOCK = 1 << 17  # elements that fit a cache
 
 
 def can_tilt(m: Mixtures) -> bool:
-    """Whether there are such components."""
+    """Whether components of this family can be tilted."""
     return m.family in (FULL, TIED) and m.D > 1 and m.K > 1
 
 
 def rows_to_whiten(m: Mixtures) -> int:
-    """How many are enough to tell which start is likelier."""
+    """Rows that are enough to tell which start is likelier."""
     return min(max(WHITE_ROWS, ROWS_FOR_EACH * m.K * m.D), max(WHITE_ELEMENTS // m.D, ROWS_FOR_EACH * m.K))
 
 
 class Whitened:
-    """Rows of each problem, white; and the way back."""
+    """Whitened rows of each problem, and the inverse map."""
 
     def __init__(self, m: Mixtures) -> None:
         self.mean, S = covariance(m)
@@ -49,7 +49,7 @@ class Whitened:
         self.mixtures = Mixtures(white, m.w, m.K, m.family, m.restarts, m.ids, seed=m.seed)
 
     def parameters(self, m: Mixtures, theta: np.ndarray) -> np.ndarray:
-        """Of white centers those of m that make responsibilities 1 for the nearest, and 0 for all others."""
+        """Parameters of m whose responsibilities are 1 for the nearest whitened center, and 0 for all others."""
         hard = m.parameters()
         weights, _, means, factors, _ = m.parts(hard)
         L, mean, P = (t.repeat_interleave(m.restarts, dim=0) for t in (self.L, self.mean[:, None], self.P))
@@ -72,8 +72,8 @@ def covariance(m: Mixtures) -> tuple[Tensor, Tensor]:
 
 
 def lower_product(rows: Tensor, L: Tensor) -> Tensor:
-    """rows L' ``[B, n, D]`` for lower triangles ``[B, D, D]``, by element: no matrix product, whose bits may depend on
-    the batch.
+    """rows L' ``[B, n, D]`` for lower triangles ``[B, D, D]``, element by element: the bits of a matrix product may
+    depend on the batch.
     """
     out = torch.zeros_like(rows)
     B, n, D = rows.shape

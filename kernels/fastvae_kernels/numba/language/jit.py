@@ -32,11 +32,18 @@ from numba.extending import intrinsic, lower_builtin
 
 from ...undisturbed import undisturbed
 from .layout import Block, Layout
+from .linking import HelperCompiler, KernelCompiler
 from .target import LANES_REGISTER
 
 FASTMATH = frozenset({"contract", "nsz"})
 # Of functions that only kernels call: without ways in for Python and C, which took a sixth of the time to compile.
-HELPER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False, "error_model": "numpy"}
+HELPER = {
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "_nrt": False,
+    "error_model": "numpy",
+    "pipeline_class": HelperCompiler,
+}
 HEADER = "6q512x"  # of each block: `threads.py` counts in it
 
 # Numba asks of a cached kernel only whether its own file changed, and would go on using the old `math.py` inlined
@@ -93,7 +100,9 @@ class Kernel:
         argument: Any = types.intp
         if isinstance(fields, Layout):
             argument, fields = Block(fields, tuple(constants.items()), struct.calcsize(HEADER) // 8), fields.letters
-        compiled: Any = CFunc(function, ((argument,), types.void), locals={}, options=options)
+        compiled: Any = CFunc(
+            function, ((argument,), types.void), locals={}, options=options, pipeline_class=KernelCompiler
+        )
         try:
             compiled.enable_caching()
             self.cached = True

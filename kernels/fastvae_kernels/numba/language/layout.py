@@ -15,7 +15,6 @@ and as nothing writes to a block, LLVM reads it once or as often as it likes.
 """
 
 from collections import namedtuple
-from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -51,7 +50,10 @@ class Layout:
     def pack(self, **numbers: Any) -> tuple[Any, ...]:
         """All numbers in their order, groups given as packed."""
         values = self._in_order(**numbers)
-        return (*values[: self.own], *chain.from_iterable(values[self.own :]))
+        flat = values[: self.own]
+        for group in values[self.own :]:
+            flat += group
+        return flat
 
 
 def _in_order(names: list[str]) -> Any:

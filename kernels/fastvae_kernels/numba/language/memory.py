@@ -3,6 +3,7 @@
 A kernel is compiled for dtype codes that it holds as constants, and makes its 1-D arrays itself:
 
     x = array_at(x_address, length, X)      # float32, float64, uint16 (the bits of bfloat16) or uint8 elements
+    c = row_at(c_address, i, width, F64)    # row i of a table
     one, v = number(T), vector(T)           # zeros of the dtype to compute in
     a = read(x, i, v)                       # elements i, i + 1, ..., one for each lane; a number for ``one``
     write(x, i, a)                          # rounded to the elements' dtype, to nearest even
@@ -41,6 +42,9 @@ ITEM_SIZES = {F32: 4, F64: 8, BF16: 2, U8: 1, U32: 4, I64: 8}
 ELEMENTS = {
     F32: types.float32, F64: types.float64, BF16: types.uint16, U8: types.uint8, U32: types.uint32, I64: types.int64
 }  # fmt: skip
+
+
+BYTES = ir.IntType(8).as_pointer()
 
 
 @intrinsic(prefer_literal=True)
@@ -88,9 +92,23 @@ def array_at(typingctx, address, length, code):
     result = types.Array(ELEMENTS[code.literal_value], 1, "C")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _array(context, builder, result, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), args[1])
+        return _array(context, builder, result, builder.inttoptr(args[0], BYTES), args[1])
 
     return result(types.intp, types.intp, code), codegen
+
+
+@intrinsic(prefer_literal=True)
+def row_at(typingctx, address, i, width, code):
+    """Row i of the table at ``address``, of ``width`` elements side by side, as a 1-D array."""
+    result = types.Array(ELEMENTS[code.literal_value], 1, "C")
+    size = ITEM_SIZES[code.literal_value]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, i, width, _ = args
+        offset = builder.mul(builder.mul(i, width), width.type(size))
+        return _array(context, builder, result, builder.inttoptr(builder.add(address, offset), BYTES), width)
+
+    return result(types.intp, types.intp, types.intp, code), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -1,0 +1,41 @@
+"""The rows of B problems, as every kernel of mixtures gets them, and a tile of them in scratch.
+
+Problem p of P = B restarts is a restart of the data p // restarts. A tile holds T rows less a shift, turned, so that
+rows are the lanes of vectors; S = T + 8 is the stride between its features, no power of two, which would put them all
+in one set of the cache. Rows of weight 0 are zeros, whatever they hold.
+"""
+
+from ..language.jit import math_jit
+from ..language.layout import Layout
+from ..language.memory import F32
+from ..language.transpose import ahead_of, drop, load, load_weights
+
+# Addresses, the dtype code of x, strides in elements, sizes; w is 0 where there are no weights; shift is [B, D].
+ROWS = Layout("x x_code x_row x_problem w w_row w_problem shift N D restarts")
+
+
+@math_jit
+def padded(rows):
+    """Whole pairs of vectors that hold so many rows."""
+    return (rows + 15) // 16 * 16
+
+
+@math_jit
+def x_of(f, data):
+    """Where the rows of x begin."""
+    return f.x + data * f.x_problem * (4 if f.x_code == F32 else 8)
+
+
+@math_jit
+def load_tile(f, xt, w_t, data, first, rows, S, shift):
+    """Rows from the first on, and their weights; zeros behind them."""
+    load(xt, x_of(f, data), f.x_code, first, f.x_row, rows, padded(rows), f.D, S, shift)
+    load_weights(w_t, f.w + data * f.w_problem * 8 if f.w else 0, first, f.w_row, rows, padded(rows))
+    if f.w:
+        drop(xt, w_t, rows, f.D, S)
+
+
+@math_jit
+def rows_ahead(f, data, first, rows):
+    """Rows that are loaded later, for `fetch`."""
+    return ahead_of(x_of(f, data), f.x_code, first, f.x_row, rows, f.D)
