@@ -1,7 +1,9 @@
-"""The report's pictures: SVG without a background, in greys and colours that are seen on white and on black alike."""
+"""The report's charts: SVG on white, narrow enough for a phone, whose rows are understood without a caption."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -9,148 +11,180 @@ import matplotlib
 
 matplotlib.use("agg")
 from matplotlib import pyplot
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.transforms import blended_transform_factory
 
-from .report import JOBS, Case, Run, cases_of, share
+from .labels import GREY, INK, SHAPES, colour, contender, family, heading, order, short, size
+from .report import JOBS, PEAKS, Case, Run, cases_of, duration, share
 
-GREY = "#808080"
-# contrast of at least 3 with white and with GitHub's black
-ORANGE, BLUE, GREEN, PURPLE = "#d9730d", "#3b82d0", "#2e9e5b", "#a864d8"
-RED, OLIVE, TEAL = "#d6457a", "#8a8a1e", "#149aa0"
-COLOURS = {
-    "eager": ORANGE,
-    "compile": BLUE,
-    "reference": GREEN,
-    "scikit-learn": PURPLE,
-    "scikit-learn (1 thread)": OLIVE,
-    "oneDAL": RED,
-    "numpy": TEAL,
-    "bmm": OLIVE,
-    "lstsq": ORANGE,
-    "statsmodels": BLUE,
-    "BLAS X'X": RED,
-}
-MARKERS = "osD^vPX*h"
+PANEL, BEYOND = "#f0f2f4", "#6e7781"
+WIDTH, LINE = 5.0, 0.185  # inches: of a chart, and of a row
+NAMES, RIGHT, EDGE = 1.55, 0.78, 0.08  # inches: for the names of rows, for figures, and of the border
+TOP, BOTTOM, GAP = 2.7, 3.1, 0.6  # rows above, below and between the panels
+KEYS = 3  # explanations of markers in a line
 STYLE = {
-    **dict.fromkeys(["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], GREY),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.size": 11,
-    "legend.frameon": False,
-    "grid.color": GREY,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.8,
+    **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.color"], INK),
+    "font.size": 8.5,
+    # text stays text, in a font of the reader's: a third of the bytes. DejaVu Sans comes with matplotlib, and is wide
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],
     "svg.hashsalt": "fastvae",
 }
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
-@contextmanager
-def picture(run: Run, path: Path, height: float, **panels: Any) -> Iterator[Any]:
-    """Axes; saved with the run's date and commit in it, from which a test knows it."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(9, height), layout="constrained", **panels)
-        yield axes
-        about = {"Description": mark(run), "Date": None}
-        figure.savefig(path, transparent=True, metadata=about)
-        pyplot.close(figure)
+@dataclass(frozen=True)
+class Block:
+    """A panel: a title with a note to its right, what its markers mean, and a row for each case."""
+
+    title: str
+    note: str = ""
+    cases: list[Case] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+
+    @property
+    def above(self) -> int:
+        """Lines above the rows."""
+        return bool(self.title) + -(-len(self.keys) // KEYS)
 
 
 def mark(run: Run) -> str:
-    """What a picture is known by."""
+    """What tells the run of a chart, in its metadata."""
     return f"{run['date']} {run['commit']}"
 
 
-def logarithmic(axis: Any, formatter: Any) -> None:
-    """With few numbers, none in powers of ten."""
-    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
-    axis.set_major_formatter(formatter)
-    axis.set_minor_formatter(NullFormatter())
+@contextmanager
+def sheet(run: Run, path: Path, title: str, blocks: Sequence[Block], shown: str, left: float = NAMES) -> Iterator[Any]:
+    """Axes in which y counts lines from the top; a title above, and below what is ``shown``, and of which run."""
+    lines = sum(block.above + len(block.cases) + GAP for block in blocks) - GAP
+    height = LINE * (lines + TOP + BOTTOM)
+    with matplotlib.rc_context(STYLE):
+        figure = pyplot.figure(figsize=(WIDTH, height), facecolor="white")
+        sides = {"left": left / WIDTH, "right": 1 - RIGHT / WIDTH}
+        figure.subplots_adjust(**sides, top=1 - LINE * TOP / height, bottom=LINE * BOTTOM / height)
+        axes = figure.add_subplot(facecolor="none")
+        axes.set_ylim(lines, 0)
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.tick_params(axis="x", which="both", length=0, pad=3, labeltop=True)
+        write(axes, 0.9 - TOP, title, weight="bold", size=10)
+        machine = run["machine"]
+        about = f"{shown}; {machine['cores']} cores of {machine['cpu']}, {run['date'][:10]}, commit {run['commit']}"
+        write(axes, lines + BOTTOM - 0.6, about, color=GREY, size=7.5)
+        yield axes
+        figure.savefig(path, metadata={"Title": title, "Description": mark(run), "Date": None})
+        pyplot.close(figure)
 
 
-def legend(axes: Any, handles: dict[str, Any]) -> None:
-    """To the right."""
-    where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "handletextpad": 0.3, "borderaxespad": 0.8}
-    axes.legend(handles.values(), handles.keys(), **where)
+def write(axes: Any, line: float, text: str, right: bool = False, **style: Any) -> None:
+    """Text in the middle of a line, at the left border or at the right one."""
+    place = blended_transform_factory(axes.figure.dpi_scale_trans, axes.transData)
+    style = {"ha": "right" if right else "left", "va": "center_baseline", "parse_math": False, **style}
+    axes.text(WIDTH - EDGE if right else EDGE, line, text, transform=place, **style)
 
 
-def label_rows(axes: Any, labels: Sequence[str]) -> None:
-    """From the top down, as a table reads."""
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
+def panels(axes: Any, blocks: Sequence[Block], ticks: Sequence[float], strong: float) -> Iterator[tuple[Case, float]]:
+    """Draw grounds, titles and keys, with lines at the ticks; yield each case with the middle of its row."""
+    line, note = 0.0, ""
+    for block in blocks:
+        first, last = line + block.above, line + block.above + len(block.cases)
+        if block.cases:
+            axes.axhspan(first, last, color=PANEL, lw=0)
+            axes.vlines(ticks, first, last, color="white", lw=1, zorder=1)
+            axes.vlines(strong, first, last, color=INK, lw=1.2, zorder=1)
+        write(axes, line + 0.5, block.title, weight="bold")
+        if block.note != note:
+            write(axes, line + 0.5, block.note, right=True, color=GREY, size=7.5)
+        note = block.note
+        draw_keys(axes, line + bool(block.title), block.keys)
+        yield from ((case, first + 0.5 + i) for i, case in enumerate(block.cases))
+        line = last + GAP
+
+
+def draw_keys(axes: Any, line: float, names: Sequence[str]) -> None:
+    """Markers and what they stand for, from left to right and then down."""
+    for i, name in enumerate(names):
+        place = blended_transform_factory(axes.figure.dpi_scale_trans, axes.transData)
+        x, y = EDGE + i % KEYS * (WIDTH - 2 * EDGE) / KEYS, line + i // KEYS + 0.5
+        shape = SHAPES[contender(name).marker]
+        axes.add_line(Line2D([x + 0.05], [y], ls="", color=colour(name), transform=place, clip_on=False, **shape))
+        axes.text(x + 0.15, y, contender(name).label, va="center_baseline", transform=place)
+
+
+def rivals_of(cases: Sequence[Case]) -> list[str]:
+    """Names of the contenders that were timed in some of these cases, those of a library side by side."""
+    return sorted({name for case in cases for name in case["rivals"]}, key=order)
+
+
+def multiples(run: Run, path: Path, title: str, blocks: Sequence[Block], name_of: Any, left: float = NAMES) -> None:
+    """In the row of a case a marker for each rival: its time as a multiple of ours, and a line between quartiles."""
+    values = [q for block in blocks for case in block.cases for name in case["rivals"] for q in case["ratio"][name]]
+    low, high = min(0.8, *(v / 1.25 for v in values)), max(10.0, *(1.25 * v for v in values))
+    steps = (1, 3) if high < 300 * low else (1,)
+    ticks = [step * 10.0**power for power in range(-3, 6) for step in steps if low <= step * 10.0**power <= high]
+    with sheet(run, path, title, blocks, "median and quartiles", left) as axes:
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("multiple of fastvae's time (log scale)", labelpad=2)
+        write(axes, -0.7, "fastvae", right=True)
+        for case, middle in panels(axes, blocks, ticks, 1):
+            write(axes, middle, name_of(case["name"]))
+            write(axes, middle, duration(case["us"][case["ours"]][1]), right=True)
+            for name in case["rivals"]:
+                first, median, third = case["ratio"][name]
+                axes.hlines(middle, first, third, color=colour(name), lw=1.5, alpha=0.6, clip_on=False)
+                shape = SHAPES[contender(name).marker]
+                axes.plot([median], [middle], color=colour(name), clip_on=False, **shape)
 
 
 def overview(run: Run, path: Path) -> None:
-    """A row for each case that the README shows, a dot for each rival; left of 1 is a loss."""
-    shown = {job: [case for case in cases_of(run, job) if case["shown"]] for job in JOBS}
-    shown = {job: cases for job, cases in shown.items() if cases}
-    sizes = [len(cases) + 0.2 for cases in shown.values()]
-    with picture(
-        run, path, 1 + 0.4 * sum(sizes), nrows=len(shown), sharex=True, squeeze=False, height_ratios=sizes
-    ) as panels:
-        for axes, cases in zip(panels[:, 0], shown.values(), strict=True):
-            handles: dict[str, Any] = {}
-            for y, case in enumerate(cases):
-                for name in case["rivals"]:
-                    low, median, high = case["ratio"][name]
-                    axes.plot([low, high], [y, y], color=COLOURS.get(name, GREY), lw=2, alpha=0.5)
-                    (handles[name],) = axes.plot([median], [y], "o", color=COLOURS.get(name, GREY), ms=8)
-            logarithmic(axes.xaxis, PLAIN)
-            axes.axvline(1, color=GREY, lw=1.5)
-            label_rows(axes, [case["name"] for case in cases])
-            axes.grid()
-            legend(axes, handles)
-        panels[-1, 0].set_xlabel("time of a rival as a multiple of fastvae's; left of 1 it is faster")
+    """The cases that the README shows, a panel for each job."""
+    blocks = []
+    for job, title in JOBS.items():
+        if cases := [case for case in cases_of(run, job) if case["shown"]]:
+            blocks.append(Block(title, heading(cases[0]["name"])[1], cases, rivals_of(cases)))
+    multiples(run, path, "Time of other libraries relative to fastvae", blocks, short, left=1.86)
 
 
-def family(case: Case) -> str:
-    """What cases of a job differ in besides their size: the words before the numbers."""
-    words = case["name"].split()
-    return " ".join(words[: next((i for i, word in enumerate(words) if word[0].isdigit()), len(words))]).rstrip(",")
-
-
-def over_size(run: Run, job: str, path: Path) -> None:
-    """Ratios over the number of elements; colour tells the rival, the shape of a point the kind of case."""
+def job_chart(run: Run, job: str, path: Path) -> None:
+    """All cases of a job, a panel for each kind of them."""
     cases = cases_of(run, job)
-    families = list(dict.fromkeys(map(family, cases)))
-    marker = {kind: MARKERS[i % len(MARKERS)] for i, kind in enumerate(families)}
-    handles: dict[str, Any] = {}
-    with picture(run, path, 4.8) as axes:
-        for case in cases:
-            x = case["elements"]
-            for name in case["rivals"]:
-                (low, median, high), colour = case["ratio"][name], COLOURS.get(name, GREY)
-                axes.vlines(x, low, high, color=colour, lw=2, alpha=0.4)
-                axes.plot([x], [median], marker[family(case)], color=colour, ms=7, alpha=0.9)
-                (handles[name],) = axes.plot([], [], "o", color=colour, ms=7)
-        for kind in families if len(families) > 1 else []:
-            (handles[kind],) = axes.plot([], [], marker[kind], color=GREY, ms=7, mfc="none", ls="")
-        logarithmic(axes.xaxis, EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        logarithmic(axes.yaxis, PLAIN)
-        axes.axhline(1, color=GREY, lw=1.5)
-        axes.grid()
-        axes.set_xlabel("elements of the data")
-        axes.set_ylabel("time as a multiple of fastvae's")
-        legend(axes, handles)
+    blocks = [Block(*heading(some[0]["name"]), some) for some in by_family(cases)]
+    keys = Block("", keys=rivals_of(cases))
+    multiples(run, path, f"{JOBS[job]}, time relative to fastvae", [keys, *blocks], size)
+
+
+def by_family(cases: Sequence[Case]) -> list[list[Case]]:
+    """Cases of a kind, which follow each other."""
+    return [list(some) for _, some in groupby(cases, key=lambda case: family(case["name"]))]
 
 
 def limits(run: Run, path: Path) -> None:
-    """The share of the peak that binds, case by case."""
-    found = [(case["name"], share(case, run)) for case in run["cases"]]
-    bars = [(name, *part) for name, part in found if part]
-    colour, handles = {"copy": BLUE, "dgemm": ORANGE}, {}
-    says = {"copy": "of a copy's\nbandwidth", "dgemm": "of the speed of\na matrix product"}
-    with picture(run, path, 1.2 + 0.27 * len(bars)) as axes:
-        for y, (_, part, peak) in enumerate(bars):
-            handles[says[peak]] = axes.barh(y, 100 * part, 0.7, color=colour[peak])
-        axes.axvline(100, color=GREY, lw=1.5)
-        label_rows(axes, [f"{name}   {100 * part:>4.0f} %" for name, part, _ in bars])
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
-        axes.set_xlabel("share of the measured peak, %; beyond 100 the data lay in a cache")
-        legend(axes, handles)
+    """What share of the machine's limit is reached: of memory, or of arithmetic."""
+    limit = {}
+    for name, value in run["peaks"].items():
+        peak, unit = name.split()
+        limit[peak] = f"100 % = {PEAKS[peak]}, {value:.0f} {unit}"
+    shares = {case["name"]: found for case in run["cases"] if (found := share(case, run))}
+    blocks = []
+    for peak, note in limit.items():
+        bound = [case for case in run["cases"] if case["name"] in shares and shares[case["name"]][1] == peak]
+        blocks += [Block(heading(some[0]["name"])[0], note, some) for some in by_family(bound)]
+    high = max(100.0, *(100 * part for part, _ in shares.values()))
+    ticks = range(0, int(high) + 1, 100 if high > 200 else 50)
+    with sheet(run, path, "Share of the machine's limit that fastvae reaches", blocks, "medians") as axes:
+        axes.set_xlim(0, high)
+        axes.set_xticks(ticks, [f"{tick} %" for tick in ticks])
+        axes.set_xlabel("share of the limit", labelpad=2)
+        for case, middle in panels(axes, blocks, ticks, 100):
+            part, peak = 100 * shares[case["name"]][0], shares[case["name"]][1]
+            write(axes, middle, size(case["name"]))
+            write(axes, middle, f"{part:.0f} %", right=True)
+            axes.barh(middle, part, 0.66, color=BEYOND if part > 100 else INK, zorder=2)
+            if part > 100:
+                text = f"faster than a {PEAKS[peak].split()[-1]}"
+                axes.text(0.01 * high, middle, text, color="white", va="center_baseline", size=7)
 
 
 def draw(run: Run, folder: Path) -> list[Path]:
@@ -161,5 +195,5 @@ def draw(run: Run, folder: Path) -> list[Path]:
     for job in JOBS:
         if cases_of(run, job):
             paths.append(folder / f"{job}.svg")
-            over_size(run, job, paths[-1])
+            job_chart(run, job, paths[-1])
     return paths

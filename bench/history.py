@@ -94,11 +94,13 @@ def stamp(folder: Path = ROOT / "kernels" / "fastvae_kernels") -> str:
 
 
 def since(run: dict[str, Any]) -> str:
-    """Whether the kernels have changed since a run, and by how many commits, where git can tell."""
-    if run["stamp"] == stamp():
-        return "The kernels are those of this run."
+    """How many commits have touched the kernels since a run, where git can tell, and whether their code is another."""
     count = git("rev-list", "--count", f"{run['commit']}..HEAD", "--", "kernels")
-    return f"The kernels have changed since this run{f', by {count} commits' if count else ''}."
+    commits = f"{count} commit{'' if count == '1' else 's'} since this run {'has' if count == '1' else 'have'} touched"
+    known = f" ({commits} kernels/)" if count else ""
+    if run["stamp"] == stamp():
+        return f"The kernels' code is that of this run{known}."
+    return f"The kernels' code has changed since this run{known}."
 
 
 def read(path: Path = FULL) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
-"""What a run says, in words and tables: on the terminal, in docs/bench/README.md, and in short in the README."""
+"""Tables and sentences about a run: on the terminal, in docs/bench/README.md, and in short in the README."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from .labels import contender
 
 Run = dict[str, Any]
 Case = dict[str, Any]
@@ -10,16 +12,18 @@ BEGIN, END = "<!-- bench report begins -->", "<!-- bench report ends -->"
 NOT_YET = "## How fast\n\nNot yet run: `make bench` measures, and writes what it found here."
 JOBS = {"elbo": "ELBO of a VAE", "gmm": "Gaussian mixtures", "regression": "Linear regression"}
 WHAT = {  # by how the names of cases begin
-    "elbo": "value and gradients for a batch N x D, L latent elements, x_hat given, float32",
-    "sample + KL": "noise, sampling, KL and their gradients, N x L, around a decoder that costs nothing",
-    "reparameterize, KL": "the same as two calls",
-    "training step": "a whole step of the network of `make train`, Adam included",
-    "em": "one iteration of EM on N x D, K components, float64",
+    "elbo": "value and gradients for a batch of N x D, L latent elements, x_hat given, float32",
+    "sample + KL": "noise, sampling, KL and their gradients for N x L, with a decoder that costs nothing",
+    "reparameterize, KL": "the same in two calls",
+    "training step": "one whole step of the VAE of `make train`, Adam included",
+    "em": "one EM iteration on N x D, K components, float64",
     "fit": "a whole fit, from k-means to convergence or 50 iterations",
-    "mixtures": "whole fits of B problems of N x D; of scikit-learn's loop, 20 problems are timed, as installed 5",
-    "regressions": "B problems of N x P, ours with standard errors, likelihood and more, rivals coefficients alone",
-    "tall": "one regression of N x P; rivals as above, `BLAS X'X` a single product",
+    "mixtures": "whole fits of B problems of N x D; scikit-learn loops over 20 of them, with all threads over 5",
+    "regressions": "B problems of N x P; fastvae returns standard errors, likelihoods and more, the others coefficients"
+    " (statsmodels: and standard errors)",
+    "tall": "one regression of N x P, likewise; `NumPy X.T @ X alone` is a single matrix product",
 }
+PEAKS = {"copy": "memory copy", "dgemm": "matrix product"}  # of the machine, measured when the run begins
 UNITS = ((1e6, "s"), (1e3, "ms"), (1, "us"))
 NOTABLE = 0.1  # a change between runs, relative
 
@@ -68,7 +72,7 @@ def share(case: Case, run: Run) -> tuple[float, str] | None:
 
 
 def one_line(case: Case) -> str:
-    """What is said as soon as a case was measured."""
+    """The result of a case, printed as soon as it was measured."""
     others = [f"{name} {figure(ratio[1])}x" for name, ratio in case["ratio"].items()]
     others += [f"{name} not installed" for name in case["missing"]]
     return f"{duration(case['us'][case['ours']][1])}; " + ", ".join(others)
@@ -90,8 +94,8 @@ def versions(run: Run) -> str:
 
 
 def missing(run: Run) -> list[str]:
-    """Rivals that were not installed."""
-    return sorted({name for case in run["cases"] for name in case["missing"]})
+    """Other libraries that were not installed."""
+    return sorted({contender(name).label for case in run["cases"] for name in case["missing"]})
 
 
 def cases_of(run: Run, job: str) -> list[Case]:
@@ -119,40 +123,49 @@ def rivals_table(cases: Sequence[Case]) -> list[str]:
     rows = [
         [case["name"], durations(case["us"][case["ours"]]), *(cell(case, name) for name in rivals)] for case in cases
     ]
-    return table(["case", "fastvae", *rivals], rows)
+    return table(["case", "fastvae", *(contender(name).label for name in rivals)], rows)
 
 
 def limits_table(run: Run, cases: Sequence[Case]) -> list[str]:
-    """How near the machine's limits, how our variants compare, and memory."""
+    """Speeds and their share of the machine's limit, variants of ours, and memory."""
     others, rivals = names(cases, "limits") + names(cases, "variants"), names(cases, "rivals")
     rows = []
     for case in cases:
         us, found = case["us"][case["ours"]][1], share(case, run)
         rates = [f"{case['bytes'] / us / 1e3:.1f}", f"{case['flops'] / us / 1e3:.1f}"]
         rates = [rate if float(rate) else "" for rate in rates]
-        part = f"{100 * found[0]:.0f} % of {found[1]}" if found else ""
+        part = f"{100 * found[0]:.0f} % of {PEAKS[found[1]]}" if found else ""
         ratios = [spread(case["ratio"][name]) if name in case["ratio"] else "" for name in others]
         memory = {name: f"{case['memory'][name] / 1e6:.1f}" for name in rivals if name in case["memory"]}
         ours = f"{case['memory'][case['ours']] / 1e6:.1f}" if case["ours"] in case["memory"] else ""
-        rows.append([case["name"], *rates, part, *ratios, ours, ", ".join(" ".join(pair) for pair in memory.items())])
-    return table(["case", "GB/s", "GFLOP/s", "share of peak", *others, "MB", "MB of rivals"], rows)
+        rows.append(
+            [
+                case["name"],
+                *rates,
+                part,
+                *ratios,
+                ours,
+                ", ".join(f"{contender(name).label} {m}" for name, m in memory.items()),
+            ]
+        )
+    return table(["case", "GB/s", "GFLOP/s", "share of the limit", *others, "MB", "MB of others"], rows)
 
 
 def losses(run: Run) -> list[tuple[str, str, list[float]]]:
-    """Case, rival and ratio wherever a rival's median is below ours, the worst first."""
+    """Case, rival and ratio wherever a rival's median is below ours, the largest loss first."""
     found = [(case["name"], name, case["ratio"][name]) for case in run["cases"] for name in case["rivals"]]
     return sorted((loss for loss in found if loss[2][1] < 1), key=lambda loss: loss[2][1])
 
 
 def losses_text(run: Run) -> list[str]:
-    """A sentence for each, and for rivals that were not there."""
+    """A line for each case in which another library was faster, and the libraries that were not installed."""
     lines = []
     for case, name, ratio in losses(run):
-        near = ", which is within the spread of rounds" if ratio[2] >= 1 else ""
-        lines.append(f"- {case}: `{name}` takes {spread(ratio)} of our time{near}")
-    lines = lines or ["In no case was a rival faster."]
+        near = ", within the spread of rounds" if ratio[2] >= 1 else ""
+        lines.append(f"- {case}: {contender(name).label} takes {spread(ratio)} times as long as fastvae{near}")
+    lines = lines or ["fastvae was the fastest in every case."]
     if missing(run):
-        lines += ["", f"Not installed, so not raced: {', '.join(missing(run))}."]
+        lines += ["", f"Not installed, and not timed: {', '.join(missing(run))}."]
     return lines
 
 
@@ -175,7 +188,7 @@ def changes(run: Run, before: Run | None) -> list[str]:
     text = [f"{first} within {NOTABLE:.0%} or the spread of their quartiles. Peaks: {peaks}."]
     text += [f"New: {', '.join(name for name in now if name not in earlier)}."] if len(now) > common else []
     gone = [name for name in earlier if name not in now]
-    text += [f"No longer there: {', '.join(gone)}."] if gone else []
+    text += [f"Removed: {', '.join(gone)}."] if gone else []
     updated = [f"{name} {before['versions'].get(name)} to {v}" for name, v in run["versions"].items()]
     updated = [text for text, name in zip(updated, run["versions"], strict=True) if differs(run, before, name)]
     text += [f"Versions: {', '.join(updated)}."] if updated else []
@@ -202,9 +215,9 @@ def tables(run: Run) -> list[str]:
     lines = []
     for job in JOBS:
         if cases := cases_of(run, job):
-            lines += [f"{JOBS[job]}: rivals' times as multiples of ours", *rivals_table(cases), ""]
-            lines += ["Against the limits", *limits_table(run, cases), ""]
-    return [*lines, *first_calls(run), "", "Where a rival is faster:", *losses_text(run)]
+            lines += [f"{JOBS[job]}: {MULTIPLES}", *rivals_table(cases), ""]
+            lines += ["Share of the machine's limit", *limits_table(run, cases), ""]
+    return [*lines, *first_calls(run), "", "Where another library is faster:", *losses_text(run)]
 
 
 def legend(cases: Sequence[Case]) -> list[str]:
@@ -219,20 +232,19 @@ def section(run: Run | None) -> str:
     shown = [case for case in run["cases"] if case["shown"]]
     rows = []
     for case in shown:
-        ratios = [f"{name} {figure(case['ratio'][name][1])}" for name in case["rivals"]]
+        ratios = [f"{contender(name).label} {figure(case['ratio'][name][1])}" for name in case["rivals"]]
         found = share(case, run)
-        part = f"{100 * found[0]:.0f} % of {found[1]}" if found else ""
+        part = f"{100 * found[0]:.0f} % of {PEAKS[found[1]]}" if found else ""
         rows.append([case["name"], duration(case["us"][case["ours"]][1]), ", ".join(ratios), part])
     lost, races = losses(run), sum(len(case["rivals"]) for case in run["cases"])
-    where = (
-        f"A rival is faster in {len(lost)} of {races} comparisons" if lost else f"None of {races} comparisons is lost"
-    )
+    where = f"Another library was faster in {len(lost)} of {races}" if lost else f"fastvae was faster in all {races}"
     absent = f" Not installed: {', '.join(missing(run))}." if missing(run) else ""
     lines = [
-        *["## How fast", "", INTRODUCTION, "", "![How many times as long rivals take](docs/bench/overview.svg)", ""],
-        *table(["case", "fastvae", "rivals' times, as multiples", "of measured peak"], rows),
+        *["## How fast", "", INTRODUCTION, "", f"![{OVERVIEW}](docs/bench/overview.svg)", ""],
+        *table(["case", "fastvae", "others, as multiples of fastvae's time", "share of the limit"], rows),
         *["", *legend(shown), ""],
-        f"{where}: [which, and all cases with quartiles, memory and method](docs/bench/README.md).{absent}",
+        f"{where} comparisons on this machine: [all cases, with quartiles, memory and method](docs/bench/README.md)."
+        f"{absent}",
         *["", f"{heading(run)}; {versions(run)}."],
     ]
     return "\n".join(lines)
@@ -243,38 +255,46 @@ def page(run: Run, before: Run | None) -> str:
     lines = [
         "# How fast",
         "",
-        "Written by `python -m bench report` from the last line of `bench/history/runs.jsonl`.",
+        "Written by `python -m bench report` from the last line of `bench/history/runs.jsonl`. The charts are drawn for"
+        " releases, by `python -m bench report --charts`, and say of which commit they are.",
         "",
     ]
     lines += [f"{heading(run)}; {versions(run)}. The run took {run['seconds']} s.", ""]
-    lines += ["## Where not to use it: a rival is faster", "", *losses_text(run), ""]
-    lines += ["## How near the limits", "", "![Share of the measured peak](limits.svg)", "", METHOD, ""]
+    lines += ["## Where another library is faster", "", *losses_text(run), ""]
+    lines += ["## Method, and the limits of the machine", "", METHOD, "", f"![{LIMITS}](limits.svg)", ""]
     for job, title in JOBS.items():
         if cases := cases_of(run, job):
-            lines += [f"## {title}", "", f"![Ratio over size]({job}.svg)", "", *legend(cases), ""]
-            lines += ["Rivals' times as multiples of ours, median (quartiles):", "", *rivals_table(cases), ""]
-            lines += ["Limits, variants of ours as multiples of ours, peak memory:", "", *limits_table(run, cases), ""]
+            lines += [f"## {title}", "", f"![{title}: {MULTIPLES}]({job}.svg)", "", *legend(cases), ""]
+            lines += [f"{MULTIPLES[0].upper()}{MULTIPLES[1:]}, median (quartiles):", "", *rivals_table(cases), ""]
+            lines += [f"{VARIANTS}:", "", *limits_table(run, cases), ""]
     lines += ["## First calls", "", *first_calls(run), ""]
-    lines += ["## Since the last run on such a machine", "", *changes(run, before), ""]
+    lines += ["## Since the last run on a machine like this one", "", *changes(run, before), ""]
     return "\n".join(lines)
 
 
+OVERVIEW = "Time of other libraries relative to fastvae, by job"
+LIMITS = "Share of the machine's limit that fastvae reaches, case by case"
+MULTIPLES = "time of other libraries, as a multiple of fastvae's"
+VARIANTS = "Share of the machine's limit; times of limits and variants as multiples of fastvae's; peak memory"
+
 INTRODUCTION = """\
-Times of rivals as multiples of ours, all taken in turn in one run: at 3 a rival takes three times as long, below 1 it
-is faster. No case is timed before its result agrees with a reference. `of measured peak` compares with the machine's
-own copy of memory or product of matrices."""
+Times of other libraries as multiples of fastvae's, measured in turn in one run: 3 is three times as long, below 1 is
+faster than fastvae. Each result is compared with a reference before it is timed. The share of the limit is relative to
+the speed at which this machine copies memory, or multiplies matrices."""
 
 METHOD = """\
-Each result is compared with a reference before it is timed. Contenders take turns within one run; a ratio is that of
-two times of the same round, so that a machine whose speed drifts favours nobody. A turn of calls below 0.1 s begins
-with 20 ms that are not timed: what stays in a cache from call to call is there, as in a loop of its own, and not what a
-rival left. Fast calls are repeated to 2 ms a round; what takes longer than 0.3 s has at least three rounds, ours at
-least five. scikit-learn and `lstsq` run on one thread or on all, whichever is faster. The share of peak is the least
-time that the case's bytes at the bandwidth of a copy, or its operations at the speed of a matrix product (both measured
-at the start of the run), would take, over our time; beyond 100 % the data lay in a cache. `floor`, `read` and `dgemm`
-took part in the race: they move the same data (read both arrays and write one; read the rows) or compute as many
-products, and do nothing else. Memory is what torch and NumPy held at most beyond what was there; other allocators,
-oneDAL's among them, are not seen, and calls of more than a second are not traced."""
+Each result is compared with a reference before it is timed. The contenders take turns within one run, and a ratio is
+that of two times of the same round, so that a drift of the machine's speed favours none of them. A turn of calls below
+0.1 s begins with 20 ms that are not timed: caches are as warm as in a loop of that call alone. Fast calls are repeated
+for 2 ms a round; calls of more than 0.3 s have at least three rounds, those of fastvae at least five. scikit-learn and
+`torch.linalg.lstsq` run on one thread or on all, whichever is faster.
+
+The share of the limit is the least time that a case could take, over the time it takes: its bytes at the bandwidth of a
+large copy, or its operations at the speed of a matrix product, both measured at the start of the run. Above 100 % the
+data move faster than in that copy, as they can where some of them stay in a cache. `floor`, `read` and `dgemm` take
+turns with the others: they move the same data (read both arrays and write one; read the rows) or compute as many
+products, and do nothing else. Memory is the most that torch and NumPy allocated during a call; other allocators, such
+as oneDAL's, are not seen, and calls of more than a second are not traced."""
 
 
 def replace(text: str, new: str) -> str:

@@ -122,7 +122,7 @@ def sample(*, checkpoint: Path, num: int, out: Path | None, seed: int, mean: boo
         write_table(out, x.numpy(), trained.names)
     else:
         title = "E[x | z], z ~ N(0, I)" if mean else "x ~ p(x)"
-        pictures.save(pictures.draw_draws(x, title, trained.bounds), out)
+        pictures.save(pictures.draw_draws(x, title, trained.bounds, trained.names), out)
         if not mean:
             return 0, f"  {out}\nwith the noise of p(x|z), which can look like static; --mean draws E[x|z] without it"
     return 0, f"  {out}"

@@ -12,104 +12,101 @@ from torch import Tensor
 
 from ..reference.elbo.formulas import kl_elements
 from ..vae import VAE
+from .features import Names, draw_distributions, draw_pairs
+from .figures import MODEL, TEST, TRAIN, axes_of, new_figure
 from .storage import write_whole
-from .training import Run
+from .training import TEST_SAMPLES, Run
 
-TRAIN, TEST, OTHER = "#7a869a", "#c2410c", "#0f766e"
 GRID = 8  # tiles a side
 COLUMNS = 12  # reconstructions a row
-CURVES = 6  # reconstructions where rows are drawn as curves
+DRAWS = 2000  # samples of which the distribution of each feature is drawn
 MOST_POINTS = 1000  # of a t-SNE, which takes seconds beyond
-STYLE = {"font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw_run(run: Run, log_p: float) -> list[Path]:
-    """All four pictures of a run, into its folder."""
-    test = run.x[run.test_rows.to(run.x.device)]
+    """All four pictures of a run, into its folder; ``log_p`` is that of the test rows."""
+    test, names = run.x[run.test_rows.to(run.x.device)], run.data.names
     shown, own = run.own_units(test), run.own_units
     labels = None if run.data.labels is None else run.data.labels[run.test_rows.numpy()]
     generator = torch.Generator(run.x.device).manual_seed(run.options.seed)
+    images = as_images(shown) is not None
+    samples = own(run.model.sample(GRID * GRID if images else DRAWS, mean=images, generator=generator))
+    log_ps = {"train": run.log_likelihood(run.train_rows[: len(test)]), "test": log_p}
     pictures = {
-        "elbo.png": draw_elbo(run.history, log_p, run.data.name),
-        "samples.png": draw_samples(shown, own(run.model.sample(GRID * GRID, mean=True, generator=generator))),
-        "reconstructions.png": draw_reconstructions(shown, own(run.model.reconstruct(test))),
-        "latents.png": draw_latents(run.model, test, labels),
+        "elbo.png": draw_elbo(run.history, log_ps, run.data.name),
+        "samples.png": draw_samples(shown, samples, names),
+        "reconstructions.png": draw_reconstructions(shown, own(run.model.reconstruct(test)), names),
+        "latents.png": draw_latents(run.model, test, labels, run.log_jacobian),
     }
     return [save(figure, run.out / name) for name, figure in pictures.items()]
 
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure whole, in the format of the path's suffix."""
-    write_whole(path, lambda p: figure.savefig(p, dpi=150, facecolor="white"))
+    write_whole(path, lambda p: figure.savefig(p, dpi=200, facecolor="white"))
     return path
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of no window and no global state."""
-    with matplotlib.rc_context(STYLE):
-        return Figure(figsize=(width, height), layout="constrained")
+def draw_elbo(history: list[dict[str, Any]], log_p: dict[str, float], name: str) -> Figure:
+    """Above, the ELBO over the epochs and the log p(x) that it bounds; below, the two terms whose difference it is.
 
-
-def axes_of(figure: Figure, *args: Any, **kwargs: Any) -> Any:
-    """``figure.subplots`` in the house style."""
-    with matplotlib.rc_context(STYLE):
-        return figure.subplots(*args, **kwargs)
-
-
-def draw_elbo(history: list[dict[str, Any]], log_p: float, name: str) -> Figure:
-    """Left, the ELBO of training and test rows over the epochs; right, the two terms whose difference it is."""
-    figure = new_figure(9, 3.6)
-    left, right = axes_of(figure, 1, 2, width_ratios=(3, 2))
+    Training rows are in one colour and test rows in another. The ELBO of training rows is the mean over the steps of an
+    epoch; both log p(x) are estimates with the last weights.
+    """
+    figure = new_figure(5.6)
+    above, below = axes_of(figure, 2, 1, height_ratios=(3, 2), sharex=True)
     epochs = [entry["epoch"] for entry in history]
     marker = "." if len(epochs) < 20 else ""
-    for part, color in (("train", TRAIN), ("test", TEST)):
-        values = [entry[part]["elbo"] for entry in history]
-        left.plot(epochs, values, color=color, marker=marker, label=f"{part}, last {values[-1]:.1f}")
-    left.axhline(log_p, color=TEST, linestyle=":", label=f"log p(x), test, about {log_p:.1f}")
-    left.set(xlabel="epoch", ylabel="nats a row")
-    left.set_title(f"ELBO, {name}", parse_math=False)  # of a file called $x$.csv, too
-    left.legend(frameon=False, loc="lower right")
-    for term, color, label in (("log_likelihood", OTHER, "E log p(x|z)"), ("kl", TEST, "KL(q || p)")):
-        right.plot(epochs, [entry["test"][term] for entry in history], color=color, marker=marker, label=label)
-    right.set(title="its two terms, test rows", xlabel="epoch")
-    right.legend(frameon=False)
+    for part, rows, color, lw in (("train", "training rows", TRAIN, 2.4), ("test", "test rows", TEST, 1.4)):
+        line = {"color": color, "lw": lw, "marker": marker}
+        terms = {term: [entry[part][term] for entry in history] for term in ("elbo", "log_likelihood", "kl")}
+        above.axhline(
+            log_p[part], color=color, lw=lw, linestyle=":", label=f"log p(x), {rows}: about {log_p[part]:.1f}"
+        )
+        last = terms["elbo"][-1]
+        above.plot(epochs, terms["elbo"], label=f"ELBO, {rows}: {last:.1f} at the end", **line)
+        below.plot(epochs, terms["log_likelihood"], label=f"E log p(x|z), {rows}", **line)
+        below.plot(epochs, terms["kl"], linestyle="--", label=f"KL(q || p), {rows}", **line)
+    above.set(ylabel="nats per row")
+    above.set_title(f"ELBO, {name}", parse_math=False)  # of a file called $x$.csv, too
+    below.set(title="ELBO = E log p(x|z) - KL(q || p)", xlabel="epoch", ylabel="nats per row")
+    for axes in (above, below):
+        axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def draw_samples(data: Tensor, samples: Tensor) -> Figure:
-    """Real data and the model's own, side by side, on one scale."""
-    figure = new_figure(9, 4.6)
-    left, right = axes_of(figure, 1, 2, gridspec_kw={"wspace": 0.12})
+def draw_samples(data: Tensor, samples: Tensor, names: Names = None) -> Figure:
+    """Real data and the model's samples: images side by side on one scale, else the distribution of each feature."""
+    if as_images(data) is None:
+        parts = {"test rows": data, "samples, x ~ p(x)": samples}
+        return draw_distributions(parts, "features of test rows and of samples", names)
+    figure = new_figure(3.4)
+    left, right = axes_of(figure, 1, 2, gridspec_kw={"wspace": 0.1})
     low, high = bounds(data)
     show_tiles(left, data[: len(samples)], GRID, low, high)
     show_tiles(right, samples, GRID, low, high)
-    left.set_title("data the model has not seen")
-    right.set_title("the model's own: E[x | z], z ~ N(0, I)")
+    left.set_title("test data,\nnot used in training")
+    right.set_title("samples from the model,\nE[x | z] with z ~ N(0, I)")
     return figure
 
 
-def draw_draws(samples: Tensor, title: str, bounds: tuple[float, float]) -> Figure:
-    """One grid of samples, in the range of the data."""
-    figure = new_figure(4.8, 5.1)
+def draw_draws(samples: Tensor, title: str, bounds: tuple[float, float], names: Names = None) -> Figure:
+    """Samples alone: images as one grid, in the range of the data, else the distribution of each feature."""
+    if as_images(samples) is None:
+        return draw_distributions({title: samples}, f"features of {len(samples)} samples, {title}", names)
+    figure = new_figure(5.1, 4.8)
     axes = axes_of(figure)
     show_tiles(axes, samples, max(1, round(len(samples) ** 0.5)), *bounds)
     axes.set_title(title)
     return figure
 
 
-def draw_reconstructions(data: Tensor, reconstructed: Tensor) -> Figure:
-    """Test rows above what the decoder makes of the mean of q(z|x); rows that are no images as pairs of curves."""
-    figure = new_figure(9, 3.5)
-    title = "test rows (x) and their reconstructions (x_hat, from the mean of q(z|x))"
+def draw_reconstructions(data: Tensor, reconstructed: Tensor, names: Names = None) -> Figure:
+    """Test rows and what the decoder makes of the mean of q(z|x): images in pairs, else feature by feature."""
+    title = "test rows x, and x_hat, reconstructed from the mean of q(z|x)"
     if as_images(data) is None:
-        axes = axes_of(figure)
-        for n, (x, x_hat) in enumerate(zip(data[:CURVES], reconstructed[:CURVES], strict=True)):
-            color = matplotlib.colormaps["tab10"](n)
-            axes.plot(x.flatten().cpu(), color=color, label="x" if n == 0 else None)
-            axes.plot(x_hat.flatten().cpu(), color=color, linestyle="--", label="x_hat" if n == 0 else None)
-        axes.set(title=title, xlabel="feature")
-        axes.legend(frameon=False)
-        return figure
+        return draw_pairs(data, reconstructed, title, names)
+    figure = new_figure(2.3)
     blocks = list(zip(data.split(COLUMNS), reconstructed.split(COLUMNS), strict=True))[:2]
     rows = axes_of(figure, len(blocks), 1, squeeze=False)[:, 0]
     for axes, (x, x_hat) in zip(rows, blocks, strict=True):
@@ -120,30 +117,51 @@ def draw_reconstructions(data: Tensor, reconstructed: Tensor) -> Figure:
     return figure
 
 
-def draw_latents(model: VAE, data: Tensor, labels: np.ndarray | None) -> Figure:
-    """Left, the means of q(z|x) of the test rows in the plane; right, the KL each latent element carries."""
+def draw_latents(model: VAE, data: Tensor, labels: np.ndarray | None, log_jacobian: float = 0.0) -> Figure:
+    """Above, the means of q(z|x) of the test rows in the plane; below, the KL of each latent element.
+
+    Points are coloured by label. Without labels the colour is the ELBO of the row, which shows the regions that the
+    model describes well, and the rows that it does not; ``log_jacobian`` takes it to the units of the data.
+    """
     with torch.no_grad():
         mu, logvar = (t.flatten(1) for t in model.encode(data))
         kl = kl_elements(mu, logvar).mean(0).cpu().numpy()
     points, names = in_the_plane(mu[:MOST_POINTS].cpu().numpy())
-    labels = np.zeros(len(points), int) if labels is None else labels[: len(points)]
-    values, groups = np.unique(labels, return_inverse=True)
-    figure = new_figure(9, 4.2)
-    left, right = axes_of(figure, 1, 2, width_ratios=(3, 2))
-    if len(values) <= 10:
-        for i, value in enumerate(values):
-            chosen = points[groups == i]
-            left.scatter(*chosen.T, s=14, color=matplotlib.colormaps["tab10"](i), alpha=0.8, linewidths=0)
-            if len(values) > 1:
-                centre = np.median(chosen, axis=0)
-                left.annotate(str(value), centre, weight="bold", size=15, ha="center", va="center", parse_math=False)
+    figure, size = new_figure(6.2), 14 if len(points) > 300 else 28
+    above, below = axes_of(figure, 2, 1, height_ratios=(5, 2))
+    if labels is None:
+        with torch.no_grad():
+            elbo = model.elbo(data[:MOST_POINTS], num_samples=TEST_SAMPLES, seed=0, reduction="none")
+        values = (elbo + log_jacobian).cpu().numpy()
+        low, high = np.quantile(values, [0.02, 0.98])  # so that an outlier does not take all the colours
+        found = above.scatter(
+            points[:, 0], points[:, 1], s=size, c=values, vmin=low, vmax=high, alpha=0.9, linewidths=0
+        )
+        figure.colorbar(found, ax=above, extend="both", label="ELBO of the row, nats", pad=0.01)
     else:
-        left.scatter(*points.T, s=14, c=labels if labels.dtype.kind in "fiu" else groups, alpha=0.8, linewidths=0)
-    left.set(title="where the encoder puts test rows: mu", xlabel=names[0], ylabel=names[1])
+        colour_by_label(figure, above, points, labels[: len(points)])
+    above.set(title="test rows in the latent space: mean of q(z|x)", xlabel=names[0], ylabel=names[1])
     order = np.argsort(kl)[::-1]
-    right.bar([str(i) for i in order] if len(kl) <= 32 else np.arange(len(kl)), kl[order], color=OTHER)
-    right.set(title="what each latent element carries", xlabel="latent element", ylabel="KL, nats")
+    below.bar([str(i) for i in order] if len(kl) <= 20 else np.arange(len(kl)), kl[order], color=MODEL)
+    title = "KL of each latent element: the information that it carries"
+    below.set(title=title, xlabel="latent element" + (", by rank" if len(kl) > 20 else ""), ylabel="KL, nats")
     return figure
+
+
+def colour_by_label(figure: Figure, axes: Axes, points: np.ndarray, labels: np.ndarray) -> None:
+    """Up to ten labels as groups with their names, more as a scale of colours."""
+    values, groups = np.unique(labels, return_inverse=True)
+    if len(values) > 10:
+        numbers = labels.dtype.kind in "fiu"
+        found = axes.scatter(points[:, 0], points[:, 1], s=14, c=labels if numbers else groups, alpha=0.8, linewidths=0)
+        figure.colorbar(found, ax=axes, label="label" if numbers else "label, in alphabetical order", pad=0.01)
+        return
+    for i, value in enumerate(values):
+        chosen = points[groups == i]
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=14, color=matplotlib.colormaps["tab10"](i), alpha=0.8, linewidths=0)
+        if len(values) > 1:
+            centre = np.median(chosen, axis=0)
+            axes.annotate(str(value), centre, weight="bold", size=15, ha="center", va="center", parse_math=False)
 
 
 def in_the_plane(mu: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
@@ -177,16 +195,13 @@ def as_images(x: Tensor) -> np.ndarray | None:
 
 
 def show_tiles(axes: Axes, x: Tensor, columns: int, low: float, high: float) -> None:
-    """Rows as a grid of images with a gap between; rows that are no images as curves over their features."""
+    """Images as a grid with a gap between."""
     axes.set_axis_off()
     if low == high:  # constant data
-        low, high = low - 0.5, high + 0.5
+        pad = max(0.5, 1e-6 * abs(low))
+        low, high = low - pad, high + pad
     images = as_images(x)
-    if images is None:
-        axes.set_axis_on()
-        axes.plot(x.flatten(1).cpu().numpy().T, color=OTHER, alpha=0.35, linewidth=0.8)
-        axes.set(ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)), xlabel="feature")
-        return
+    assert images is not None
     N, H, W = images.shape[:3]
     rows = -(-N // columns)
     gap = max(1, H // 8)

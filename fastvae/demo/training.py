@@ -212,9 +212,9 @@ class Run:
         terms = self.model.elbo_terms(x, num_samples=TEST_SAMPLES, seed=seed, reduction="sum")
         return torch.stack((terms.log_likelihood, terms.kl, torch.full_like(terms.kl, len(x)))).double()
 
-    def log_likelihood(self) -> float:
-        """Estimate of log p(x), the mean over the test rows, in nats: what the ELBO is a bound of."""
-        x = self.x[self.test_rows.to(self.x.device)]
+    def log_likelihood(self, rows: Tensor | None = None) -> float:
+        """Estimate of log p(x), which the ELBO bounds: the mean over these rows, by default the test rows, in nats."""
+        x = self.x[(self.test_rows if rows is None else rows).to(self.x.device)]
         log_p = self.model.log_likelihood(x, LOG_P_SAMPLES, seed=self.noise_seed(2 * TEST_SEEDS - 1)).mean()
         return float(log_p) + self.log_jacobian
 

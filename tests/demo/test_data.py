@@ -143,7 +143,7 @@ def test_labels_of_any_kind_are_drawn(tmp_path, kind):
 
 def test_names_with_dollars_are_no_formulas(run, tmp_path):
     history, labels = state_of(run)["history"], np.array(["$_^$", "$"] * 20)
-    pictures.save(pictures.draw_elbo(history, -3.0, "$_^$.npz"), tmp_path / "elbo.png")
+    pictures.save(pictures.draw_elbo(history, {"train": -2.0, "test": -3.0}, "$_^$.npz"), tmp_path / "elbo.png")
     pictures.save(pictures.draw_latents(VAE.mlp(5, latent=2), torch.randn(40, 5), labels), tmp_path / "latents.png")
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -230,8 +230,51 @@ def test_what_cannot_be_trained_says_why(tmp_path, capsys, x, args, message):
     assert message in error_of(capsys, code)
 
 
-@pytest.mark.parametrize("shape", [(4,), (3, 4, 4), (8, 8)])
-@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_curves_of_training_and_test_rows_end_below_their_own_log_p(run):
+    history = state_of(run)["history"]
+    figure = pictures.draw_elbo(history, {"train": 7.0, "test": 5.0}, "x")
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    for part, rows, log_p in (("train", "training rows", 7.0), ("test", "test rows", 5.0)):
+        dotted = lines[f"log p(x), {rows}: about {log_p:.1f}"]
+        curve = lines[f"ELBO, {rows}: {history[-1][part]['elbo']:.1f} at the end"]
+        assert np.asarray(dotted.get_ydata()).tolist() == [log_p] * 2
+        assert dotted.get_color() == curve.get_color()
+        assert np.asarray(curve.get_ydata()).tolist() == [entry[part]["elbo"] for entry in history]
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("D", [3, 20])
+def test_a_table_has_a_panel_for_each_feature(tmp_path, D):
+    x = torch.randn(40, D) * 10.0 ** torch.arange(D).remainder(5)
+    names = [f"$column_{d}" for d in range(D)]
+    reconstructed = pictures.draw_reconstructions(x, x, names)
+    for figure in (reconstructed, pictures.draw_samples(x, x[:30], names), pictures.draw_draws(x, "x", (0, 1), names)):
+        shown = [axes for axes in figure.axes if axes.axison]
+        assert [axes.get_title() for axes in shown] == names[:16]
+        assert all(len(axes.lines) <= 1 for axes in shown)
+        assert ("(the first 16 of 20 features)" in figure.get_suptitle()) == (D == 20)
+        assert pictures.save(figure, tmp_path / "x.png").exists()
+    assert [axes.texts[0].get_text() for axes in reconstructed.axes[:3]] == ["R² 1.00"] * 3
+
+
+def test_signals_are_curves(tmp_path):
+    x = torch.linspace(0, 6, 40).add(torch.rand(30, 1)).sin()
+    figure = pictures.draw_reconstructions(x, x)
+    assert [len(axes.lines) for axes in figure.axes] == [2] * 6
+    assert [len(axes.lines) for axes in pictures.draw_samples(x, x).axes] == [2]
+    assert pictures.save(figure, tmp_path / "x.png").exists()
+
+
+def test_latents_without_labels_show_the_elbo_of_each_row():
+    x, model = torch.randn(40, 5), VAE.mlp(5, latent=2)
+    points, bar = (pictures.draw_latents(model, x, None, log_jacobian=3.0).axes[i] for i in (0, 2))
+    expected = model.elbo(x, num_samples=10, seed=0, reduction="none") + 3
+    assert np.array_equal(np.asarray(points.collections[0].get_array()), expected.detach().numpy())
+    assert bar.get_ylabel() == "ELBO of the row, nats"
+
+
+@pytest.mark.parametrize("shape", [(4,), (17,), (3, 4, 4), (8, 8)])
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e38])
 def test_constant_data_are_drawn(tmp_path, shape, value):
     x = torch.full((12, *shape), value)
     pictures.save(pictures.draw_samples(x, x + 0.1), tmp_path / "samples.png")
