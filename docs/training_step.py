@@ -4,6 +4,7 @@
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def main() -> None:
     adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()])
     x, mu, logvar, constant = torch.rand(N, D), torch.randn(N, L), torch.randn(N, L), Constant()
     mu.requires_grad_(), logvar.requires_grad_()
-    ways = {"by hand": by_hand, "fastvae": fastvae.elbo}
+    ways: dict[str, Callable[..., Tensor]] = {"by hand": by_hand, "fastvae": fastvae.elbo}
     best = {(what, name): float("inf") for what in ("step", "loss alone") for name in ways}
     for _ in range(ROUNDS):
         for name, elbo in ways.items():
