@@ -7,7 +7,7 @@ OUT ?= runs/gpu
 GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(or $(wildcard $(RUN)),$(PYTHON)))
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-long test-processors check fix bench bench-quick gpu docs clean
+.PHONY: train test test-long test-processors check fix bench bench-quick gpu docs site clean
 
 train: $(VENV)/.demo  ## train the VAE on real handwritten digits; pictures go to runs/digits
 	$(RUN) -m fastvae train --out runs/digits --overwrite $(ARGS)
@@ -45,8 +45,11 @@ gpu:  ## on a CUDA GPU, in ten minutes: the Triton kernels' tests, timings and t
 docs: train  ## renew the pictures of the README
 	cp runs/digits/samples.png runs/digits/elbo.png docs/
 
+site: $(VENV)/.docs  ## the documentation as a site, in site/: warnings are errors, links are checked
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("fastvae needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
@@ -66,4 +69,8 @@ $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[demo,test,dev]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[docs]'
 	touch $@

@@ -1,6 +1,11 @@
-"""The pages of docs/: their tables are those of the script that makes them, and say what the prose claims."""
+"""The pages of docs/: their tables are those of the script that makes them, and say what the prose claims.
 
+Python of the guides runs. The site, which `make site` builds, has every page.
+"""
+
+import doctest
 import re
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -8,7 +13,8 @@ import pytest
 
 from docs import numerics
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 PAGE = (DOCS / "numerics.md").read_text(encoding="utf-8")
 
 
@@ -105,8 +111,68 @@ def test_rows_can_be_made_anew():
             assert len(next(iter(table.rows()))) == len(table.head) - 1
 
 
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
 def test_links_of_the_pages_point_to_files():
-    for page in DOCS.glob("*.md"):
-        prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        links = re.findall(r"\]\(([^)#]+)\)", prose)
-        assert [link for link in links if "://" not in link and not (DOCS / link).exists()] == []
+    for page in PAGES:
+        prose = re.sub(r"```.*?```|`[^`]*`", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+        links = [link for link in re.findall(r"\]\(([^)#]+)", prose) if "://" not in link]
+        assert [link for link in links if not ((DOCS / page).parent / link).exists()] == [], page
+
+
+@pytest.mark.parametrize("page", ["index", "guides/elbo", "guides/mixtures", "guides/regression"])
+def test_python_of_a_guide_runs(page):
+    """From top to bottom, in one scope: ```python blocks as they are, ```pycon blocks as doctests."""
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(python|pycon)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert blocks
+    scope: dict[str, object] = {}
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block, page, "exec"), scope)
+            continue
+        test = doctest.DocTestParser().get_doctest(block, scope, page, f"docs/{page}.md", 0)
+        report: list[str] = []
+        flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+        failed = doctest.DocTestRunner(optionflags=flags).run(test, out=report.append, clear_globs=False).failed
+        assert not failed, "".join(report)
+        scope = test.globs
+
+
+def test_commands_of_the_guide_exist():
+    from fastvae.__main__ import build_parser
+
+    page = (DOCS / "guides" / "command_line.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python -m fastvae (.*)$", page, re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        build_parser().parse_args(command.split())
+
+
+def test_the_site_has_every_page_and_no_other():
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    nav = config[config.index("\nnav:") : config.index("\nvalidation:")]
+    named = re.findall(r"[:-] ([\w/]+\.md)$", nav, re.MULTILINE)
+    assert sorted(named) == PAGES
+
+
+def test_pages_include_files_that_exist():
+    for page in PAGES:
+        included = re.findall(r'^--8<-- "(.*)"$', (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert [path for path in included if not (ROOT / path).is_file()] == [], page
+
+
+def test_every_public_name_is_in_the_api():
+    import fastvae
+
+    pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
+    names = [f"fastvae.{name}" for name in fastvae.__all__]
+    names += [f"fastvae.gmm.{name}" for name in fastvae.gmm.__all__]
+    names += [f"fastvae.regression.{name}" for name in fastvae.regression.__all__]
+    assert [name for name in names if f"::: {name}\n" not in pages] == []
+
+
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
