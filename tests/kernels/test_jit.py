@@ -70,6 +70,41 @@ def test_a_loop_is_compiled_once_and_called():
     assert len(re.findall(r"= (?:tail )?call .*sum_to", code)) == 2
 
 
+@loop_jit
+def innermost(n):
+    outlined()
+    return 3 * n
+
+
+@math_jit
+def calls_nothing_in_the_end(n):
+    never = n - n
+    return innermost(n) if never > 0 else n  # a call that LLVM removes before functions are linked
+
+
+@math_jit
+def calls_it(n):
+    return innermost(n) + 1
+
+
+@functools.cache
+def make_calls():
+    @kernel("q")
+    def calls(block):
+        (address,) = unpack(block, "q")
+        out = array_at(address, 2, F64)
+        out[0], out[1] = calls_nothing_in_the_end(10), calls_it(20)
+
+    return calls
+
+
+def test_what_only_a_later_caller_needs_is_linked():
+    out = np.zeros(2)
+    run(make_calls(), (out.ctypes.data,), 1, 0)
+    assert out.tolist() == [10, 61]
+    assert numba.njit(lambda n: calls_it(n))(2) == 7  # of a caller that is no kernel
+
+
 @functools.cache
 def make_echo():
     @kernel("2q d 3q2d")

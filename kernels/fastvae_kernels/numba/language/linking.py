@@ -43,21 +43,54 @@ class HelperLibrary(JITCodeLibrary):
         """It has no address."""
         return 0
 
+    def alone(self) -> Any:
+        """Its own functions."""
+        return super()._get_module_for_linking()
+
+    def _get_module_for_linking(self) -> Any:
+        """With all that it calls, for a caller that is no kernel, as tests have them."""
+        whole = self.alone().clone()
+        link_all(whole, self)
+        return whole
+
 
 class KernelLibrary(JITCodeLibrary):
     """A kernel, with all that it reaches."""
 
     def finalize(self) -> None:
         """Link the helpers of helpers as well."""
-        reached: list[Any] = list(self._linking_libraries)
-        found = set()
-        for library in reached:  # grows as it goes
-            if library not in found:
-                found.add(library)
-                if isinstance(library, HelperLibrary):
-                    reached.extend(library._linking_libraries)
-        self._linking_libraries: list[Any] = reached  # duplicates are left out there
+        link_all(self._final_module, self)
+        for called in callers_first(self)[1:]:
+            self._reload_init.update(called._reload_init)
+        self._linking_libraries: list[Any] = []
         super().finalize()
+
+    def _verify_declare_only_symbols(self) -> None:
+        """What is called and not there would be a jump to nowhere."""
+        missing = [f.name for f in self._final_module.functions if f.is_declaration and f.name.startswith("_ZN")]
+        if missing:
+            raise AssertionError(f"not linked: {', '.join(missing)}")
+
+
+def link_all(module: Any, library: Any) -> None:
+    """Link all that a library reaches into its module."""
+    for called in callers_first(library)[1:]:
+        own = called.alone() if isinstance(called, HelperLibrary) else called._get_module_for_linking()
+        module.link_in(own, preserve=True)
+
+
+def callers_first(library: Any) -> list[Any]:
+    """A library and all that it reaches, each before those that it calls: LLVM leaves out what nothing calls so far."""
+    done: dict[Any, None] = {}
+
+    def visit(one: Any) -> None:
+        for called in one._linking_libraries if isinstance(one, HelperLibrary | KernelLibrary) else ():
+            if called not in done:
+                visit(called)
+        done[one] = None
+
+    visit(library)
+    return list(reversed(done))
 
 
 class _Compiler(compiler.Compiler):
