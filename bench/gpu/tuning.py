@@ -46,9 +46,9 @@ def set_to(warps: int, tile_bytes: int, programs: int) -> None:
     launch.OPTIONS["num_warps"] = warps
     log_likelihood.TILE_BYTES, log_likelihood.MOST_PROGRAMS = tile_bytes, programs
     launch._bound.clear()
-    from fastvae._elbo.call import KNOWN
+    from fastvae._elbo.call import CACHE
 
-    KNOWN.clear()
+    CACHE.clear()
 
 
 class Data:

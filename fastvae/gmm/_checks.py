@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .._core import backend as _backend
-from .._core.arrays import as_floating, as_operand, give_back
-from .._core.backend import unserved_state
+from .._core.arrays import as_floating, as_operand, as_output
+from .._core.backend import unsupported_state
 from .._core.checks import check_broadcasts, check_device, describe
 from .._core.numbers import is_integer
 from ..reference.gmm import engine as reference_engine
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
     def back(self, t: Tensor, dtype: torch.dtype | None = None) -> Any:
         """A result `[B, ...]` as `[*batch, ...]`; floating-point ones in the dtype of X where no other is named."""
         dtype = dtype or (self.X.dtype if t.is_floating_point() else t.dtype)
-        return give_back(t.to(dtype).reshape(self.batch + t.shape[1:]), self.numpy)
+        return as_output(t.to(dtype).reshape(self.batch + t.shape[1:]), self.numpy)
 
     def mixture(self, parameters: Parameters, covariance_type: str) -> Mixture:
         """Parameters `[B, ...]` as a Mixture."""
@@ -137,7 +137,7 @@ def rows_and_mixture(X: Any, mixture: Any) -> tuple[Rows, Parameters, str]:
 
 def check_weights(name: str, weights: Tensor) -> None:
     """That those of each mixture are >= 0 and sum to 1, but for a rounding; NaN, of a problem without a fit, may be."""
-    if unserved_state() is not None:  # a transform of torch's: no number is known
+    if unsupported_state() is not None:  # a transform of torch's: no number is known
         return
     w = weights.detach()
     look: Any = w.numpy() if w.device.type == "cpu" else w  # of torch's operations each takes 5 to 10 us
@@ -162,7 +162,7 @@ def row_weights(sample_weight: Any, data: Rows) -> tuple[Tensor | None, Tensor |
         raise ValueError(f"sample_weight must have the shape [*batch, N] = {list(shape)} or [N], got {list(w.shape)}")
     check_broadcasts("sample_weight", w, shape, "X without its D")
     w = w.expand(shape).reshape(data.X.shape[:2])
-    if w.numel() == 0 or unserved_state() is not None:
+    if w.numel() == 0 or unsupported_state() is not None:
         return w, 1.0
     if (negative := w.detach() < 0).any():
         raise ValueError(f"sample_weight must not be negative, got {w[negative][0]:g} at {first(negative, data)}")
@@ -253,13 +253,13 @@ def engine(backend: str, *tensors: Tensor | None) -> Any:
     """The module that computes with these tensors, X first: a kernel's, or `fastvae.reference.gmm.engine`."""
     X = tensors[0]
     assert X is not None
-    unserved = unserved_state()
+    unsupported = unsupported_state()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        unserved = "an argument requires grad"
+        unsupported = "an argument requires grad"
     if X.numel() == 0:
-        unserved = f"X is empty, of shape {list(X.shape)}"
-    chosen = _backend.choose("gmm", _backend.requested(backend), X.device, unserved)
-    return reference_engine if chosen == "reference" else _backend.launcher("gmm", chosen)
+        unsupported = f"X is empty, of shape {list(X.shape)}"
+    chosen = _backend.choose("gmm", _backend.requested(backend), X.device, unsupported)
+    return reference_engine if chosen == "reference" else _backend.kernel_module("gmm", chosen)
 
 
 def total(log_prob: Tensor, sample_weight: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .._core.arrays import as_floating, give_back
+from .._core.arrays import as_floating, as_output
 from .._core.checks import integer
 from ..reference.gmm import formulas
 from ..reference.gmm import start as reference_start
@@ -129,8 +129,8 @@ def sample(mixture: Mixture, n: int, *, seed: int | None = None) -> tuple[Any, A
     dtype = as_floating("mixture's means", mixture.means).dtype
     numpy = not isinstance(mixture.means, torch.Tensor)
     return (
-        give_back(X.reshape(batch + X.shape[1:]).to(dtype), numpy),
-        give_back(labels.reshape(batch + labels.shape[1:]), numpy),
+        as_output(X.reshape(batch + X.shape[1:]).to(dtype), numpy),
+        as_output(labels.reshape(batch + labels.shape[1:]), numpy),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .._core.arrays import give_back
+from .._core.arrays import as_output
 from .._core.checks import describe, integer
 from . import _checks as checks
 from ._chunks import Chunks
@@ -105,5 +105,5 @@ def sweep(
     known = torch.where(bic.isnan(), math.inf, bic)
     best = torch.where(known.isinf().all(0), 0, torch.tensor(numbers, device=bic.device)[known.argmin(0)])  # [B]
     shape = (len(numbers), *data.batch)
-    aic, bic = (give_back(t.reshape(shape), data.numpy) for t in (aic, bic))
+    aic, bic = (as_output(t.reshape(shape), data.numpy) for t in (aic, bic))
     return MixtureSweep(numbers, fits, aic, bic, data.back(best) if data.batch else int(best))

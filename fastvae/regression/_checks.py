@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._core import backend as _backend
-from .._core.arrays import as_floating, as_operand, give_back
-from .._core.backend import unserved_state
+from .._core.arrays import as_floating, as_operand, as_output
+from .._core.backend import unsupported_state
 from .._core.checks import check_broadcasts, check_device, describe
 from .._core.numbers import is_flag
 from ..reference.regression import engine as reference_engine
@@ -58,7 +58,7 @@ class Form(NamedTuple):
     def back(self, t: Tensor, shape: torch.Size, dtype: torch.dtype | None = None) -> Any:
         """A result as an array or tensor of that shape and dtype."""
         t = t.reshape(shape)
-        return give_back(t if dtype is None else t.to(dtype), self.numpy)
+        return as_output(t if dtype is None else t.to(dtype), self.numpy)
 
 
 class Data(NamedTuple):
@@ -167,14 +167,14 @@ def engine_name(backend: str, precision: str, *tensors: Tensor | None) -> str:
     """The backend that computes with these tensors, X first."""
     X = tensors[0]
     assert X is not None
-    unserved = unserved_state()
+    unsupported = unsupported_state()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        unserved = "an argument requires grad"
+        unsupported = "an argument requires grad"
     if X.numel() == 0:
-        unserved = f"X is empty, of shape {list(X.shape)}"
+        unsupported = f"X is empty, of shape {list(X.shape)}"
     elif X.shape[-1] > MOST_COLUMNS:
-        unserved = f"X has {X.shape[-1]} columns, and kernels take {MOST_COLUMNS} at most"
-    chosen = _backend.choose("regression", _backend.requested(backend), X.device, unserved)
+        unsupported = f"X has {X.shape[-1]} columns, and kernels take {MOST_COLUMNS} at most"
+    chosen = _backend.choose("regression", _backend.requested(backend), X.device, unsupported)
     if chosen == "reference" and precision == "double-double":
         raise _backend.BackendError(NO_REFERENCE)
     return chosen
@@ -187,4 +187,4 @@ def of_sums(precision: str, name: str) -> str:
 
 def engine(name: str) -> Any:
     """The module that computes: a kernel's, or `fastvae.reference.regression.engine`."""
-    return reference_engine if name == "reference" else _backend.launcher("regression", name)
+    return reference_engine if name == "reference" else _backend.kernel_module("regression", name)

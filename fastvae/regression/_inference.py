@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.arrays import give_back
+from .._core.arrays import as_output
 from .._core.checks import describe
 from .._core.numbers import is_real
 
@@ -47,12 +47,12 @@ class Inference:
     @property
     def t_values(self) -> Any:
         """W over its standard errors, shaped as coef; statsmodels' ``tvalues``. NaN where there are no errors."""
-        return give_back(tensor(self.coef) / tensor(self.standard_errors), self._numpy)
+        return as_output(tensor(self.coef) / tensor(self.standard_errors), self._numpy)
 
     @property
     def intercept_t_value(self) -> Any:
         """The same of b; NaN without an intercept."""
-        return give_back(tensor(self.intercept) / tensor(self.intercept_standard_error), self._numpy)
+        return as_output(tensor(self.intercept) / tensor(self.intercept_standard_error), self._numpy)
 
     @property
     def p_values(self) -> Any:
@@ -60,12 +60,12 @@ class Inference:
 
         Needs SciPy, as confidence intervals do: ``pip install 'fastvae-kernels[stats]'``.
         """
-        return give_back(p_values(tensor(self.t_values), tensor(self.df)), self._numpy)
+        return as_output(p_values(tensor(self.t_values), tensor(self.df)), self._numpy)
 
     @property
     def intercept_p_value(self) -> Any:
         """The same of b; NaN without an intercept."""
-        return give_back(p_values(tensor(self.intercept_t_value), tensor(self.df)), self._numpy)
+        return as_output(p_values(tensor(self.intercept_t_value), tensor(self.df)), self._numpy)
 
     def confidence_intervals(self, level: float = 0.95) -> Any:
         """Lower and upper ends of intervals that hold a coefficient with probability `level`, each: ``[..., P, 2]``.
@@ -73,13 +73,13 @@ class Inference:
         Equivalent to statsmodels' ``conf_int(1 - level)``. NaN where there are no standard errors.
         """
         ends = intervals(tensor(self.coef), tensor(self.standard_errors), tensor(self.df), level)
-        return give_back(ends, self._numpy)
+        return as_output(ends, self._numpy)
 
     def intercept_confidence_interval(self, level: float = 0.95) -> Any:
         """The same of b, ``[..., 2]``; NaN without an intercept."""
         error = tensor(self.intercept_standard_error)
         error = error if self._fit_intercept else torch.full_like(error, math.nan)
-        return give_back(intervals(tensor(self.intercept), error, tensor(self.df), level), self._numpy)
+        return as_output(intervals(tensor(self.intercept), error, tensor(self.df), level), self._numpy)
 
 
 def tensor(value: Any) -> Tensor:

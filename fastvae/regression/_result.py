@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.arrays import as_floating, give_back
+from .._core.arrays import as_floating, as_output
 from .._core.checks import check_device
 from .._core.numbers import is_integer
 from .._core.status import Status
@@ -175,7 +175,7 @@ class RegressionFit(Inference):
         return RegressionFit(
             **fields,
             _alpha=self._alpha,
-            _center=self._about().map(lambda t: pick(give_back(t, self._numpy))).map(tensor),
+            _center=self._about().map(lambda t: pick(as_output(t, self._numpy))).map(tensor),
             _far=None,
             _made=None,
             _fit_intercept=self._fit_intercept,
@@ -209,7 +209,7 @@ class RegressionFit(Inference):
             V = V if self._targets is None else V[..., None, :, :]
             V = (V * scale[..., None, None]).to(scale.dtype)
             V = V[..., 0, 0] if self._columns is None else V
-            object.__setattr__(self, "_covariance", give_back(V, self._numpy))
+            object.__setattr__(self, "_covariance", as_output(V, self._numpy))
         return self._covariance
 
     def _about(self) -> Center:
@@ -250,8 +250,8 @@ class RegressionFit(Inference):
                 raise ValueError(f"X must have the shape [M], as the fit's had, got {list(rows.shape)}")
             W, b = W.reshape(1, 1), b.reshape(1)
             if self._is_far(W, b):
-                return give_back(about(rows[:, None], W, self._about())[:, 0], not isinstance(X, Tensor))
-            return give_back(rows * W[0, 0] + b[0], not isinstance(X, Tensor))
+                return as_output(about(rows[:, None], W, self._about())[:, 0], not isinstance(X, Tensor))
+            return as_output(rows * W[0, 0] + b[0], not isinstance(X, Tensor))
         batch, P = self.batch_shape, self._columns
         lead = tuple(rows.shape[:-2])
         fits = rows.dim() >= 2 and rows.shape[-1] == P and len(lead) in (0, len(batch))
@@ -265,7 +265,7 @@ class RegressionFit(Inference):
         else:
             y = about(rows, W[..., None, :] if one else W, self._about())
             y = y[..., 0] if one else y
-        return give_back(y, not isinstance(X, Tensor))
+        return as_output(y, not isinstance(X, Tensor))
 
     def summary(
         self,

@@ -34,7 +34,7 @@ def spy(monkeypatch, plan, name, formed, seen):
 
 @pytest.fixture
 def launches(monkeypatch):
-    plan, seen = _backend.launcher("elbo.log_likelihood", "numba").Density, list[Any]()
+    plan, seen = _backend.kernel_module("elbo.log_likelihood", "numba").Density, list[Any]()
     spy(monkeypatch, plan, "evaluate", lambda result: result[2:3], seen)
     spy(monkeypatch, plan, "evaluate_plain", lambda dx_hat: [dx_hat], seen)
     return seen
@@ -42,7 +42,7 @@ def launches(monkeypatch):
 
 @pytest.fixture
 def kl_buffers(monkeypatch):
-    plan, seen = _backend.launcher("elbo.reparameterize", "numba").Latent, list[Any]()
+    plan, seen = _backend.kernel_module("elbo.reparameterize", "numba").Latent, list[Any]()
     spy(monkeypatch, plan, "forward", lambda result: result[4] or (), seen)
     spy(monkeypatch, plan, "forward_plain", lambda gradients: gradients, seen)
     return seen

@@ -260,7 +260,7 @@ PLAIN: dict[str, Any] = {  # options; shapes of x and of the latent; dtype
 @pytest.mark.parametrize("case", PLAIN)
 def test_the_plain_way_has_the_same_bits_as_that_of_all_terms(case, monkeypatch):
     options, shape, latent, dtype = PLAIN[case]
-    plan, taken = _backend.launcher("elbo.log_likelihood", "numba").Density, list[Any]()
+    plan, taken = _backend.kernel_module("elbo.log_likelihood", "numba").Density, list[Any]()
     launch = plan.evaluate_plain
 
     def record(*args):
@@ -294,7 +294,7 @@ def test_the_plain_way_has_the_same_bits_as_that_of_all_terms(case, monkeypatch)
 def test_nothing_is_written_but_the_results(latent):
     n, draws, guard = 53, 2, 64
     mu, logvar, dz = torch.randn(n, latent), torch.randn(n, latent), torch.randn(draws, n, latent)
-    plan = _backend.launcher("elbo.reparameterize", "numba").Latent(mu, logvar, None, draws, "mean")
+    plan = _backend.kernel_module("elbo.reparameterize", "numba").Latent(mu, logvar, None, draws, "mean")
     rooms = []
 
     def guarded(*shape):
@@ -383,7 +383,7 @@ def test_noise_is_the_references(seed, latent, dtype, tolerance):
 @pytest.mark.parametrize("first_row", [1, 2**32 - 1, 2**40 + 3])  # 2^32 - 1: the high word changes within the call
 def test_rows_are_counted_from_first_row_forth_and_back(first_row):
     mu, logvar, w = (torch.randn(3, 5, dtype=torch.float64) for _ in range(3))
-    plan = _backend.launcher("elbo.reparameterize", "numba").Latent(mu, logvar, None, None, "none")
+    plan = _backend.kernel_module("elbo.reparameterize", "numba").Latent(mu, logvar, None, None, "none")
     seed = torch.tensor(SEED)
     z = plan.forward(mu, logvar, None, seed, want_kl=False, first_row=first_row)[0]
     gradients = plan.backward(mu, logvar, None, seed, 1.0, None, w, None, None, first_row=first_row)

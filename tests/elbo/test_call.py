@@ -90,7 +90,7 @@ def test_a_call_that_differs_is_not_taken_for_the_one_before(function, other, of
     before = {**tensors, **({"x_hat": lambda z: z.repeat(1, 2), "seed": 1} if of_decoder else {})}
     found = []
     for others in ([], [before], [{**before, "likelihood": fastvae.Gaussian(link="sigmoid")}, alike(torch.float64)]):
-        monkeypatch.setattr(elbo_call, "KNOWN", {})
+        monkeypatch.setattr(elbo_call, "CACHE", {})
         for arguments in others * 2:
             function(**arguments)
         now = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in tensors.items()}

@@ -56,7 +56,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "logvar of one std": (
         {"logvar": zeros(N, 1)},
         ValueError,
-        r"^mu and logvar must have one shape \[N, \*latent\], got \[3, 2\] and \[3, 1\]",
+        r"^mu and logvar must have the same shape \[N, \*latent\], got \[3, 2\] and \[3, 1\]",
     ),
     "logvar elsewhere": ({"logvar": zeros(N, L, device="meta")}, ValueError, r"^logvar .*device of mu, cpu, got meta"),
     # x
@@ -78,7 +78,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "x_hat flattened": (
         {"x": zeros(N, 2, 2)},
         ValueError,
-        r"^x_hat must have the shape \[N, \*event\] = \[3, 2, 2\] to go with x, got \[3, 4\]",
+        r"^x_hat must have the shape \[N, \*event\] = \[3, 2, 2\] to match x, got \[3, 4\]",
     ),
     "x_hat without draws": (
         {"num_samples": K},
@@ -149,7 +149,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         f"two scales: {name}": (
             {"x_hat": decoder(zeros()), "likelihood": likelihood},
             ValueError,
-            r"^the decoder returned a log_scale, but the likelihood has a scale of its own: give Gaussian\(\)",
+            r"^the decoder returned a log_scale, but the likelihood has a scale of its own: use Gaussian\(\)",
         )
         for name, likelihood in {
             "float": Gaussian(0.5),
@@ -302,7 +302,7 @@ def call(op, **options):
 @pytest.mark.parametrize("op", _backend.KERNELS)
 def test_a_backend_that_cannot_serve_says_why(op, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(elbo_call, "KNOWN", {})  # calls of other tests were served, and would be again
+    monkeypatch.setattr(elbo_call, "CACHE", {})  # calls of other tests were served, and would be again
     refused(
         fastvae.BackendError,
         rf"^backend='triton' cannot serve {op}: it runs on cuda tensors, these are on cpu",
@@ -322,7 +322,7 @@ def test_a_backend_that_cannot_serve_says_why(op, monkeypatch):
 
 def test_the_environment_replaces_auto_and_nothing_else(monkeypatch):
     monkeypatch.setitem(_backend.HAS_KERNEL, ("elbo", "numba"), False)
-    monkeypatch.setattr(elbo_call, "KNOWN", {})  # calls that were served are not looked into again
+    monkeypatch.setattr(elbo_call, "CACHE", {})  # calls that were served are not looked into again
     monkeypatch.setattr(_backend, "DEFAULT", "cuda")
     refused(ValueError, r"^FASTVAE_BACKEND must be one of auto, triton, numba, reference, got 'cuda'", elbo)
     elbo(backend="reference")

@@ -215,7 +215,7 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match=r"^scale must be positive and finite, got 0\.0"):
         Laplace(0.0)
     x, mu = torch.zeros(N, 6), torch.zeros(N, L)
-    with pytest.raises(ValueError, match=r"the likelihood has a scale of its own: give Laplace\(\)"):
+    with pytest.raises(ValueError, match=r"the likelihood has a scale of its own: use Laplace\(\)"):
         fastvae.elbo(x, lambda z: (x, x), mu, mu, likelihood=Laplace(0.5))
 
 

@@ -44,9 +44,9 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_
 def launched(backend, monkeypatch):
     """The operations on the kernels of this backend, Triton's in the interpreter."""
     monkeypatch.setitem(elbo_library.BACKEND_OF, "cpu", backend)
-    elbo_call.KNOWN.clear()
+    elbo_call.CACHE.clear()
     yield
-    elbo_call.KNOWN.clear()
+    elbo_call.CACHE.clear()
 
 
 def for_both(cases):

@@ -182,7 +182,7 @@ def test_importance_sampling_converges_to_log_p_from_below(monkeypatch):
     vae = linear_vae(model, shift=0.3, widen=0.7)  # wider than the posterior: weights of finite variance
     estimate = vae.log_likelihood(model.x, num_samples=20_000, seed=1)
     torch.testing.assert_close(estimate, model.log_p, rtol=0, atol=0.05)
-    monkeypatch.setattr("fastvae.vae.ROWS_AT_ONCE", 3 * N)  # in pieces: the same draws
+    monkeypatch.setattr("fastvae.vae.MAX_DECODER_ROWS", 3 * N)  # in pieces: the same draws
     pieces = vae.log_likelihood(model.x, num_samples=200, seed=1)
     monkeypatch.undo()
     torch.testing.assert_close(vae.log_likelihood(model.x, num_samples=200, seed=1), pieces)

@@ -144,9 +144,9 @@ def test_an_empty_batch_writes_nowhere():
     room = torch.full((4,), 7.0)
     x, mu = torch.randn(0, 5000), torch.randn(0, 2050)
     how = {"likelihood": "gaussian", "link": "identity", "num_samples": None, "reduction": "none", "x_scale": None}
-    density = _backend.launcher("elbo.log_likelihood", "triton").Density(x, x, None, elbo_dtype=F32, **how)
+    density = _backend.kernel_module("elbo.log_likelihood", "triton").Density(x, x, None, elbo_dtype=F32, **how)
     density.evaluate(x, x, 0.0, room[1:1], None, room[2:2], want_log_lik=False)
-    latent = _backend.launcher("elbo.reparameterize", "triton").Latent(mu, mu, None, None, "none")
+    latent = _backend.kernel_module("elbo.reparameterize", "triton").Latent(mu, mu, None, None, "none")
     latent.forward(mu, mu, None, None, neg_kl=room[3:3])
     assert (room == 7).all()
 

@@ -82,7 +82,7 @@ def test_what_is_the_vaes_own_is_no_option_of_a_call():
     vae, x = linear(), torch.randn(N, D, dtype=torch.float64)
     for name, value in (("prior", (torch.zeros(L), torch.zeros(L))), ("likelihood", Bernoulli())):
         for method in (vae.elbo, vae.elbo_terms):
-            with pytest.raises(TypeError, match=rf"^{name} is the VAE's own.*VAE\(\.\.\., {name}=\.\.\.\)$"):
+            with pytest.raises(TypeError, match=rf"^{name} belongs to the VAE.*VAE\(\.\.\., {name}=\.\.\.\)$"):
                 method(x, **{name: value})
     with pytest.raises(TypeError, match=r"^prior must be a pair"):
         linear(prior=torch.zeros(L))
@@ -93,7 +93,7 @@ def test_what_is_the_vaes_own_is_no_option_of_a_call():
 @pytest.mark.parametrize("shape", [(), (D,), (N, D), (N, 1)])
 @pytest.mark.parametrize("kind", [Gaussian, Laplace])
 def test_log_likelihood_takes_a_scale_of_every_shape(kind, shape, monkeypatch):
-    monkeypatch.setattr(fastvae.vae, "ROWS_AT_ONCE", 3 * N)  # three draws a piece
+    monkeypatch.setattr(fastvae.vae, "MAX_DECODER_ROWS", 3 * N)  # three draws a piece
     x, scale = torch.randn(N, D, dtype=torch.float64), torch.rand(shape, dtype=torch.float64) + 0.5
     vae = linear(kind(scale))
     each = scale.expand(N, D)

@@ -86,8 +86,8 @@ RIGHT = {
 def test_x_beyond_the_range_of_a_bernoulli_likelihood(name):
     x, x_scale, message = WRONG[name]
     given = arguments() | {"x": x, "x_scale": x_scale, "likelihood": Bernoulli()}
-    fastvae._elbo.call.KNOWN.clear()  # this may not be the first call of its kind in this process
-    with pytest.warns(UserWarning, match=f"^{message}; the bound then means nothing") as seen:
+    fastvae._elbo.call.CACHE.clear()  # this may not be the first call of its kind in this process
+    with pytest.warns(UserWarning, match=f"^{message}; the bound is then meaningless") as seen:
         fastvae.elbo(**given)
     assert seen[0].filename == __file__
     with warnings.catch_warnings(action="error"):
@@ -100,7 +100,7 @@ def test_x_beyond_the_range_of_a_bernoulli_likelihood(name):
 def test_x_within_the_range_of_a_bernoulli_likelihood(name):
     x, x_scale = RIGHT[name]
     given = arguments() | {"x": x, "x_scale": x_scale, "likelihood": Bernoulli()}
-    fastvae._elbo.call.KNOWN.clear()
+    fastvae._elbo.call.CACHE.clear()
     with warnings.catch_warnings(action="error"):
         fastvae.elbo(**given)
         fastvae.elbo(**given, check_values=True)
