@@ -160,17 +160,17 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "init's weights": (
         {"init": changed(weights=np.ones(2) / 2)},
         ValueError,
-        r"^init's weights must have the shape \[\*batch, 3\] to go with means \[3, 2\] and .*'full', got \[2\]",
+        r"^init's weights must have the shape \[\*batch, 3\] to match means \[3, 2\] and .*'full', got \[2\]",
     ),
     "init's covariances": (
         {"init": changed(covariances=np.ones((K, D)))},
         ValueError,
-        r"^init's covariances must have the shape \[\*batch, 3, 2, 2\] to go with .*'full', got \[3, 2\]",
+        r"^init's covariances must have the shape \[\*batch, 3, 2, 2\] to match .*'full', got \[3, 2\]",
     ),
     "init's batches": (
         {"init": changed(weights=np.ones((4, K)), means=np.ones((5, K, D)))},
         ValueError,
-        r"^the batch dims of init's weights and of its other parameters must broadcast, got \[4\] and \[5\]",
+        r"^the batch dims of init's weights and its other parameters must broadcast, got \[4\] and \[5\]",
     ),
     "init elsewhere": (
         {"init": changed(means=zeros(K, D, device="meta"))},
@@ -195,7 +195,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "init's variance": (
         {"init": changed(covariances=np.stack([np.eye(2), -np.eye(2), np.eye(2)]))},
         ValueError,
-        r"^component 1 has a covariance that is not positive definite at init: raise reg_covar, now 1e-06, lower",
+        r"^component 1 has a covariance that is not positive definite at init: increase reg_covar, now 1e-06, decrease",
     ),
     "restarts of a Mixture": (
         {"init": MIXTURE, "n_init": 2},
@@ -249,7 +249,7 @@ def test_the_other_functions_share_their_checks():
 @pytest.mark.parametrize("function", [*OF_MIXTURES, gmm.sample, gmm.n_parameters])
 def test_functions_of_mixtures_refuse(function):
     refused(TypeError, r"^mixture must be a fastvae\.gmm\.Mixture, got tuple", call, function, mixture=tuple(MIXTURE))
-    message = r"^mixture's weights must have the shape \[\*batch, 3\] to go with .*got \[2\]"
+    message = r"^mixture's weights must have the shape \[\*batch, 3\] to match .*got \[2\]"
     refused(ValueError, message, call, function, mixture=changed(weights=np.ones(2)))
     if "X" in inspect.signature(function).parameters:
         message = r"^mixture's means must have .* the D of X, 2, got \[3, 4\]"
@@ -301,16 +301,18 @@ def test_options_are_keywords():
 def test_what_is_degenerate_is_said(kind, each_backend):
     far = start(X, kind=kind)
     far.means[1] = 1e6
-    where = r": raise reg_covar, now 1e-06, lower n_components, now 3, or fit with on_degenerate='rescue'$"
+    where = r": increase reg_covar, now 1e-06, decrease n_components, now 3, or use on_degenerate='rescue'$"
     refused(
         ValueError, rf"^component 1 has no rows in iteration 1{where}", gmm.fit, X, 3, covariance_type=kind, init=far
     )
     equal = np.ones((N, D))
-    message = r"^a component of the start, init='kmeans', has no rows or a singular covariance: raise reg_covar, now 0"
+    message = (
+        r"^a component of the start, init='kmeans', has no rows or a singular covariance: increase reg_covar, now 0"
+    )
     refused(ValueError, message, gmm.fit, equal, 2, covariance_type=kind, reg_covar=0)
     near = start(X, kind=kind)._replace(means=np.ones((3, 2)))
     what = "the tied covariance is" if kind == "tied" else "component 0 has a covariance that is"
-    message = rf"^{what} not positive definite in iteration 1: raise reg_covar, now 0,"
+    message = rf"^{what} not positive definite in iteration 1: increase reg_covar, now 0,"
     refused(ValueError, message, gmm.fit, equal, 3, covariance_type=kind, init=near, reg_covar=0)
 
 
@@ -324,7 +326,7 @@ def test_the_first_bad_problem_of_a_batch_is_named():
     assert (gmm.fit(many, **how).status[1, 1:] == Status.NONFINITE).all()
     many = data(N=N, batch=(2, 3))
     many[0, 2] = 1
-    message = r"^a component of the start, .* in problem \[0, 2\] of the batch: raise reg_covar, now 0,"
+    message = r"^a component of the start, .* in problem \[0, 2\] of the batch: increase reg_covar, now 0,"
     refused(ValueError, message, gmm.fit, many, on_degenerate="raise", reg_covar=0, **how)
     many, w = data(N=N, batch=(2, 3)), np.ones((2, 3, N))
     w[1, 0, 2:] = 0

@@ -205,7 +205,7 @@ def test_a_reg_covar_as_large_as_a_variance_is_said(kind):
     what = "the mean variance of X's features" if kind == "spherical" else "the variance of feature 0 of X"
     variances = X.var(0)
     size = variances.mean() if kind == "spherical" else variances[0]
-    said = rf"^reg_covar, 1e-06, is as large as {what}, {size:.3g}: it hides all structure there; scale X, or lower"
+    said = rf"^reg_covar, 1e-06, is as large as {what}, {size:.3g}, and hides all structure there: scale X, or decrease"
     with pytest.warns(UserWarning, match=said):
         gmm.fit(X, 3, **how)
     found = gmm.fit(X, 3, reg_covar=0, **how)  # no word: the suite makes an error of any warning

@@ -74,11 +74,11 @@ BAD_CHUNKS = {
         ValueError,
         r"each chunk of X must have the shape \[n, D\] with at least 1 column, got",
     ),
-    "other columns": (lambda: [X, X[:, :1]], ValueError, r"with 2 columns as the first, got \[40, 1\]"),
+    "other columns": (lambda: [X, X[:, :1]], ValueError, r"with 2 columns, as the first, got \[40, 1\]"),
     "other dtype": (
         lambda: [X, X.astype(np.float32)],
         TypeError,
-        r"must be torch.float64 as the first, got torch.float32",
+        r"must be torch.float64, as the first, got torch.float32",
     ),
     "a list": (lambda: [X.tolist()], TypeError, r"each chunk of X must be a NumPy array or a torch.Tensor, got list"),
     "no iterable": (lambda: 3, TypeError, r"X must return an iterable of arrays \[n, D\] when called, got 3"),

@@ -268,7 +268,7 @@ def test_a_component_without_rows_is_no_error_with_reg_covar(kind):
     """There scikit-learn leaves it empty, at the origin; here it is placed anew."""
     far = {"means_init": [[5.0, 3.0, 1.4, 0.2], [1e5, 0.0, 0.0, 0.0]], "weights_init": [0.5, 0.5]}
     model = GaussianMixture(2, covariance_type=kind, random_state=0, **far)
-    with pytest.warns(ConvergenceWarning, match="was placed anew") as caught:
+    with pytest.warns(ConvergenceWarning, match="was reinitialized") as caught:
         assert model.fit(IRIS).weights_.min() > 0.1
     assert caught[0].filename == __file__
     assert model.status_ & Status.RESCUED
@@ -340,7 +340,7 @@ def test_the_status_of_the_best_initialisation_is_kept():
     with pytest.warns(ConvergenceWarning):
         assert model.set_params(max_iter=2).fit(IRIS).status_ == Status.MAX_ITER
     far = {"means_init": [[5.0, 3.0, 1.4, 0.2], [1e5, 0.0, 0.0, 0.0]], "weights_init": [0.5, 0.5]}
-    with pytest.warns(ConvergenceWarning, match="was placed anew"):
+    with pytest.warns(ConvergenceWarning, match="was reinitialized"):
         model = GaussianMixture(2, random_state=0, verbose=1, verbose_interval=1, max_iter=300, **far).fit(IRIS)
     assert model.status_ == Status.CONVERGED | Status.RESCUED  # of all calls that verbose output makes
 

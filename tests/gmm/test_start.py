@@ -39,7 +39,7 @@ def cost(X, w, centres):
 @pytest.mark.parametrize("seed", range(5))
 def test_kmeans_ends_where_no_label_changes_and_no_worse_than_scikit_learns(seed):
     X, w = rows(seed)
-    resp = reference_start.responsibilities(X, w, K, "kmeans", [(seed, 0, 0)])
+    resp = reference_start.initial_responsibilities(X, w, K, "kmeans", [(seed, 0, 0)])
     assert resp.shape == (1, N, K)
     centres = centres_of(X, resp, w)
     assert torch.equal(resp.argmax(-1), torch.cdist(X, centres).argmin(-1))
@@ -53,7 +53,7 @@ def test_kmeans_plus_plus_draws_by_weighted_squared_distance():
     X = torch.tensor([[0.0], [1.0], [2.0], [5.0]], dtype=torch.float64)[None]
     w = torch.tensor([1e9, 1.0, 4.0, 0.0], dtype=torch.float64)[None]  # the first is row 0, row 3 is never taken
     n = 4000
-    seeds = reference_start.plus_plus(
+    seeds = reference_start.kmeans_plusplus(
         X.expand(n, 4, 1), w.expand(n, 4), 2, [reference_start.generator(0, problem, 0) for problem in range(n)]
     )
     assert (seeds[:, 0] == 0).all()
@@ -65,14 +65,14 @@ def test_kmeans_plus_plus_draws_by_weighted_squared_distance():
 def test_greedy_seeds_fall_into_separate_blobs():
     X = torch.tensor(data(N=N, K=K))[None] + 1000 * torch.arange(N)[None, :, None] % (1000 * K)
     for seed in range(20):
-        resp = reference_start.responsibilities(X, torch.ones(1, N), K, "k-means++", [(seed, 0, 0)])
+        resp = reference_start.initial_responsibilities(X, torch.ones(1, N), K, "k-means++", [(seed, 0, 0)])
         assert resp.sum().item() == K
         assert set((resp[0].argmax(0) % K).tolist()) == set(range(K))
 
 
 def test_rows_from_the_data_are_distinct_and_have_weight():
     X, w = rows()
-    drawn = [reference_start.responsibilities(X, w, K, "random_from_data", [(s, 0, 0)])[0] for s in range(500)]
+    drawn = [reference_start.initial_responsibilities(X, w, K, "random_from_data", [(s, 0, 0)])[0] for s in range(500)]
     assert all((resp.sum(0) == 1).all() and (resp.sum(1) <= 1).all() for resp in drawn)
     counts = torch.stack(drawn).sum((0, 2))
     assert (counts[w[0] == 0] == 0).all()
@@ -82,7 +82,7 @@ def test_rows_from_the_data_are_distinct_and_have_weight():
 
 def test_random_responsibilities_are_normalised():
     X, w = rows()
-    resp = reference_start.responsibilities(X, w, K, "random", [(0, 0, 0)])
+    resp = reference_start.initial_responsibilities(X, w, K, "random", [(0, 0, 0)])
     assert (resp.sum(-1) - 1).abs().max() <= K * EPS
     assert resp.unique().numel() == N * K
 
@@ -106,7 +106,7 @@ def test_a_rescue_splits_the_widest_component_at_its_mean():
     resp = torch.tensor([[1, 0, 0.0]] * 3 + [[0, 1, 0.0]] * 3, dtype=torch.float64)
     resp[0] = torch.tensor([0.25, 0.25, 0.5])  # of the third, which is faulty: goes to the others in proportion
     faulty = torch.tensor([[False, False, True]])
-    got = reference_engine._replace(X[None], torch.ones(1, 6, dtype=torch.float64), resp[None], faulty)[0]
+    got = reference_engine._split_widest(X[None], torch.ones(1, 6, dtype=torch.float64), resp[None], faulty)[0]
     # The second is the widest, in x, and is cut at its mean there, 9 * 3 / 3.25.
     want = torch.tensor([[0.5, 0.5, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]], dtype=torch.float64)
     assert torch.equal(got, want)

@@ -48,8 +48,8 @@ def test_what_has_no_fit_is_said():
 @pytest.mark.parametrize(
     ("n_components", "error", "message"),
     [
-        (3, TypeError, "n_components must be several numbers of components, got 3"),
-        ("12", TypeError, "n_components must be several numbers of components"),
+        (3, TypeError, "n_components must be an iterable of ints, got 3"),
+        ("12", TypeError, "n_components must be an iterable of ints"),
         ([], ValueError, "n_components must hold at least one number of components, got none"),
         ([1, 0], ValueError, "n_components must be"),
     ],
