@@ -38,7 +38,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "other rows": (
         {"y": y[1:]},
         ValueError,
-        r"^y must have the shape \[\*batch, N\], or .* to go with X \[\*batch, N, P\] = \[23, 4\], got \[22\]$",
+        r"^y must have the shape \[\*batch, N\], or .* to match X \[\*batch, N, P\] = \[23, 4\], got \[22\]$",
     ),
     "a row of y": ({"y": y[None]}, ValueError, r"^y must have .* = \[23, 4\], got \[1, 23\]$"),
     "other rows of one column": ({"X": X[1:, 0]}, ValueError, r"^y must have .* with X \[N\] = \[22\], got \[23\]$"),
@@ -47,7 +47,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "targets of a vector": (
         {"X": X[:, 0], "y": zeros(N, R)},
         ValueError,
-        r"^X of one dim, \[N\], goes with y \[N\], got \[23\] and \[23, 3\]: for several targets X must have the shape",
+        r"^X with one dim, \[N\], requires y with the shape \[N\], got \[23\] and \[23, 3\]: for several targets X",
     ),
     "batches": (
         {"X": zeros(2, N, P), "y": zeros(3, N)},
@@ -84,7 +84,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "reference": (
         {"precision": "double-double", "backend": "reference"},
         BackendError,
-        r"^precision='double-double' has no reference, which computes by QR in float64",
+        r"^precision='double-double' is not supported by the reference, which uses QR in float64",
     ),
     "fit_intercept": ({"fit_intercept": 1}, TypeError, r"^fit_intercept must be True or False, got 1$"),
     "on_singular": (
@@ -143,7 +143,7 @@ def test_what_has_no_fit_is_said_by_each_backend(backend):
     for name in ("NaN", "inf", "no weight", "NaN targets"):
         changes, error, message = FIT_ALONE[name]
         refused(error, message, fit, **({"X": X, "y": y, "w": w} | changes), backend=backend)
-    message = "^X, y or sample_weight of a chunk held inf or NaN"
+    message = "^X, y or sample_weight of a chunk contained inf or NaN"
     for changes in ({"X": spoilt(X, (5, 1), np.nan)}, {"y": spoilt(y, 0, np.inf)}, {"w": spoilt(w, 1, np.nan)}):
         refused(ValueError, message, through_a_gram, **({"X": X, "y": y, "w": w} | changes), backend=backend)
     message = "^sample_weight must be positive for at least one row"
@@ -153,11 +153,11 @@ def test_what_has_no_fit_is_said_by_each_backend(backend):
 @by_backend
 def test_linearly_dependent_columns_are_said(backend):
     double = np.c_[X, X[:, 1]]
-    what = r"^the columns of X, less their means, are linearly dependent: rank 4 of 5; "
-    with pytest.warns(RankWarning, match=what + "the solution is that of minimum norm") as caught:
+    what = r"^the columns of X, minus their means, are linearly dependent: rank 4 of 5; "
+    with pytest.warns(RankWarning, match=what + "the minimum-norm solution is returned") as caught:
         fit(double, y, w, backend=backend)
     assert len(caught) == 1
-    refused(np.linalg.LinAlgError, what + "for the sol", fit, double, y, w, on_singular="raise", backend=backend)
+    refused(np.linalg.LinAlgError, what + "use on_sing", fit, double, y, w, on_singular="raise", backend=backend)
     assert fit(double, y, w, on_singular="ignore", backend=backend).status & Status.RANK_DEFICIENT
     what = r"^the columns of X are linearly dependent in 2 of 6 problems, first in \[0, 2\]: rank 4 of 5; "
     many = np.zeros((2, 3, N, 5)) + np.c_[X, X[:, 0] ** 2]
@@ -193,10 +193,10 @@ def test_what_no_kernel_serves_is_said():
 def test_the_result_refuses():
     one, many = fit(X, y, w), fit(np.stack([X, X]), np.stack([y, y]), w)
     vector = fit(X[:, 0], y, w)
-    refused(ValueError, r"^X must have the shape \[M, 4\] to go with the fit, got \[23, 3\]$", one.predict, X[:, 1:])
-    refused(ValueError, r"^X must have the shape \[M, 4\] to go with the fit, got \[4\]$", one.predict, X[0])
+    refused(ValueError, r"^X must have the shape \[M, 4\] to match the fit, got \[23, 3\]$", one.predict, X[:, 1:])
+    refused(ValueError, r"^X must have the shape \[M, 4\] to match the fit, got \[4\]$", one.predict, X[0])
     refused(ValueError, r"^X must have .* \[2, M, 4\] or \[M, 4\] .*, got \[3, 5, 4\]$", many.predict, zeros(3, 5, 4))
-    refused(ValueError, r"^X must have the shape \[M\], as the fit's had, got \[23, 4\]$", vector.predict, X)
+    refused(ValueError, r"^X must have the shape \[M\], as in the fit, got \[23, 4\]$", vector.predict, X)
     refused(TypeError, r"^X must be a NumPy array or a torch\.Tensor, got list", one.predict, [[1.0] * 4])
     refused(ValueError, "^X must be on the device of the fit, cpu, got meta", one.predict, zeros(2, 4, device="meta"))
     for call in (one.confidence_intervals, one.intercept_confidence_interval, lambda level: one.summary(level=level)):
@@ -213,20 +213,20 @@ def test_the_result_refuses():
 @by_backend
 def test_grams_refuse_what_does_not_go_together(backend):
     gram = regression.Gram(backend=backend)
-    message = r"^a Gram has nothing to solve before update has been called with rows$"
+    message = r"^the Gram has no rows: call update before solve$"
     refused(ValueError, message, gram.solve)
     refused(ValueError, message, gram.update(X[:0], y[:0]).solve)
     gram.update(X, y)
-    message = r"^X and y must have the shapes of the chunks before, X and y \[n, 4\] and \[n\], got "
+    message = r"^X and y must have the shapes of the previous chunks, X and y \[n, 4\] and \[n\], got "
     refused(ValueError, message + r"\[n, 3\] and \[n\]$", gram.update, X[:, 1:], y)
     refused(ValueError, message + r"\[n, 4\] and \[n, 1\]$", gram.update, X[:0], y[:0, None])
     refused(ValueError, message + r"\[2, n, 4\] and \[2, n\]$", gram.update, np.stack([X, X]), np.stack([y, y]))
     refused(ValueError, message + r"\[n\] and \[n\]$", gram.update, X[:, 0], y)
     refused(TypeError, r"^other must be a fastvae\.regression\.Gram, got ndarray$", gram.merge, X)
     other = regression.Gram(fit_intercept=False, backend=backend)
-    refused(ValueError, "^other must have fit_intercept = True, as this Gram has, got False", gram.merge, other)
+    refused(ValueError, "^other must have fit_intercept = True, as this Gram, got False", gram.merge, other)
     other = regression.Gram(precision="float64", backend=backend)
-    refused(ValueError, "^other must have precision = 'auto', as this Gram has, got 'float64'", gram.merge, other)
+    refused(ValueError, "^other must have precision = 'auto', as this Gram, got 'float64'", gram.merge, other)
     other = regression.Gram(backend=backend).update(X[:, 1:], y)
     message = r"^other must have the shapes of this Gram, X and y \[n, 4\] and \[n\], got \[n, 3\] and \[n\]$"
     refused(ValueError, message, gram.merge, other)
@@ -253,9 +253,9 @@ except ImportError as error:
     print(error)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.strip() == "p values and confidence intervals need SciPy: pip install 'fastvae-kernels[stats]'", (
-        run
-    )
+    assert (
+        run.stdout.strip() == "p values and confidence intervals require SciPy: pip install 'fastvae-kernels[stats]'"
+    ), run
 
 
 def test_an_index_may_be_a_number_of_numpy():

@@ -131,7 +131,7 @@ def test_gradients_pass_lost_targets_by(backend):
 def test_a_summary_says_which_target_is_lost(backend):
     X, y, _ = spoilt_targets(np.nan)
     fit = regression.fit(X, y, backend=backend)
-    lost = "not fitted: the data hold inf or NaN"
+    lost = "not fitted: the data contain inf or NaN"
     assert [lost in fit.summary(problem=1, target=r) for r in range(R)] == [False, True, False]
     assert "nan" not in fit.summary(problem=1)
-    assert "2  with targets that are not fitted: they hold inf or NaN" in fit.summary()
+    assert "2  with targets that are not fitted: they contain inf or NaN" in fit.summary()
