@@ -161,7 +161,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "likelihood's class": (
         {"likelihood": Gaussian},
         TypeError,
-        r"^likelihood must be fastvae\.Gaussian.*got the class Gaussian: write the \(\)",
+        r"^likelihood must be fastvae\.Gaussian.*got the class Gaussian: add \(\)",
     ),
     "likelihood's name": ({"likelihood": "bernoulli"}, TypeError, r"^likelihood must be .*, got 'bernoulli'"),
     "no likelihood": ({"likelihood": None}, TypeError, r"^likelihood must be .*or an object with.*got NoneType"),
@@ -270,8 +270,12 @@ def test_options_are_keywords():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"scale": 0.5, "log_scale": 0.0}, ValueError, r"^scale and log_scale are two spellings .*give one"),
-        ({"scale": torch.ones(()), "log_scale": torch.ones(())}, ValueError, r"^scale and log_scale are two spellings"),
+        ({"scale": 0.5, "log_scale": 0.0}, ValueError, r"^scale and log_scale are mutually exclusive: give one"),
+        (
+            {"scale": torch.ones(()), "log_scale": torch.ones(())},
+            ValueError,
+            r"^scale and log_scale are mutually exclusive",
+        ),
         ({"scale": 0.0}, ValueError, r"^scale must be positive and finite, got 0\.0"),
         ({"scale": -1}, ValueError, r"^scale must be positive and finite, got -1"),
         ({"scale": math.nan}, ValueError, r"^scale must be positive and finite, got nan"),
