@@ -90,18 +90,8 @@ class RegressionFit(Inference):
     """
 
     __slots__ = (
-        *(
-            "_alpha",
-            "_center",
-            "_columns",
-            "_covariance",
-            "_far",
-            "_fit_intercept",
-            "_inverse_gram",
-            "_source",
-            "_numpy",
-        ),
-        "_targets",
+        *("_alpha", "_center", "_columns", "_covariance", "_far", "_fit_intercept", "_inverse_gram", "_numpy"),
+        *("_source", "_targets"),
         *FIELDS,
     )
 

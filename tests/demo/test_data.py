@@ -215,7 +215,7 @@ def test_a_standardized_run_is_resumed_as_one(standardized, tmp_path, capsys):
             (),
             "the ELBO is no longer finite in epoch 1: try a smaller --lr, or data nearer to unit scale by --stand",
         ),
-        (RAW, ("--standardize", "--likelihood", "bernoulli"), "--standardize belongs to a Gaussian or Laplace"),
+        (RAW, ("--standardize", "--likelihood", "bernoulli"), "--standardize is for a Gaussian or Laplace"),
         (
             np.where(np.arange(40)[:, None] == TEST_ROW, 1e30, 1e-30 * np.arange(40)[:, None]),
             ("--standardize",),

@@ -191,9 +191,9 @@ def test_of_two_runs_into_one_folder_the_last_to_finish_is_there_and_whole(run, 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--num", 10**12), "argument --num: expected a whole number up to 2147483647, got '1000000000000'"),
-        (("--num", "9" * 5000), "argument --num: expected a whole number from 1 on"),
-        (("--seed", 2**31), "argument --seed: expected a whole number from 0 to 2147483647"),
+        (("--num", 10**12), "argument --num: expected an integer of at most 2147483647, got '1000000000000'"),
+        (("--num", "9" * 5000), "argument --num: expected an integer of at least 1"),
+        (("--seed", 2**31), "argument --seed: expected an integer from 0 to 2147483647"),
     ],
 )
 def test_numbers_that_are_too_large_are_refused_by_name(run, capsys, args, message):
@@ -228,7 +228,7 @@ def test_what_does_not_fit_in_memory_is_one_line(run, tmp_path, capsys):
 
 def test_a_picture_has_room_for_so_many_draws(run, capsys):
     code = sample(run / "checkpoint.pt", "--num", 10**6)
-    assert "a picture has room for 10000 draws, for more use --out FILE.npy" in error_of(capsys, code)
+    assert "a picture has room for 10000 draws; for more, use --out FILE.npy" in error_of(capsys, code)
 
 
 @pytest.mark.parametrize("path", [".", "..", "/"])

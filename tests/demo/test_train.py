@@ -196,13 +196,13 @@ def test_bernoulli_needs_data_between_0_and_1(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--epochs", "0"], "argument --epochs: expected a whole number from 1 on, got '0'"),
-        (["--latent", "2.5"], "argument --latent: expected a whole number from 1 on, got '2.5'"),
+        (["--epochs", "0"], "argument --epochs: expected an integer of at least 1, got '0'"),
+        (["--latent", "2.5"], "argument --latent: expected an integer of at least 1, got '2.5'"),
         (["--scale", "0"], "argument --scale: expected a positive number or 'learned', got '0'"),
         (["--lr", "nan"], "argument --lr: expected a positive number, got 'nan'"),
-        (["--lr", "1e300"], "argument --lr: expected a number up to 1e30, got '1e300'"),
-        (["--beta", "-1"], "argument --beta: expected a number from 0 on"),
-        (["--seed", "-1"], "argument --seed: expected a whole number from 0 to"),
+        (["--lr", "1e300"], "argument --lr: expected a number of at most 1e30, got '1e300'"),
+        (["--beta", "-1"], "argument --beta: expected a nonnegative number"),
+        (["--seed", "-1"], "argument --seed: expected an integer from 0 to"),
         (["--device", "abacus"], "argument --device: 'abacus' cannot be used here"),
         (["--likelihood", "cauchy"], "argument --likelihood: invalid choice"),
         (["--momentum", "1"], "unrecognized arguments: --momentum 1"),
@@ -226,7 +226,7 @@ def test_a_progress_bar_is_told_from_an_error_at_any_speed(capsys, monkeypatch, 
 
 def test_a_run_is_never_lost_by_accident(run, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    assert "exists: --resume goes on with it" in error_of(capsys, train(run, *SMALL))
+    assert "exists: use --resume to continue" in error_of(capsys, train(run, *SMALL))
     assert "has finished its 3 epochs" in error_of(capsys, train(run, "--resume"))
     assert "--hidden 99 differs from the run to resume" in error_of(capsys, train(run, "--resume", "--hidden", "99"))
     code = train(run, *SMALL, "--overwrite", "--lr", "1e30")
@@ -285,7 +285,7 @@ def test_out_must_be_a_folder_and_sample_a_known_format(run, tmp_path, capsys):
 
 def test_bernoulli_has_no_scale(tmp_path, capsys):
     code = train(tmp_path / "run", "--likelihood", "bernoulli", "--scale", "1")
-    assert "--scale belongs to a Gaussian or Laplace" in error_of(capsys, code)
+    assert "--scale is for a Gaussian or Laplace" in error_of(capsys, code)
 
 
 def test_a_missing_package_of_the_demo_is_named(tmp_path):
