@@ -1,4 +1,4 @@
-"""Every bad argument is refused in one line that names the argument, what it is and what was expected."""
+"""Every invalid argument raises an error of one line that names the argument, what was expected and what was given."""
 
 import inspect
 import math
@@ -17,7 +17,7 @@ from fastvae import Bernoulli, Gaussian
 from fastvae._core import backend as _backend
 from fastvae._elbo import call as elbo_call
 
-N, D, L, K = 3, 4, 2, 5  # all different, so that a message with the wrong dim is seen
+N, D, L, K = 3, 4, 2, 5  # all different, so that a message with the wrong dim is noticed
 
 
 def zeros(*shape, **options):
@@ -29,7 +29,7 @@ def bytes_(*shape):
 
 
 def decoder(*outputs, shape=(N, D)):
-    """One that returns x_hat of this shape, and these behind it."""
+    """A decoder that returns x_hat of this shape, followed by these outputs."""
     return lambda z: (zeros(*shape), *outputs) if outputs else zeros(*shape)
 
 
@@ -39,14 +39,14 @@ def elbo(**changes):
 
 
 def refused(error, message, call, *args, **options):
-    """The call raises this error, its message has this pattern and one line."""
+    """Check that the call raises this error, with a message of one line that matches the pattern."""
     with pytest.raises(error, match=message) as caught:
         call(*args, **options)
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
 
 
-# What of the arguments is changed, the type of the error, a pattern of its message.
+# The arguments that are changed, the type of the error, a pattern of its message.
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     # mu and logvar
     "integer mu": ({"mu": zeros(N, L).int()}, TypeError, r"^mu must be a floating-point .*got a int32 tensor"),
@@ -239,7 +239,7 @@ def test_elbo_refuses(changes, error, message):
     refused(error, message, elbo, **changes)
 
 
-# The other functions check what they share with elbo; where num_samples is all that x_hat lacks, they have no x_hat.
+# The other functions check the arguments they share with elbo; they have no x_hat to which num_samples could apply.
 SHARED = [
     (function, name)
     for function in (fastvae.reparameterize, fastvae.kl_divergence)
@@ -304,9 +304,9 @@ def call(op, **options):
 
 
 @pytest.mark.parametrize("op", _backend.KERNELS)
-def test_a_backend_that_cannot_serve_says_why(op, monkeypatch):
+def test_an_unsupported_call_gives_the_reason(op, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(elbo_call, "CACHE", {})  # calls of other tests were served, and would be again
+    monkeypatch.setattr(elbo_call, "CACHE", {})  # calls cached by other tests would not be checked again
     refused(
         fastvae.BackendError,
         rf"^backend='triton' cannot serve {op}: it runs on cuda tensors, these are on cpu",
@@ -320,13 +320,13 @@ def test_a_backend_that_cannot_serve_says_why(op, monkeypatch):
     monkeypatch.setitem(_backend.INSTALLED, "numba", False)
     message = rf"^backend='numba' cannot serve {op}: numba is not installed"
     refused(fastvae.BackendError, message, call, op, backend="numba")
-    call(op)  # auto never fails for want of a kernel
+    call(op)  # auto never fails because there is no kernel
     call(op, backend="reference")
 
 
-def test_the_environment_replaces_auto_and_nothing_else(monkeypatch):
+def test_the_environment_replaces_only_auto(monkeypatch):
     monkeypatch.setitem(_backend.HAS_KERNEL, ("elbo", "numba"), False)
-    monkeypatch.setattr(elbo_call, "CACHE", {})  # calls that were served are not looked into again
+    monkeypatch.setattr(elbo_call, "CACHE", {})  # cached calls would not be checked again
     monkeypatch.setattr(_backend, "DEFAULT", "cuda")
     refused(ValueError, r"^FASTVAE_BACKEND must be one of auto, triton, numba, reference, got 'cuda'", elbo)
     elbo(backend="reference")
@@ -340,7 +340,7 @@ def test_the_environment_replaces_auto_and_nothing_else(monkeypatch):
     assert run.stdout == "reference\n"
 
 
-def test_vae_passes_the_errors_on():
+def test_vae_raises_the_same_errors():
     vae = fastvae.VAE.mlp(D, latent=L, hidden=3)
     refused(ValueError, r"^x_scale must be given with uint8 x", vae.elbo, bytes_(N, D))
     refused(ValueError, r"^reduction must be one of", vae.elbo, zeros(N, D), reduction="avg")

@@ -1,4 +1,4 @@
-"""Every bad argument of fastvae.gmm is refused in one line that names it, what it is and what was expected."""
+"""Every invalid argument of fastvae.gmm raises an error of one line that names it, and what was expected and given."""
 
 import inspect
 import math
@@ -14,7 +14,7 @@ from fastvae import Status, gmm
 from ..refusals import refused, zeros
 from .mixtures import KINDS, data, start
 
-N, D, K = 20, 2, 3  # all different, so that a message with the wrong dim is seen
+N, D, K = 20, 2, 3  # all different, so that a message with the wrong dim is noticed
 X = data(N=N)
 MIXTURE = start(X)
 RESP = np.full((N, K), 1 / K)
@@ -24,7 +24,7 @@ def changed(**fields):
     return MIXTURE._replace(**fields)
 
 
-# What of a call of fit is changed, the type of the error, a pattern of its message.
+# The arguments of fit that are changed, the type of the error, a pattern of its message.
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     # X
     "a list": ({"X": X.tolist()}, TypeError, r"^X must be a NumPy array or a torch\.Tensor, got list"),
@@ -219,7 +219,7 @@ def test_fit_refuses(changes, error, message):
 
 
 def call(function, **changes):
-    """The function, its arguments good but for the changes."""
+    """Call the function with valid arguments, except for the changes."""
     names = inspect.signature(function).parameters
     good = {"X": X, "mixture": MIXTURE, "resp": RESP, "n": 5}
     return function(**({k: v for k, v in good.items() if k in names} | changes))
@@ -227,7 +227,7 @@ def call(function, **changes):
 
 SCORES = (gmm.score_samples, gmm.predict_proba, gmm.predict, gmm.aic, gmm.bic)
 OF_MIXTURES: list[Any] = [gmm.e_step, gmm.em_step, gmm.elbo, *SCORES]
-VALUES = ("NaN", "inf", "too few rows", "no weight", "NaN weight")  # only fit looks at them
+VALUES = ("NaN", "inf", "too few rows", "no weight", "NaN weight")  # checked only by fit
 SHARED = [
     (function, name)
     for function in (gmm.m_step, *OF_MIXTURES)
@@ -298,7 +298,7 @@ def test_options_are_keywords():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_degenerate_is_said(kind, each_backend):
+def test_the_degenerate_component_is_named(kind, each_backend):
     far = start(X, kind=kind)
     far.means[1] = 1e6
     where = r": increase reg_covar, now 1e-06, decrease n_components, now 3, or use on_degenerate='rescue'$"
@@ -336,7 +336,7 @@ def test_the_first_bad_problem_of_a_batch_is_named():
     refused(
         ValueError, r"^sample_weight must not be negative, got -2 at \[1, 0, 7\]", gmm.fit, many, sample_weight=w, **how
     )
-    w[0, 1, 3] = np.nan  # of another problem, which hides no negative weight
+    w[0, 1, 3] = np.nan  # in another problem: the negative weight is still found
     for function in (partial(gmm.fit, n_components=3), partial(gmm.bic, mixture=start(many))):
         refused(ValueError, r"^sample_weight .* got -2 at \[1, 0, 7\]", function, many, sample_weight=w)
     starts = start(many)

@@ -1,4 +1,4 @@
-"""What fastvae.regression.fit returns: indexing, predictions, pickles, and what people read."""
+"""The result of fastvae.regression.fit: indexing, predictions, pickling and the summary."""
 
 import copy
 import math
@@ -112,7 +112,7 @@ def test_summary_of_one_problem(backend):
 
 
 @pytest.mark.parametrize("scale", [1e6, 1e-110, 1e110])
-def test_columns_of_a_summary_stay_apart(backend, scale):
+def test_columns_of_a_summary_are_separated(backend, scale):
     X, y, _ = problem(B, rows=200)
     fit = regression.fit(X, -scale * y, backend=backend)
     one = fit[0]
@@ -128,7 +128,7 @@ def test_columns_of_a_summary_stay_apart(backend, scale):
         assert len([float(cell) for cell in re.split(" {2,}", line.strip())[1:]]) == 5
 
 
-def test_summary_says_what_its_numbers_are(backend):
+def test_summary_describes_its_numbers(backend):
     X, y, _ = problem(B)
     for fit_intercept in (True, False):
         fit = regression.fit(X, y, fit_intercept=fit_intercept, backend=backend)
@@ -138,7 +138,7 @@ def test_summary_says_what_its_numbers_are(backend):
             assert f"condition: of the {columns} at unit norm; statsmodels' Cond. No. is that of the raw design" in text
 
 
-def test_summary_says_what_is_missing(backend):
+def test_summary_explains_missing_numbers(backend):
     X, y, _ = problem()
     double = np.c_[X, X[:, 0]]
     text = regression.fit(double, y, on_singular="ignore", backend=backend).summary()
