@@ -214,7 +214,7 @@ def test_the_result_refuses():
     refused(TypeError, r"^X must be a NumPy array or a torch\.Tensor, got list", one.predict, [[1.0] * 4])
     refused(ValueError, "^X must be on the device of the fit, cpu, got meta", one.predict, zeros(2, 4, device="meta"))
     for call in (one.confidence_intervals, one.intercept_confidence_interval, lambda level: one.summary(level=level)):
-        refused(ValueError, r"^level must be between 0 and 1, such as 0\.95 is, got 95\.0$", call, level=95)
+        refused(ValueError, r"^level must be between 0 and 1, such as 0\.95, got 95\.0$", call, level=95)
         refused(TypeError, r"^level must be a float, got '95 %'$", call, level="95 %")
     refused(ValueError, r"^names must be a sequence of P = 4 strings, got 1$", one.summary, names=["a"])
     refused(ValueError, r"^names must be a sequence of P = 4 strings, got 'abcd'$", one.summary, names="abcd")
