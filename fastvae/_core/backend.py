@@ -74,7 +74,7 @@ def choose(op: str, backend: str, device: torch.device, unsupported: str | None 
         candidates = (b for b in DEVICES if DEVICES[b] == device.type and not unsupported)
         return next((b for b in candidates if unsupported_reason(op, b, device) is None), "reference")
     if backend != "reference" and (reason := unsupported_reason(op, backend, device) or unsupported):
-        raise BackendError(f"backend={backend!r} cannot serve {op}: {reason}")
+        raise BackendError(f"backend={backend!r} does not support {op}: {reason}")
     return backend
 
 

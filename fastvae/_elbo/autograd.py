@@ -334,7 +334,7 @@ def elbo_terms(
     number, log_scale = split_scale(call, likelihood)
     if reason := unsupported_likelihood(call.backend, x, x_hat, likelihood):  # no kernel for the decoder's dtype
         if call.strict:
-            raise _backend.BackendError(f"backend={call.backend!r} cannot serve elbo: {reason}")
+            raise _backend.BackendError(f"backend={call.backend!r} does not support elbo: {reason}")
         log_lik = density_formula(x, x_hat, number if log_scale is None else log_scale, *call.density_options)
         return ElboTerms(log_lik + neg_kl, log_lik, kl) if call.terms else log_lik + neg_kl
     key = layout(x_hat), None if decoded_scale is None else layout(decoded_scale)

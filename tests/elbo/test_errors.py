@@ -309,16 +309,16 @@ def test_an_unsupported_call_gives_the_reason(op, monkeypatch):
     monkeypatch.setattr(elbo_call, "CACHE", {})  # calls cached by other tests would not be checked again
     refused(
         fastvae.BackendError,
-        rf"^backend='triton' cannot serve {op}: it runs on cuda tensors, these are on cpu",
+        rf"^backend='triton' does not support {op}: it runs on cuda tensors, these are on cpu",
         call,
         op,
         backend="triton",
     )
     monkeypatch.setitem(_backend.HAS_KERNEL, (op, "numba"), False)
-    message = rf"^backend='numba' cannot serve {op}: it has no kernel for this yet"
+    message = rf"^backend='numba' does not support {op}: it has no kernel for this yet"
     refused(fastvae.BackendError, message, call, op, backend="numba")
     monkeypatch.setitem(_backend.INSTALLED, "numba", False)
-    message = rf"^backend='numba' cannot serve {op}: numba is not installed"
+    message = rf"^backend='numba' does not support {op}: numba is not installed"
     refused(fastvae.BackendError, message, call, op, backend="numba")
     call(op)  # auto never fails because there is no kernel
     call(op, backend="reference")
@@ -331,7 +331,7 @@ def test_the_environment_replaces_only_auto(monkeypatch):
     refused(ValueError, r"^FASTVAE_BACKEND must be one of auto, triton, numba, reference, got 'cuda'", elbo)
     elbo(backend="reference")
     monkeypatch.setattr(_backend, "DEFAULT", "numba")
-    refused(fastvae.BackendError, r"^backend='numba' cannot serve elbo", elbo)
+    refused(fastvae.BackendError, r"^backend='numba' does not support elbo", elbo)
     monkeypatch.setattr(_backend, "DEFAULT", "reference")
     elbo()
     code = "from fastvae._core import backend as _backend; print(_backend.requested('auto'))"

@@ -252,7 +252,7 @@ def test_steps_and_scores_are_differentiable(kind):
 
 def test_a_requested_kernel_does_not_drop_a_gradient():
     X = torch.tensor(data(), requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"^backend='numba' cannot serve gmm: an argument requires grad"):
+    with pytest.raises(RuntimeError, match=r"^backend='numba' does not support gmm: an argument requires grad"):
         gmm.score_samples(X, as_torch(start(data())), backend="numba")
     with torch.no_grad():
         assert not gmm.score_samples(X, as_torch(start(data()))).requires_grad

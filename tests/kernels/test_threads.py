@@ -58,7 +58,7 @@ def make_squares():
 
 @functools.cache
 def make_record():
-    """Record how often each unit runs, on which thread, and how often the end is reached; a unit waits until `meet` have begun."""
+    """Count how often each unit runs, on which thread, and how often the end is reached; units wait for `meet`."""
 
     @kernel("6q")
     def record(block):

@@ -74,7 +74,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"^sample_weight must not be negative, got -0\.5 at \[7\]$",
     ),
     "backend": ({"backend": "cuda"}, ValueError, r"^backend must be one of 'auto', .*got 'cuda'"),
-    "no backend": ({"backend": "triton"}, BackendError, r"^backend='triton' cannot serve regression: "),
+    "no backend": ({"backend": "triton"}, BackendError, r"^backend='triton' does not support regression: "),
     "precision": (
         {"precision": "float32"},
         ValueError,
