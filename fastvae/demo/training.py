@@ -64,7 +64,7 @@ class Run:
         ).to(options.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), options.lr)
         self.x = self.data.x.to(options.device)
-        x = self.to_data_units(self.data.x)
+        x = self.own_units(self.data.x)
         self.bounds = [float(x.min()), float(x.max())]
         self.step = 0  # steps taken, over all epochs
         self.sums = self.zero_sums()
@@ -106,7 +106,7 @@ class Run:
         """Number of completed epochs."""
         return self.step // self.steps_per_epoch
 
-    def to_data_units(self, u: Tensor) -> Tensor:
+    def own_units(self, u: Tensor) -> Tensor:
         """Convert rows from the units of the model to those of the data."""
         return u if self.data.units is None else self.data.units.restore(u)
 
