@@ -138,6 +138,15 @@ class VAE(nn.Module):
         scale : float or "learned"
             Scale of the first two: a constant, or a single learned number.
 
+        Returns
+        -------
+        VAE
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has the wrong type or value.
+
         Examples
         --------
         >>> import fastvae
@@ -179,12 +188,38 @@ class VAE(nn.Module):
         return None if self.mu_p is None or self.logvar_p is None else (self.mu_p, self.logvar_p)
 
     def elbo(self, x: Tensor, **options: Any) -> Tensor:
-        """`fastvae.elbo` of x. Accepts its options except prior and likelihood, which belong to the module."""
+        """ELBO of x, by `fastvae.elbo`.
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data.
+        **options
+            Options of `fastvae.elbo`, except prior and likelihood, which belong to the module.
+
+        Returns
+        -------
+        Tensor
+            As `fastvae.elbo`.
+        """
         mu, logvar = self.encode(x, options.get("x_scale"))
         return elbo(x, self.decoder, mu, logvar, **self._module_options(options), **options)
 
     def elbo_terms(self, x: Tensor, **options: Any) -> ElboTerms:
-        """`fastvae.elbo_terms` of x, with the same options."""
+        """ELBO of x and its two terms, by `fastvae.elbo_terms`.
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data.
+        **options
+            Options of `fastvae.elbo_terms`, except prior and likelihood, which belong to the module.
+
+        Returns
+        -------
+        ElboTerms
+            As `fastvae.elbo_terms`.
+        """
         mu, logvar = self.encode(x, options.get("x_scale"))
         return elbo_terms(x, self.decoder, mu, logvar, **self._module_options(options), **options)
 
@@ -201,7 +236,20 @@ class VAE(nn.Module):
         return {"likelihood": self.likelihood, "prior": self.prior}
 
     def encode(self, x: Tensor, x_scale: float | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z|x), each ``[N, *latent]``. Bool and uint8 x are converted to floats."""
+        """Encode x.
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data; bool and uint8 are converted to floats.
+        x_scale : float
+            Factor applied to uint8 x.
+
+        Returns
+        -------
+        mu, logvar : tensors ``[N, *latent]``
+            Mean and log variance of q(z|x).
+        """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {describe(x)}")
         if self.event_shape is not None and x.shape[1:] != torch.Size(self.event_shape):
@@ -229,7 +277,21 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, *, mean: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``[n, *event]`` by ancestral sampling: z ~ p(z), then x ~ p(x|z), or x = E[x|z] if ``mean``."""
+        """Draw data points by ancestral sampling: z ~ p(z), then x ~ p(x|z).
+
+        Parameters
+        ----------
+        n : int
+            Number of draws.
+        mean : bool
+            Whether to return E[x|z] instead of a draw from p(x|z).
+        generator : torch.Generator
+            By default torch's global generator.
+
+        Returns
+        -------
+        Tensor ``[n, *event]``
+        """
         if not is_integer(n) or n < 0:
             raise ValueError(f"n must be an int and not negative, got {describe(n)}")
         # z has the dtype and device of the decoder, whose dtype may differ from that of the scale.
@@ -247,7 +309,19 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, x_scale: float | None = None) -> Tensor:
-        """Reconstruction E[x' | z = mu(x)], ``[N, *event]``, decoded from the mean of q(z|x)."""
+        """Reconstruct x: E[x' | z = mu(x)], decoded from the mean of q(z|x).
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data.
+        x_scale : float
+            Factor applied to uint8 x.
+
+        Returns
+        -------
+        Tensor ``[N, *event]``
+        """
         mu, _ = self._posterior(x, x_scale)
         x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder, x), mu, self.likelihood)
         return get_method(likelihood, "mean")(x_hat)
@@ -262,12 +336,26 @@ class VAE(nn.Module):
         seed: int | None = None,
         check_values: bool = False,
     ) -> Tensor:
-        """Estimate log p(x), ``[N]`` in nats, by importance sampling from q, without gradients.
+        """Estimate log p(x) by importance sampling from q, without gradients.
 
             log p(x) ~ log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x),   z_k ~ q(z|x)
 
         In expectation, the estimate is a lower bound of log p(x), is never below the ELBO, and approaches log p(x) as K
-        grows. x, ``x_scale``, ``seed`` and ``check_values`` are those of `fastvae.elbo`.
+        grows.
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data.
+        num_samples : int
+            Number of draws K per data point.
+        x_scale, seed, check_values
+            As in `fastvae.elbo`.
+
+        Returns
+        -------
+        Tensor ``[N]``
+            In nats.
 
         References
         ----------

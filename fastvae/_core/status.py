@@ -21,7 +21,8 @@ class Status(enum.IntFlag):
         The data of the problem contain inf or NaN: not fitted, parameters are NaN. In a regression with several
         targets, only the targets that contain them are not fitted, unless X contains them.
     TOO_FEW_ROWS
-        Too few rows of positive weight for the number of parameters: not fitted, parameters are NaN.
+        Too few rows of positive weight (fewer than components of a mixture, none in a regression): not fitted,
+        parameters are NaN.
     REFINED
         The solution was corrected with residuals in double-double.
     DOUBLE_DOUBLE

@@ -162,10 +162,15 @@ def elbo_terms(
 ) -> ElboTerms:
     """ELBO and its two terms ``(elbo, log_likelihood, kl)``, each differentiable, in nats.
 
-    The arguments are those of `elbo`.
-
         log_likelihood[n] = 1/K sum_k sum_d log p(x_nd | z_nk)
         kl[n]             = sum_l kl_nl, without beta and free bits
+
+    Parameters
+    ----------
+    x, x_hat, mu, logvar
+        As in `elbo`.
+    likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, first_row, check_values, backend
+        As in `elbo`.
 
     Returns
     -------

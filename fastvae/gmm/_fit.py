@@ -83,9 +83,9 @@ def fit(
     n_init : int
         Number of starts. The fit with the highest bound is returned; a degenerate one only if all are.
     init : "kmeans", "kmeans-raw", "k-means++", "random_from_data", "random" or a Mixture
-        - "kmeans": clusters of k-means. The first and every second of the ``n_init`` starts scales each feature by its
-          standard deviation and, for "full" and "tied", tries whitened rows as well: of the two starts, it uses the one
-          with the higher likelihood after a step of EM. The other starts, and all for "spherical", use the units of X.
+        - "kmeans": clusters of k-means. The first, third, ... of the ``n_init`` starts scale each feature by its
+          standard deviation and, for "full" and "tied", try whitened rows as well: of the two, the start with the
+          higher likelihood after a step of EM is used. The other starts, and all for "spherical", use the units of X.
         - "kmeans-raw": clusters of k-means, always in the units of X, as in scikit-learn.
         - "k-means++", "random_from_data": one row per component, chosen far from each other or drawn at random; all
           other rows have responsibility 0.

@@ -186,6 +186,15 @@ def n_parameters(mixture: Mixture) -> int:
 
         full K D (D + 1) / 2,    tied D (D + 1) / 2,    diag K D,    spherical K.
 
+    Parameters
+    ----------
+    mixture : Mixture
+        The mixture, or a batch of them.
+
+    Returns
+    -------
+    int
+
     Raises
     ------
     TypeError, ValueError

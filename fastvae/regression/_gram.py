@@ -79,9 +79,21 @@ class Gram:
             setattr(self, name, value)
 
     def update(self, X: Any, y: Any, sample_weight: Any = None) -> "Gram":
-        """Add rows: X ``[*batch, n, P]``, y ``[*batch, n]`` or ``[*batch, n, R]``, weights ``[*batch, n]``.
+        """Add rows to the sums.
 
-        Rows of weight 0 are ignored and may contain anything.
+        Parameters
+        ----------
+        X : array or tensor ``[*batch, n, P]``
+            The regressors of the rows.
+        y : array or tensor ``[*batch, n]`` or ``[*batch, n, R]``
+            Their targets.
+        sample_weight : array or tensor ``[*batch, n]``
+            Their weights. Rows of weight 0 are ignored and may contain anything.
+
+        Returns
+        -------
+        Gram
+            The object itself.
 
         Raises
         ------
@@ -113,7 +125,17 @@ class Gram:
         return self
 
     def merge(self, other: "Gram") -> "Gram":
-        """Add the rows of another Gram with the same options and shapes, which is not modified. Returns self.
+        """Add the rows of another Gram with the same options and shapes.
+
+        Parameters
+        ----------
+        other : Gram
+            It is not modified.
+
+        Returns
+        -------
+        Gram
+            The object itself.
 
         Raises
         ------

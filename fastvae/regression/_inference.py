@@ -68,15 +68,38 @@ class Inference:
         return as_output(p_values(tensor(self.intercept_t_value), tensor(self.df)), self._numpy)
 
     def confidence_intervals(self, level: float = 0.95) -> Any:
-        """Lower and upper ends of a confidence interval for each coefficient, ``[..., P, 2]``.
+        """Confidence intervals of the coefficients.
 
-        Equivalent to statsmodels' ``conf_int(1 - level)``. NaN without standard errors.
+        Parameters
+        ----------
+        level : float
+            The confidence level.
+
+        Returns
+        -------
+        array or tensor ``[..., P, 2]``
+            Lower and upper ends; NaN without standard errors.
+
+        Notes
+        -----
+        Equivalent to statsmodels' ``conf_int(1 - level)``.
         """
         ends = intervals(tensor(self.coef), tensor(self.standard_errors), tensor(self.df), level)
         return as_output(ends, self._numpy)
 
     def intercept_confidence_interval(self, level: float = 0.95) -> Any:
-        """The confidence interval of b, ``[..., 2]``; NaN without an intercept."""
+        """Confidence interval of b.
+
+        Parameters
+        ----------
+        level : float
+            The confidence level.
+
+        Returns
+        -------
+        array or tensor ``[..., 2]``
+            Lower and upper end; NaN without an intercept.
+        """
         error = tensor(self.intercept_standard_error)
         error = error if self._fit_intercept else torch.full_like(error, math.nan)
         return as_output(intervals(tensor(self.intercept), error, tensor(self.df), level), self._numpy)
