@@ -256,12 +256,12 @@ class GaussianMixture(sklearn.mixture.GaussianMixture):
                 return seed, status  # k-means and EM are one call
             mixture, *_, status = self._em(X, sample_weight, seed, 0)
         else:
-            mixture = self._initialize(X, sample_weight, random_state)
+            mixture = self._draw_start(X, sample_weight, random_state)
         parameters = (default if u is None else u for u, default in zip(user_init, mixture[:3], strict=True))
         return gmm.Mixture._make([*parameters, self.covariance_type]), status
 
-    def _initialize(self, X: Array, sample_weight: Array | None, random_state: np.random.RandomState) -> gmm.Mixture:
-        """Initialize by any method but k-means, with the same random numbers and computations as scikit-learn."""
+    def _draw_start(self, X: Array, sample_weight: Array | None, random_state: np.random.RandomState) -> gmm.Mixture:
+        """A start by any method but k-means, with the same random numbers and computations as scikit-learn."""
         options = {"covariance_type": self.covariance_type, "reg_covar": self.reg_covar}
         if self.init_params == "random":
             resp = random_state.uniform(size=(len(X), self.n_components)).astype(X.dtype, copy=False)
