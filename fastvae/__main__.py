@@ -62,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
-def train(*, out: Path, resume: bool, overwrite: bool, **given: Any) -> tuple[int, str]:
+def train(*, out: Path, resume: bool, overwrite: bool, **options: Any) -> tuple[int, str]:
     """Train a VAE; write checkpoint, history and pictures."""
     from .demo import pictures, training
 
     checkpoint = out / CHECKPOINT
     if resume:
-        run = training.Run.resume(out, given)
+        run = training.Run.resume(out, options)
         if run.epoch >= run.options.epochs:
             raise CommandError(f"the run in {out} has finished its {run.epoch} epochs: use --epochs N to train up to N")
     else:
@@ -76,11 +76,11 @@ def train(*, out: Path, resume: bool, overwrite: bool, **given: Any) -> tuple[in
             raise CommandError(
                 f"{checkpoint} exists: use --resume to continue, --overwrite to start again, or another --out"
             )
-        if given.get("likelihood") == "bernoulli" and "scale" in given:
+        if options.get("likelihood") == "bernoulli" and "scale" in options:
             raise CommandError("--scale is for a Gaussian or Laplace likelihood; a Bernoulli has no scale")
-        if given.get("likelihood") == "bernoulli" and "standardize" in given:
+        if options.get("likelihood") == "bernoulli" and "standardize" in options:
             raise CommandError("--standardize is for a Gaussian or Laplace likelihood; a Bernoulli needs x in [0, 1]")
-        run = training.Run(training.Options(**given), out)
+        run = training.Run(training.Options(**options), out)
         make_folder(out)
     finished = run.train()
     if not finished:
@@ -170,7 +170,7 @@ STANDARDIZE = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser. Options that are not given have no default here, so that --resume can use the stored ones."""
+    """Build the parser. Options that are not passed have no default here, so that --resume can use the stored ones."""
     parser = Parser(
         prog="fastvae",
         description="Train and sample variational autoencoders.",

@@ -181,12 +181,12 @@ def not_negative(name: str, value: Any, expected: str = "a float") -> float:
     return number
 
 
-def integer(name: str, value: Any, least: int) -> int:
-    """Check for an int or NumPy integer of at least ``least``, and return it as an int."""
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Check for an int or NumPy integer of at least ``minimum``, and return it as an int."""
     if not is_integer(value):
         raise TypeError(f"{name} must be an int, got {describe(value)}")
-    if (number := int(value)) < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
+    if (number := int(value)) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
 
 

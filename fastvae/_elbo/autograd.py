@@ -256,8 +256,8 @@ def latent_gradients(
         with torch.enable_grad():
             inputs = aliases(mu, logvar, mu_p, logvar_p)
             prior = None if mu_p is None else tuple(inputs[2:])
-            how = launch.first_row, launch.beta, launch.free_bits, launch.call.num_samples, launch.call.reduction
-            outputs = sample_formula(inputs[0], inputs[1], prior, seed, *how)
+            arguments = launch.first_row, launch.beta, launch.free_bits, launch.call.num_samples, launch.call.reduction
+            outputs = sample_formula(inputs[0], inputs[1], prior, seed, *arguments)
         return differentiate(outputs, (dneg_kl, dkl, dz), tuple(inputs))
     prior = None if mu_p is None else (mu_p, logvar_p)
     gradients = launch.call.latent.backward(

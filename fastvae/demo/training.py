@@ -71,20 +71,20 @@ class Run:
         self.history: list[dict[str, Any]] = []
 
     @classmethod
-    def resume(cls, out: Path, given: dict[str, Any]) -> "Run":
+    def resume(cls, out: Path, overrides: dict[str, Any]) -> "Run":
         """Resume the run whose checkpoint is in ``out``; only the options epochs and device may differ from it."""
         state = load_checkpoint(out / CHECKPOINT)
         try:
             stored = Options(**state["options"])
         except (KeyError, TypeError) as error:
             raise CommandError(f"{out / CHECKPOINT} was not written by this version of fastvae train") from error
-        for name, value in given.items():
+        for name, value in overrides.items():
             if name not in ("epochs", "device") and value != getattr(stored, name):
                 raise CommandError(
                     f"--{name.replace('_', '-')} {value} differs from the run to resume, which has"
                     f" {getattr(stored, name)}: omit it, or choose another --out"
                 )
-        run = cls(Options(**{**asdict(stored), **given}), out)
+        run = cls(Options(**{**asdict(stored), **overrides}), out)
         if run.data.fingerprint != state["fingerprint"]:
             raise CommandError(f"the data ({run.data.name}) have changed since the run in {out} started")
         try:

@@ -83,8 +83,8 @@ def sweep(
     --------
     >>> import numpy as np, fastvae
     >>> X = np.random.default_rng(0).normal(size=(300, 2)) + np.repeat([[0.0], [9.0], [-9.0]], 100, axis=0)
-    >>> found = fastvae.gmm.sweep(X, range(1, 6), seed=0, n_init=3)
-    >>> found.best, found.fits[2].mixture.means.shape
+    >>> result = fastvae.gmm.sweep(X, range(1, 6), seed=0, n_init=3)
+    >>> result.best, result.fits[2].mixture.means.shape
     (3, (3, 2))
     """
     if isinstance(n_components, str) or not isinstance(n_components, Iterable):

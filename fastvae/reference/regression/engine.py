@@ -203,13 +203,13 @@ def _solve_problems(
     def by_rowwise_qr(part: Centred, at: Tensor) -> Solution:
         assert rowwise is not None  # there are such problems
         coef, root, total, _ = (t[independent[uneven]] for t in rowwise)
-        own = _with_coef(by_least_squares(part, at), coef)
-        if own.coef.requires_grad:
-            return own
+        refined = _with_coef(by_least_squares(part, at), coef)
+        if refined.coef.requires_grad:
+            return refined
         # With a ridge, RSS is the total minus the squares of the ridge, or is summed, whichever is more accurate.
         rss, squares = (part.c - part.A @ coef).square().sum(-2), part.c.square().sum(-2)  # [b, R]
         rss = torch.where(total < EPS * squares, total - alpha * coef.square().sum(-2), rss)
-        return own._replace(coef=coef, root=root * own.scale.mT, rss=rss if alpha > 0 else total)
+        return refined._replace(coef=coef, root=root * refined.scale.mT, rss=rss if alpha > 0 else total)
 
     regular = ~uneven & ~deficient
     methods = {
@@ -321,9 +321,9 @@ def _blank(data: Centred, fit_intercept: bool, status: Tensor) -> Fitted:
 
 def insert(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
     """Replace the results of the problems ``at`` by those of ``part``."""
-    whole, parts = fitted._asdict(), part._asdict()
-    inverse_gram, inverse_part = whole.pop("inverse_gram"), parts.pop("inverse_gram")
-    tensors = {name: whole[name].index_copy(0, at, parts[name]) for name in whole}
+    fields, parts = fitted._asdict(), part._asdict()
+    inverse_gram, inverse_part = fields.pop("inverse_gram"), parts.pop("inverse_gram")
+    tensors = {name: fields[name].index_copy(0, at, parts[name]) for name in fields}
     return Fitted(**tensors, inverse_gram=lambda: inverse_gram().index_copy(0, at, inverse_part()))
 
 

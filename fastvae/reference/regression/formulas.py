@@ -287,14 +287,14 @@ def _residual(X: Tensor, y: Tensor, coef: Tensor, intercept: Tensor) -> tuple[Te
     return y - X @ coef.mT - intercept[..., None, :], -2
 
 
-def power_of_two(A: Tensor, least: float | Tensor = 0.0) -> Tensor:
-    """For each column, the power of two at or below its largest entry, or ``least`` if that is more, `[*batch, 1, P]`.
+def power_of_two(A: Tensor, minimum: float | Tensor = 0.0) -> Tensor:
+    """For each column, the power of two at or below its largest entry, or ``minimum`` if larger, `[*batch, 1, P]`.
 
     1 for a zero column. Dividing by it is exact, and keeps squares in range: that of 1e20 overflows in float32. The fit
     does not depend on it, so it has no gradient.
     """
     peak = A.detach().abs().amax(-2, keepdim=True)
-    peak = torch.maximum(peak, torch.as_tensor(least, dtype=peak.dtype, device=peak.device))
+    peak = torch.maximum(peak, torch.as_tensor(minimum, dtype=peak.dtype, device=peak.device))
     mantissa, _ = torch.frexp(peak)  # in [1/2, 1)
     return torch.where(peak > 0, peak / (2 * mantissa), 1.0)
 
