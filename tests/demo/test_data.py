@@ -64,7 +64,7 @@ def with_cell(cell, header=HEADER, row=11):
         (with_cell("1_0"), "could not convert string '1_0' to a number at line 13, column 3 (größe)"),
         (with_cell("٣", "\n\n# b\n"), "could not convert string '٣' to a number at line 15, column 3"),
         (with_cell("1,1", ""), "the number of columns changed from 3 to 4 at line 12"),
-        (with_cell("two", "", 0), "could not convert string 'two' to a number at line 1, column 3; a header has no"),
+        (with_cell("two", "", 0), "could not convert string 'two' to a number at line 1, column 3; a header must not"),
         (with_cell("nan"), "1 values are NaN or infinite, the first at line 13, column 3 (größe)"),
         (with_cell("-inf", "# x\n\n"), "1 values are NaN or infinite, the first at line 14, column 3"),
         (with_cell("1e39"), "values as large as 1e+39 do not fit in float32, the first at line 13, column 3 (größe)"),
@@ -193,7 +193,7 @@ def test_standardizing_by_hand_is_the_same_run_up_to_the_jacobian(standardized, 
         for part in ("train", "test"):
             for term, added in (("elbo", jacobian), ("log_likelihood", jacobian), ("kl", 0.0)):
                 assert entry[part][term] == pytest.approx(other[part][term] + added, abs=2e-3)
-    log_p, log_p_by_hand = (float(text.partition("draws a row: ")[2].split()[0]) for text in (line, by_hand_line))
+    log_p, log_p_by_hand = (float(text.partition("draws per row: ")[2].split()[0]) for text in (line, by_hand_line))
     assert log_p == pytest.approx(log_p_by_hand + jacobian, abs=0.02)
 
 

@@ -248,4 +248,4 @@ def test_a_path_that_is_too_long_is_one_line(run, tmp_path, capsys):
 def test_sampling_to_a_picture_mentions_mean(run, tmp_path, capsys):
     for args, hinted in (((), True), (("--mean",), False)):
         assert sample(run / "checkpoint.pt", "--num", 4, "--out", tmp_path / "x.png", *args) == 0
-        assert ("--mean draws E[x|z] without it" in capsys.readouterr().out) == hinted
+        assert ("use --mean for E[x|z], without it" in capsys.readouterr().out) == hinted
