@@ -1,1 +1,1 @@
-"""Timings of the jobs and the report on them: `make bench`, `python -m bench report`. No part of what is installed."""
+"""Benchmarks and the report on them: `make bench`, `python -m bench report`. Not part of the installed package."""

@@ -1,8 +1,8 @@
-"""The ELBO on the CPU: `fastvae` against eager torch, `torch.compile`, and the floor of memory, forward and backward.
+"""The ELBO on the CPU, forward and backward: `fastvae` against eager torch, `torch.compile` and the memory floor.
 
-Value and gradients agree with the textbook's formulas in float64 before anything is timed; with sampling, with the
-reference for the same noise. Rivals are at their best: compiled for static shapes, on all threads. The floor reads x
-and x_hat and writes one array of their size, as the fused kernel must. Run it alone: threads share a machine badly.
+Before timing, value and gradients are compared with the textbook formulas in float64, or, with sampling, with the
+reference for the same noise. Rivals run in their best setting: compiled for static shapes, on all threads. The floor
+reads x and x_hat and writes one array of their size, as the fused kernel must. Run it on an idle machine.
 """
 
 import math
@@ -16,7 +16,7 @@ import fastvae
 from bench.rivals import cases, compiled, first_call
 from fastvae.demo.training import Options
 
-# N, D, L: a small MLP; MNIST in three batch sizes; CIFAR; a wide table; images of 256 x 256 x 3, out of every cache
+# N, D, L: a small MLP; MNIST in three batch sizes; CIFAR; a wide table; images of 256 x 256 x 3, larger than all caches
 SIZES = [
     *((128, 64, 8), (128, 784, 20), (512, 784, 20), (512, 3072, 128)),
     *((128, 20000, 10), (4096, 784, 32), (64, 196608, 256)),
@@ -24,14 +24,14 @@ SIZES = [
 
 
 def textbook_elbo(x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """What most training loops write."""
+    """The ELBO as most training loops write it."""
     log_likelihood = -0.5 * (x - x_hat).square().sum(1) - 0.5 * x.shape[1] * math.log(2 * math.pi)
     kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1)
     return (log_likelihood - kl).mean()
 
 
 class FreeDecoder(torch.autograd.Function):
-    """A decoder that costs nothing: x_hat is one zero a row, and the gradient of z is what it is handed."""
+    """A decoder without cost: x_hat is one zero per row, and the gradient of z is the tensor given."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, dz: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class FreeDecoder(torch.autograd.Function):
 
 
 def textbook_bound(x: Tensor, decoder: Callable[[Tensor], Tensor], mu: Tensor, logvar: Tensor) -> Tensor:
-    """Sampling as well, as most training loops write it."""
+    """The ELBO with sampling, as most training loops write it."""
     z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
     return textbook_elbo(x, decoder(z), mu, logvar)
 
@@ -54,7 +54,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], tolerance: float) -> None:
-    """Relative to the largest element: a sum's rounding is that of its terms."""
+    """Check equality relative to the largest element, which determines the rounding error of a sum."""
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(
             a.double(), b.double(), rtol=tolerance, atol=tolerance * b.detach().abs().max().item()
@@ -97,7 +97,7 @@ LATENTS = [(128, 20), (4096, 512)]
 
 @cases(LATENTS, LATENTS[1:], "sample + KL {}x{}")
 def bench_sample_and_kl(race, case):
-    """In the bound, around a decoder that costs nothing, which hands back a gradient of z."""
+    """Sampling and KL within the ELBO, with a decoder without cost, which returns a gradient of z."""
     mu, logvar, x, dz = leaf(*case), leaf(*case), torch.zeros(case[0], 1), torch.randn(case)
 
     def evaluate(**how):
@@ -126,7 +126,7 @@ def bench_sample_and_kl(race, case):
 
 @cases(LATENTS, [], "reparameterize, KL {}x{}")
 def bench_reparameterize(race, case):
-    """As two calls, each of which reads mu and logvar."""
+    """Sampling and KL as two calls, each of which reads mu and logvar."""
     mu, logvar, dz, one = leaf(*case), leaf(*case), torch.randn(case), torch.ones(())
 
     def fused(mu: Tensor, logvar: Tensor, seed: int | None = None, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ def bench_reparameterize(race, case):
 
 @cases([(8, 8)], [(8, 8)], "training step {}x{}")
 def bench_training_step(race, case):
-    """A whole step of the default VAE of `make train`, Adam included, against the same with the reference ops."""
+    """A complete step of the default VAE of `make train`, including Adam, against the same with the reference."""
     options = Options()
     x = torch.rand(options.batch_size, *case)
 
@@ -188,7 +188,7 @@ def bench_training_step(race, case):
 
 
 def bench_first_call_of_elbo(note, tmp_path):
-    """Value and gradients of a process's first batch, sampling and a linear decoder included."""
+    """Value and gradients of the first batch in a process, including sampling and a linear decoder."""
     setup = """
 import torch, fastvae
 x, decoder = torch.randn(128, 784), torch.nn.Linear(20, 784)

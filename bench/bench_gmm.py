@@ -1,10 +1,10 @@
 """Gaussian mixtures on the CPU: `fastvae.gmm` against scikit-learn, oneDAL and the reference.
 
-One iteration is an E-step and an M-step from the same parameters: a tenth of a `fastvae.gmm.fit` of ten iterations, its
-checks, shift and final likelihood included; scikit-learn's own two steps; the reference's `em_step`; and a tenth of ten
-iterations of oneDAL, which has no weights and only full and diagonal covariances. Before that is timed, parameters
-after one iteration agree with scikit-learn's. scikit-learn runs at its best number of threads, one or all, tried first.
-`read` and `dgemm` are the limits of memory and of arithmetic. Run it alone.
+One iteration is an E-step and an M-step from the same parameters: a tenth of a `fastvae.gmm.fit` of ten iterations,
+including its checks, shift and final likelihood; scikit-learn's own two steps; `em_step` of the reference; and a tenth
+of ten iterations of oneDAL, which has no weights and only full and diagonal covariances. Before timing, the parameters
+after one iteration are compared with scikit-learn's. scikit-learn runs with one thread or all, whichever is faster.
+`read` and `dgemm` are the limits of memory and of arithmetic. Run it on an idle machine.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from bench.rivals import Limited, Parts, cases, first_call, optional, output
 
 daal4py, mixture_of = optional("daal4py"), optional("sklearn.mixture")
 
-# N, D, K of DESIGN's targets and of the grid of measured prototypes
+# N, D, K
 SIZES = {
     "full": [(100_000, 2, 4), (100_000, 8, 16), (100_000, 16, 16), (50_000, 32, 32), (20_000, 64, 64)],
     "tied": [(100_000, 6, 8)],
@@ -40,7 +40,7 @@ def clusters(N: int, D: int, K: int, *batch: int) -> np.ndarray:
 
 
 def start(X: np.ndarray, K: int, kind: str) -> fastvae.gmm.Mixture:
-    """Rows as means, the identity as covariances."""
+    """A mixture with rows as means and the identity as covariances."""
     D = X.shape[1]
     shapes = {"full": (K, D, D), "tied": (D, D), "diag": (K, D), "spherical": (K,)}
     covariances = np.broadcast_to(np.eye(D) if kind in ("full", "tied") else 1.0, shapes[kind]).copy()
@@ -48,14 +48,14 @@ def start(X: np.ndarray, K: int, kind: str) -> fastvae.gmm.Mixture:
 
 
 def multiplications(kind: str, N: int, D: int, K: int) -> int:
-    """Of an iteration: squared distances, and sums of products, a triangle of them where covariances have one."""
+    """Multiplications of an iteration: squared distances, and sums of products, triangular for full matrices."""
     triangle = D * (D + 1) // 2
     each = {"full": 2 * K * triangle, "tied": (K + 1) * triangle, "diag": 4 * K * D, "spherical": 2 * K * D}
     return N * each[kind]
 
 
 def estimator(X: np.ndarray, mixture: fastvae.gmm.Mixture) -> Any:
-    """scikit-learn's, with these parameters; an identity is its own inverse. None where it is not installed."""
+    """scikit-learn's estimator with these parameters (identity covariances), or None if it is not installed."""
     if mixture_of is None:
         return None
     weights, means, covariances, kind = mixture
@@ -100,7 +100,7 @@ def bench_em_step(race, case):
 
 
 def one_dal(X: np.ndarray, mixture: fastvae.gmm.Mixture) -> Parts:
-    """Ten iterations, or as many as it makes of them."""
+    """Ten iterations of oneDAL, or as many as it runs."""
     weights, means, covariances, kind = mixture
     options = {"nComponents": len(weights), "maxIterations": 10, "accuracyThreshold": 1e-300}
     em = daal4py.em_gmm(covarianceStorage="full" if kind == "full" else "diagonal", **options)
@@ -110,7 +110,7 @@ def one_dal(X: np.ndarray, mixture: fastvae.gmm.Mixture) -> Parts:
 
 
 def check_fit(X: np.ndarray, fit: fastvae.gmm.MixtureFit, some: Any = ...) -> None:
-    """The likelihood is that of the parameters, and a step from them raises it little, both by the reference."""
+    """Check by the reference: the likelihood is that of the parameters, and another step hardly raises it."""
     weights, means, covariances = (a[some] for a in fit.mixture[:3])
     mixture = fastvae.gmm.Mixture(weights, means, covariances, fit.mixture.covariance_type)
     following, likelihood = fastvae.gmm.em_step(X[some], mixture, backend="reference")
@@ -125,7 +125,7 @@ FITS = [case for case in CASES if case[1] <= 100_000 and case[2] <= 16]
 
 @cases(FITS, FITS[:1], "fit {} {}x{} K={}")
 def bench_fit(race, case):
-    """A whole fit from k-means, each with its own k-means and its own number of iterations, to the same tolerance."""
+    """A complete fit to the same tolerance, each with its own k-means and its own number of iterations."""
     kind, N, D, K = case
     X = clusters(N, D, K)
     options = {"covariance_type": kind, "max_iter": 50}
@@ -146,7 +146,7 @@ BATCHES = [(10_000, 200, 2, 3), (1_000, 1_000, 8, 4)]
 
 @cases(BATCHES, BATCHES[:1], "mixtures {}x{}x{} K={}")
 def bench_batch(race, case):
-    """Whole fits of many small problems; scikit-learn's loop, of some of them, on one thread and as installed."""
+    """Complete fits of many small problems; scikit-learn in a loop over some, with one thread and by default."""
     B, N, D, K = case
     X = clusters(N, D, K, B)
 
@@ -187,7 +187,7 @@ print(most - before)
 
 
 def bench_peak_memory(note):
-    """Of a fit of 1e7 rows of 8, K = 16, its start included, beyond X."""
+    """Peak memory, besides X, of a fit of 1e7 rows of 8 features, K = 16, including its start."""
     note("notes", {"MB beyond X in a fit of 1e7 rows of 8, K = 16": round(output(PEAK))})
 
 

@@ -1,10 +1,10 @@
 """Linear regression on the CPU: `fastvae.regression` against NumPy, torch, scikit-learn and statsmodels.
 
-Ours fits the intercept, and returns standard errors, log-likelihood and all the rest. The rivals are given a ready
-[1 X] and return coefficients alone: NumPy's batched matmul and solve, torch's bmm and Cholesky, which share their
-digits with "float64", and `torch.linalg.lstsq`. "refined" is ours where nearly every problem needs residuals in
-double-double, since they are small; "deep" is ours in double-double throughout. Loops of scikit-learn and statsmodels
-fit some of the problems. Coefficients agree with LAPACK's before anything is timed. Run it alone.
+fastvae fits the intercept, and returns standard errors, log-likelihood and everything else. The rivals get [1 X] and
+return only coefficients: NumPy's batched matmul and solve, torch's bmm and Cholesky, which are as accurate as
+"float64", and `torch.linalg.lstsq`. "refined" is fastvae with data for which nearly every problem needs residuals in
+double-double, because these are small; "deep" is fastvae in double-double throughout. Loops of scikit-learn and
+statsmodels fit some of the problems. Before timing, coefficients are compared with LAPACK's. Run it on an idle machine.
 """
 
 import numpy as np
@@ -17,15 +17,15 @@ from fastvae import Status
 
 linear_model, sm = optional("sklearn.linear_model"), optional("statsmodels.api")
 
-# B, N, P: the targets of DESIGN, and the grid of measured prototypes
+# B, N, P
 BATCHES = [(10_000, 64, 4), (10_000, 256, 8), (10_000, 50, 1), (20_000, 50, 4), (5_000, 200, 8), (1_000, 1_000, 16)]
 TALL = [(500_000, 32), (200_000, 128), (1_000_000, 32), (1_000_000, 4)]
 SETTLE = 0.1  # seconds
-SOME = 50  # problems of a loop
+SOME = 50  # problems that a loop fits
 
 
 def problems(B: int, N: int, P: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """By default as much noise as signal; coefficients of about 1, none of them near 0."""
+    """Random problems, by default with as much noise as signal; coefficients of about 1, none near 0."""
     rng = np.random.default_rng(0)
     X, coef = rng.normal(size=(B, N, P)), rng.uniform(0.5, 2, size=(B, P))
     return X, np.einsum("bnp,bp->bn", X, coef) + noise * rng.normal(size=(B, N)) + 1
@@ -82,7 +82,7 @@ def bench_batch(race, case):
 
 @cases(TALL, TALL[:1], "tall {}x{}")
 def bench_tall(race, case):
-    """One problem: against the product X'X of BLAS alone, and scikit-learn."""
+    """One problem, against only the product X'X by BLAS, and against scikit-learn."""
     N, P = case
     X, y = (a[0] for a in problems(1, N, P))
     model = linear_model and linear_model.LinearRegression()

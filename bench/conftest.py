@@ -1,7 +1,7 @@
-"""Races: rivals timed in turn in one run, so that a ratio holds on a machine whose speed drifts.
+"""Races: rivals are timed in turn in one run, so that ratios are meaningful even if the speed of the machine drifts.
 
-`make bench` runs all cases, `make bench-quick` those marked `quick`. A line is printed for each case as it ends; tables
-follow, and a JSON line goes to bench/history/runs.jsonl, that of a quick or partial run to partial.jsonl.
+`make bench` runs all cases, `make bench-quick` those marked `quick`. A line is printed after each case, then tables. A
+JSON line is added to bench/history/runs.jsonl, or to partial.jsonl for a quick or partial run.
 """
 
 import time
@@ -15,7 +15,7 @@ import torch
 
 from bench import history, measure, report
 
-BUDGET, QUICK_BUDGET = 1.0, 0.5  # seconds of timing for each contender; a slow one takes what three calls take
+BUDGET, QUICK_BUDGET = 1.0, 0.5  # seconds of timing per contender; at least three calls of a slow one
 RUN, BEGAN = pytest.StashKey[dict[str, Any]](), pytest.StashKey[float]()
 
 
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
-    """What the run is known by; peaks are measured before anything else runs."""
+    """Record machine, versions and commit of the run, and measure the machine's peaks before anything else runs."""
     config = session.config
     config.stash[BEGAN] = time.perf_counter()
     if config.option.collectonly or not session.items:
@@ -53,7 +53,7 @@ def pytest_collection_finish(session):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """A line for each case: its number, time since the start, name; and what was measured, once it is."""
+    """Print a line for each case: its number, the time since the start, its name, and then the results."""
     reporter = item.config.pluginmanager.getplugin("terminalreporter")
     session = item.session
     elapsed = int(time.perf_counter() - item.config.stash[BEGAN])
@@ -71,7 +71,7 @@ def pytest_report_teststatus(report):
 
 
 def title(item: Any) -> str:
-    """What stands in brackets, or the function's name."""
+    """The name of a case: the text in brackets, or the name of the function."""
     if hasattr(item, "callspec"):
         return item.callspec.id
     return item.name.removeprefix("bench_").replace("_", " ")
@@ -80,11 +80,11 @@ def title(item: Any) -> str:
 def race_of(request):
     """Call ``race({"fastvae": ..., "eager": ...}, check=..., limits=["floor"], bytes=...)``: the first is ours.
 
-    `check` is called first, and raises where a result is wrong: nothing is timed then. A contender that is None is
-    named as missing. `variants` are contenders of ours, `limits` such as do only what none can do without,
-    `opaque` such as hold memory that is neither torch's nor NumPy's. `bytes` and `flops` are what the job has to move
-    and to compute, `elements` its size on the axis of charts. `measure.take_turns` tells of `settle`. Returned is what
-    was measured; it goes into the history.
+    `check` is called first, and raises if a result is wrong; then nothing is timed. A contender that is None is listed
+    as missing. `variants` are contenders by fastvae, `limits` are contenders that do only what every implementation
+    must, `opaque` are contenders whose memory is allocated by neither torch nor NumPy. `bytes` and `flops` are the
+    traffic and arithmetic of the job, `elements` its size on the axis of charts. For `settle` see `measure.take_turns`.
+    Returns the measurements, which are added to the history.
     """
 
     def run(
@@ -105,7 +105,9 @@ def race_of(request):
         times, seconds = measure.take_turns(present, settle, budget)
         ours, *others = present
         rivals = [name for name in others if name not in {*limits, *variants}]
-        request.getfixturevalue("benchmark").pedantic(present[ours], rounds=3)  # for whoever compares by its options
+        request.getfixturevalue("benchmark").pedantic(
+            present[ours], rounds=3
+        )  # for users of the options of pytest-benchmark
         microseconds, ratios = measure.summary(times)
         traced = [name for name in (ours, *rivals) if seconds[name] < measure.LONG and name not in opaque]
         case = {
@@ -137,7 +139,7 @@ race = pytest.fixture(race_of, name="race")
 
 @pytest.fixture
 def note(request):
-    """Call ``note("first calls" or "notes", {...})``: figures of no race."""
+    """Call ``note("first calls" or "notes", {...})`` for measurements outside a race."""
 
     def run(kind: str, figures: dict[str, Any]) -> None:
         request.config.stash[RUN][kind][title(request.node)] = figures
@@ -148,7 +150,7 @@ def note(request):
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    """The tables, and a line of history."""
+    """Print the tables, and add a line to the history."""
     run = config.stash[RUN]
     if "date" not in run or not run["cases"]:
         return

@@ -1,4 +1,4 @@
-"""How contenders are timed: in turn, each as often as its speed allows, and what they hold in memory meanwhile."""
+"""Timing of contenders, in turn, each as often as its speed allows, and their peak memory."""
 
 import itertools
 import statistics
@@ -12,16 +12,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastvae_kernels.numba.language import buffers
 
-MIN_ROUND = 2e-3  # seconds of one timed round: calls are repeated up to it
-SLOW = 0.3  # seconds of a call from which on three rounds do, and no warming up beyond the first call
-SHORT = 0.1  # seconds of a call up to which a turn begins with calls that are not timed
-WARM = 20e-3  # seconds of these, or a single one that takes longer
-LONG = 1.0  # seconds of a call from which on its memory is not traced
+MIN_ROUND = 2e-3  # minimum seconds of a timed round; shorter calls are repeated
+SLOW = 0.3  # seconds of a call above which there are three rounds, and no warm-up except the first call
+SHORT = 0.1  # seconds of a call below which a turn starts with calls that are not timed
+WARM = 20e-3  # seconds of these, or a single one if it takes longer
+LONG = 1.0  # seconds of a call above which its memory is not traced
 MOST_ROUNDS = 200
 
 
 def clock(function: Callable[[], object], calls: int = 1) -> float:
-    """Seconds of a call."""
+    """Seconds per call."""
     start = time.perf_counter()
     for _ in range(calls):
         function()
@@ -29,8 +29,8 @@ def clock(function: Callable[[], object], calls: int = 1) -> float:
 
 
 def warm_up(function: Callable[[], object]) -> float:
-    """Call it until compilers and caches have settled, and say how long it then takes."""
-    known = getattr(function, "seconds", None)  # of one that was tried out already
+    """Call a function until compilers and caches are warm; returns the seconds that a call then takes."""
+    known = getattr(function, "seconds", None)  # if it was timed before
     if known is not None and known > SLOW:
         return known
     clock(function)
@@ -39,7 +39,7 @@ def warm_up(function: Callable[[], object]) -> float:
 
 
 def number_of_rounds(seconds: float, settle: float, budget: float, ours: bool) -> int:
-    """How often a contender's turn comes within its budget; at least 7 times, 5 or 3 if it is slow."""
+    """Number of rounds of a contender within its budget; at least 7, or 5 or 3 if it is slow."""
     fewest = 7 if seconds < SLOW / 6 else 5 if seconds < SLOW or ours else 3
     cost = max(seconds, MIN_ROUND) + settle + max(seconds, WARM) * (seconds < SHORT)
     return min(MOST_ROUNDS, max(fewest, round(budget / cost)))
@@ -48,13 +48,13 @@ def number_of_rounds(seconds: float, settle: float, budget: float, ours: bool) -
 def take_turns(
     contenders: dict[str, Callable[[], object]], settle: float, budget: float
 ) -> tuple[dict[str, list[float | None]], dict[str, float]]:
-    """Seconds of each round, and of a call as first tried. The first contender has a turn in every round.
+    """Seconds of each round, and of a call after warm-up. The first contender takes part in every round.
 
-    Whoever has fewer rounds sits some out, evenly spread: None. A short contender's turn begins with calls that are not
-    timed, to be as in a loop of its own: after eager's temporaries, `x + x_hat` of 4096 x 784 takes 0.9 ms at first and
-    0.4 from the 15th call on. `settle` are seconds of rest before: threads of BLAS go on spinning for as long after
-    their last product, and whoever comes next has one core less. An attribute `parts` of a contender says how many
-    times it does what the others do.
+    A contender with fewer rounds skips some, evenly spread: None. The turn of a short contender starts with calls that
+    are not timed, so that it runs as in its own loop: after the temporaries of eager torch, `x + x_hat` of 4096 x 784
+    takes 0.9 ms at first and 0.4 from the 15th call on. `settle` is a pause in seconds before each turn: threads of
+    BLAS keep spinning for that long after their last product, and the next contender would have one core less. The
+    attribute `parts` of a contender says how many times it does the work of the others.
     """
     ours = next(iter(contenders))
     seconds = {name: warm_up(function) for name, function in contenders.items()}
@@ -75,13 +75,13 @@ def take_turns(
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """To four digits."""
+    """Quartiles, to four digits."""
     found = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return [float(f"{q:.4g}") for q in found]
 
 
 def summary(times: dict[str, list[float | None]]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Quartiles of microseconds, and of each contender's multiple of ours in the same round."""
+    """Quartiles of the microseconds, and of the ratio of each contender to ours in the same round."""
     ours, *others = times
     microseconds = {name: quartiles([1e6 * t for t in taken if t is not None]) for name, taken in times.items()}
     ratios = {}
@@ -92,7 +92,7 @@ def summary(times: dict[str, list[float | None]]) -> tuple[dict[str, list[float]
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """The most bytes that torch and NumPy held during a call, beyond what was there; buffers kept from others count."""
+    """Peak memory that torch and NumPy allocated during a call, in bytes; reused buffers count."""
     function()
     buffers.forget()
     tracemalloc.start()
@@ -102,13 +102,13 @@ def peak_memory(function: Callable[[], object]) -> int:
             numpy = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # each an allocation
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # one per allocation
     sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     return numpy + max(itertools.accumulate(sizes, initial=0))
 
 
 def machine_peaks() -> dict[str, float]:
-    """What this machine can do now, by torch on all its threads: the best of some tries."""
+    """Peak memory bandwidth and arithmetic of this machine now, by torch on all threads: the best of several runs."""
     source, target = torch.ones(1 << 25), torch.ones(1 << 25)  # 134 MB each
     square = torch.ones(1536, 1536, dtype=torch.float64)
     copying = min(clock(lambda: target.copy_(source)) for _ in range(12))
@@ -120,6 +120,6 @@ def machine_peaks() -> dict[str, float]:
 
 
 def dgemm_of(flops: float) -> Callable[[], object]:
-    """A product of BLAS of about as many operations, in shapes that suit it."""
+    """A matrix product by BLAS with about as many operations, in favourable shapes."""
     A, B = np.ones((max(1, round(flops / (2 * 512**2))), 512)), np.ones((512, 512))
     return lambda: A @ B

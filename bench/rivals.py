@@ -1,4 +1,4 @@
-"""Rivals at their best or said to be missing, cases, and what a fresh process prints."""
+"""Rivals in their best setting, or None if missing; the parametrization of cases; output of a new process."""
 
 import contextlib
 import importlib
@@ -16,12 +16,12 @@ from .measure import SLOW, clock
 
 try:
     from threadpoolctl import threadpool_limits
-except ImportError:  # it comes with scikit-learn, whose threads it limits
+except ImportError:  # installed with scikit-learn, whose threads it limits
     threadpool_limits = contextlib.nullcontext
 
 
 def optional(module: str) -> Any:
-    """A rival's module, or None where it is not installed. A race names a contender that is None as missing."""
+    """A rival's module, or None if it is not installed. A race lists a contender that is None as missing."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -29,7 +29,7 @@ def optional(module: str) -> Any:
 
 
 def cases(sizes: Iterable[Any], quick: Iterable[Any], name: str) -> pytest.MarkDecorator:
-    """Parametrize `case`; those of `quick` are the ones that `--quick` runs and the README shows."""
+    """Parametrize `case`; those in `quick` are run by `--quick` and shown in the README."""
     quick = list(quick)
     marks = {size: [pytest.mark.quick] if size in quick else [] for size in sizes}
     return pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def cases(sizes: Iterable[Any], quick: Iterable[Any], name: str) -> pytest.MarkD
 
 
 class Parts:
-    """A function that does so many times what its rivals do."""
+    """A function that does `parts` times the work of its rivals."""
 
     def __init__(self, function: Any, parts: float) -> None:
         self.function, self.parts, self.seconds = function, parts, getattr(function, "seconds", None)
@@ -48,7 +48,7 @@ class Parts:
 
 
 class Limited:
-    """A function at its best number of threads: 1, or None for all."""
+    """A function with its best number of threads: 1, or None for all."""
 
     def __init__(self, function: Callable[[], object], choices: Iterable[int | None] = (1, None)) -> None:
         self.function = function
@@ -65,21 +65,21 @@ class Limited:
 
 
 def compiled(function: Callable) -> Callable | None:
-    """By `torch.compile` for static shapes; None where it finds no compiler."""
+    """The function compiled by `torch.compile` for static shapes; None if there is no compiler."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(4))
-    except Exception:  # whatever the toolchain raises
+    except Exception:  # anything the toolchain raises
         return None
     return torch.compile(function, dynamic=False)
 
 
 def output(code: str, **environment: str) -> float:
-    """What a fresh process prints."""
+    """The number that code prints in a new process."""
     run = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, check=True)
     return float(run.stdout)
 
 
 def first_call(setup: str, call: str, cache: Path) -> dict[str, float]:
-    """Seconds of the first call of a process: compiling its kernels, and with them in the cache."""
+    """Seconds of the first call in a process: with compilation of its kernels, and with these in the cache."""
     code = f"import time\n{setup}\nstart = time.perf_counter()\n{call}\nprint(time.perf_counter() - start)"
     return {when: round(output(code, NUMBA_CACHE_DIR=str(cache)), 3) for when in ("cold", "warm")}

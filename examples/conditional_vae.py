@@ -1,7 +1,7 @@
-"""A conditional VAE: the label goes into encoder and decoder, and each label has a prior of its own, which is learned.
+"""A conditional VAE: encoder and decoder take the label as input, and each label has its own, learned prior.
 
-The model is p(x|c), so it can be asked which label explains a digit best: the one of the largest ELBO. Prints how often
-that is the right one, for digits held out of training.
+The model is p(x|c), so it can be used as a classifier: the predicted label is the one with the largest ELBO. Prints the
+accuracy on held-out digits.
 """
 
 import torch
@@ -22,16 +22,18 @@ class ConditionalVAE(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, c: Tensor, num_samples: int = 1) -> Tensor:
-        """The bound of log p(x|c) of each row, ``[N]``; c holds ones and zeros, ``[N, C]``."""
+        """The lower bound of log p(x|c) for each row, ``[N]``; c is one-hot, ``[N, C]``."""
         mu, logvar = self.encoder(torch.cat([x, c], 1)).chunk(2, 1)
-        c_k = c.repeat(num_samples, 1)  # beside z [K*N, L], the draw slowest
+        c_k = c.repeat(num_samples, 1)  # to match z [K*N, L], in which the draw varies slowest
         likelihood = fastvae.Gaussian(log_scale=self.log_scale)
-        how = {"prior": self.prior(c).chunk(2, 1), "num_samples": num_samples, "reduction": "none"}
-        return fastvae.elbo(x, lambda z: self.decoder(torch.cat([z, c_k], 1)), mu, logvar, likelihood=likelihood, **how)
+        opts = {"prior": self.prior(c).chunk(2, 1), "num_samples": num_samples, "reduction": "none"}
+        return fastvae.elbo(
+            x, lambda z: self.decoder(torch.cat([z, c_k], 1)), mu, logvar, likelihood=likelihood, **opts
+        )
 
 
 def main(epochs: int = 40) -> tuple[float, float, float]:
-    """Train; the held-out ELBO before and after, in nats a digit, and the share of labels found."""
+    """Train; return the held-out ELBO before and after, in nats per digit, and the accuracy."""
     torch.manual_seed(0)
     data = load_digits()
     x, c = torch.tensor(data.data / 16, dtype=torch.float32), torch.eye(10)[data.target]
@@ -47,10 +49,10 @@ def main(epochs: int = 40) -> tuple[float, float, float]:
     after = model(x[test], c[test]).mean().item()
     with torch.no_grad():
         bounds = torch.stack([model(x[test], label.expand(len(test), -1), num_samples=20) for label in torch.eye(10)])
-    found = (bounds.argmax(0) == c[test].argmax(1)).double().mean().item()
-    print(f"held-out ELBO of log p(x|c): {before:.1f} nats a digit before training, {after:.1f} after")
-    print(f"the label of the largest ELBO is right for {found:.1%} of them")
-    return before, after, found
+    accuracy = (bounds.argmax(0) == c[test].argmax(1)).double().mean().item()
+    print(f"held-out ELBO of log p(x|c): {before:.1f} nats per digit before training, {after:.1f} after")
+    print(f"the label with the largest ELBO is right for {accuracy:.1%} of them")
+    return before, after, accuracy
 
 
 if __name__ == "__main__":

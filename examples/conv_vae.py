@@ -1,7 +1,7 @@
-"""A convolutional VAE on 1,797 real handwritten digits of 8 x 8 pixels, black or white: any networks will do.
+"""A convolutional VAE on 1,797 real handwritten digits of 8 x 8 binary pixels. You can use any networks.
 
-Prints the ELBO of 297 digits held out of training, before and after it, and an estimate of their log p(x), which the
-ELBO is a lower bound of.
+Prints the ELBO of 297 held-out digits before and after training, and an estimate of their log p(x), of which the ELBO
+is a lower bound.
 """
 
 import torch
@@ -21,12 +21,12 @@ class Encoder(nn.Sequential):
         super().__init__(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(64 * 2 * 2, 2 * LATENT))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Of the digits ``[N, 1, 8, 8]``, which are bools and come here as floats."""
+        """Encode digits ``[N, 1, 8, 8]``; `fastvae.VAE` converts the bools to floats."""
         return super().forward(x).chunk(2, dim=1)
 
 
 def main(epochs: int = 40) -> tuple[float, float, float]:
-    """Train; the held-out ELBO before and after, and log p(x), in nats a digit."""
+    """Train; return the held-out ELBO before and after, and log p(x), in nats per digit."""
     torch.manual_seed(0)
     x = torch.from_numpy(load_digits().images[:, None] > 8)
     train, test = x[torch.randperm(len(x))].split((1500, 297))
@@ -48,7 +48,7 @@ def main(epochs: int = 40) -> tuple[float, float, float]:
             optimizer.step()
     after = vae.elbo(test, num_samples=10).item()
     log_p = vae.log_likelihood(test, num_samples=100).mean().item()
-    print(f"held-out ELBO {before:.2f} nats a digit before training, {after:.2f} after; log p(x) about {log_p:.2f}")
+    print(f"held-out ELBO {before:.2f} nats per digit before training, {after:.2f} after; log p(x) about {log_p:.2f}")
     print(
         "a digit drawn from the model:", *("".join(".#"[int(v)] for v in row) for row in vae.sample(1)[0, 0]), sep="\n"
     )

@@ -1,7 +1,8 @@
-"""Data-parallel training: two processes on the CPU, each with half of the rows, get the gradients of one process.
+"""Data-parallel training: two processes on the CPU, each with half of the rows, get the same gradients as one process.
 
-The noise of a row is a function of (seed, row within the call), so each rank has a seed of its own, and one process can
-repeat the noise of all. DDP averages the ranks' gradients: those of the mean of all rows where ranks have equally many.
+The noise of a row is a function of (seed, row within the call), so each rank uses its own seed, and one process can
+reproduce the noise of all ranks. DDP averages the gradients of the ranks; if all ranks have the same number of rows,
+this is the gradient of the mean over all rows.
 """
 
 import tempfile
@@ -23,12 +24,12 @@ def start() -> tuple[torch.Tensor, fastvae.VAE]:
 
 
 def gradients(vae: fastvae.VAE) -> torch.Tensor:
-    """All of them, in one row."""
+    """The gradients of all parameters, concatenated."""
     return torch.cat([p.grad.flatten() for p in vae.parameters() if p.grad is not None])
 
 
 def worker(rank: int, folder: str) -> None:
-    """The first step's gradients, with this rank's rows."""
+    """Save the gradients of the first step for the rows of this rank."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     x, vae = start()
     parallel = DistributedDataParallel(vae)  # calls vae.elbo
@@ -38,7 +39,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def main() -> tuple[float, float]:
-    """The largest difference between gradients of many processes and of one, and the largest gradient."""
+    """Return the largest difference between the gradients of the ranks and of one process, and the largest gradient."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(worker, (folder,), nprocs=RANKS)
         many = torch.stack([torch.load(f"{folder}/{rank}.pt") for rank in range(RANKS)])
@@ -49,7 +50,7 @@ def main() -> tuple[float, float]:
     (-fastvae.elbo(x, vae.decoder(z), mu, logvar, likelihood=vae.likelihood)).backward()
     one = gradients(vae)
     difference, largest = (many - one).abs().max().item(), one.abs().max().item()
-    print(f"gradients of {RANKS} processes and of one differ by {difference:.1e} at most; the largest is {largest:.2f}")
+    print(f"gradients of {RANKS} processes and of one differ by at most {difference:.1e}; the largest is {largest:.2f}")
     return difference, largest
 
 

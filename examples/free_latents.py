@@ -1,7 +1,8 @@
-"""No encoder: a mean and a log variance of its own for each datum, trained together with the decoder.
+"""Without an encoder: each data point has its own mean and log variance, trained together with the decoder.
 
-With a linear decoder this is probabilistic PCA, whose best log-likelihood is known in closed form. The ELBO cannot pass
-it, and gets there: q(z|x), a diagonal Gaussian a datum, is then the posterior itself. The data are the 150 irises.
+With a linear decoder this is probabilistic PCA, whose maximum log-likelihood is known in closed form. The ELBO cannot
+exceed it, and reaches it: q(z|x), one diagonal Gaussian per data point, is then the exact posterior. The data are the
+150 irises.
 """
 
 import torch
@@ -14,7 +15,7 @@ import fastvae
 
 
 def main(steps: int = 1500, L: int = 2) -> tuple[float, float, float]:
-    """Train; the ELBO before and after, and the log-likelihood of probabilistic PCA, in nats a flower."""
+    """Train; return the ELBO before and after, and the log-likelihood of probabilistic PCA, in nats per flower."""
     torch.manual_seed(0)
     X = scale(load_iris().data)
     x = torch.tensor(X, dtype=torch.float32)
@@ -36,8 +37,8 @@ def main(steps: int = 1500, L: int = 2) -> tuple[float, float, float]:
         schedule.step()
     after = elbo(1000).item()
     best = float(PCA(L).fit(X).score(X))
-    print(f"ELBO {before:.3f} nats a flower before training, {after:.3f} after")
-    print(f"log-likelihood of probabilistic PCA, which it cannot pass: {best:.3f}")
+    print(f"ELBO {before:.3f} nats per flower before training, {after:.3f} after")
+    print(f"log-likelihood of probabilistic PCA, its upper bound: {best:.3f}")
     return before, after, best
 
 

@@ -1,7 +1,7 @@
-"""A mixture for each group of a data frame, in one call, where the groups have different sizes.
+"""A mixture for each group of a data frame, in one call, with groups of different sizes.
 
-The groups are the ten digits, the rows their images in three principal components. Shorter groups are filled up with
-rows of weight 0, which count for nothing: each group's fit is the one it gets alone.
+The groups are the ten digits, the rows their images in three principal components. Smaller groups are padded with rows
+of weight 0, which are ignored: each group gets the same fit as on its own.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ COLUMNS = ["first", "second", "third"]
 
 
 def padded(frame: pd.DataFrame, by: str, columns: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ``[groups, most rows, columns]`` in the order of the groups' keys, and their weights, 1 or 0."""
+    """Rows ``[groups, rows of the largest group, columns]`` in the order of the group keys, and weights, 1 or 0."""
     groups = frame.groupby(by)
     group, row = groups.ngroup(), groups.cumcount()
     X = np.zeros((groups.ngroups, row.max() + 1, len(columns)))
@@ -26,7 +26,7 @@ def padded(frame: pd.DataFrame, by: str, columns: list[str]) -> tuple[np.ndarray
 
 
 def main() -> tuple[pd.DataFrame, float]:
-    """The table of all fits, and by how much the means of groups that are fitted alone differ."""
+    """Return the table of all fits, and the largest difference to the means of groups fitted separately."""
     images, digit = load_digits(return_X_y=True)
     components = PCA(3, random_state=0).fit_transform(images)
     frame = pd.DataFrame(components, columns=COLUMNS).assign(digit=digit)
@@ -40,10 +40,10 @@ def main() -> tuple[pd.DataFrame, float]:
     print(table.rename_axis("digit").round(2).to_string())
     difference = 0.0
     for i, rows in frame.groupby("digit")[COLUMNS]:
-        first = gmm.Mixture(start.weights[i], start.means[i], start.covariances[i], "full")
-        alone = gmm.fit(rows.to_numpy(), 2, init=first, max_iter=500)
-        difference = max(difference, float(np.abs(alone.mixture.means - fit.mixture.means[i]).max()))
-    print(f"means of groups fitted alone, without rows of weight 0, differ by {difference:.1e} at most")
+        init = gmm.Mixture(start.weights[i], start.means[i], start.covariances[i], "full")
+        separate = gmm.fit(rows.to_numpy(), 2, init=init, max_iter=500)
+        difference = max(difference, float(np.abs(separate.mixture.means - fit.mixture.means[i]).max()))
+    print(f"means of groups fitted separately, without padding, differ by at most {difference:.1e}")
     return table, difference
 
 

@@ -1,8 +1,8 @@
-"""A regression for each group of a data frame, in one call, where the groups have different sizes.
+"""A regression for each group of a data frame, in one call, with groups of different sizes.
 
-The groups are the decades of age of 442 diabetes patients; the target is a measure of the disease a year later. Shorter
-groups are filled up with rows of weight 0, which count for nothing. The three patients under 20 are of one sex: their
-columns are linearly dependent, which the status says, and which spoils no other group.
+The groups are the decades of age of 442 diabetes patients; the target is a measure of the disease a year later. Smaller
+groups are padded with rows of weight 0, which are ignored. The three patients under 20 have the same sex: the columns
+of this group are linearly dependent, which is flagged in its status and does not affect the other groups.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ COLUMNS = ["sex", "bmi", "bp"]
 
 
 def main() -> tuple[pd.DataFrame, float]:
-    """The table of all fits, and by how much the coefficients of groups that are fitted alone differ."""
+    """Return the table of all fits, and the largest difference to the coefficients of groups fitted separately."""
     frame = load_diabetes(as_frame=True, scaled=False).frame
     groups = frame.groupby((frame["age"] // 10 * 10).astype(int).rename("decade"))
     group, row = groups.ngroup(), groups.cumcount()
     X = np.zeros((groups.ngroups, row.max() + 1, len(COLUMNS)))
     y, weight = np.zeros(X.shape[:2]), np.zeros(X.shape[:2])
     X[group, row], y[group, row], weight[group, row] = frame[COLUMNS], frame["target"], 1.0
-    fit = fastvae.regression.fit(X, y, sample_weight=weight, on_singular="ignore")  # the status says it, not a warning
+    fit = fastvae.regression.fit(X, y, sample_weight=weight, on_singular="ignore")  # see the status
     table = pd.DataFrame(fit.coef, groups.size().index, COLUMNS)
     table[[f"se_{name}" for name in COLUMNS]] = fit.standard_errors
     table["rows"], table["rank"] = fit.rows, fit.rank
@@ -30,9 +30,9 @@ def main() -> tuple[pd.DataFrame, float]:
     print(table.round(2).to_string())
     difference = 0.0
     for i, (_, rows) in enumerate(groups):
-        alone = fastvae.regression.fit(rows[COLUMNS].to_numpy(), rows["target"].to_numpy(), on_singular="ignore")
-        difference = max(difference, float(np.abs(alone.coef - fit.coef[i]).max()))
-    print(f"coefficients of groups fitted alone, without rows of weight 0, differ by {difference:.1e} at most")
+        separate = fastvae.regression.fit(rows[COLUMNS].to_numpy(), rows["target"].to_numpy(), on_singular="ignore")
+        difference = max(difference, float(np.abs(separate.coef - fit.coef[i]).max()))
+    print(f"coefficients of groups fitted separately, without padding, differ by at most {difference:.1e}")
     return table, difference
 
 

@@ -5,7 +5,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-# `python -m fastvae --help`, and the script of that name, need not wait seconds for torch.
+# The command line (`python -m fastvae`, or the script `fastvae`) imports torch only when a command needs it: importing
+# it takes seconds, which `--help` should not.
 _PROGRAM = os.path.basename(sys.argv[0]) if sys.argv else ""
 _IS_COMMAND = _PROGRAM == "fastvae" or (_PROGRAM == "-m" and "fastvae" in sys.orig_argv)
 
@@ -37,8 +38,8 @@ __all__ = [
     "show_config",
 ]
 
-# Of the command: each public name is loaded when it is first asked for.
-_HOMES = {
+# For the command line: the module of each public name, imported when the name is first accessed.
+_MODULES = {
     **dict.fromkeys(("BackendError", "show_config"), "_core.backend"),
     **dict.fromkeys(("ElboTerms", "elbo", "elbo_terms", "kl_divergence", "reparameterize"), "_elbo.api"),
     **dict.fromkeys(("Bernoulli", "Gaussian", "Laplace"), "likelihoods"),
@@ -48,14 +49,14 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name that is not loaded yet."""
+    """Import a public name on first access."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
-    value = globals()[name] = getattr(module, name) if name in _HOMES else module
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
+    value = globals()[name] = getattr(module, name) if name in _MODULES else module
     return value
 
 
 def __dir__() -> list[str]:
-    """With the public names that are not loaded yet."""
+    """All names, including public ones that are not imported yet."""
     return sorted({*globals(), *__all__})

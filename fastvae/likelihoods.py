@@ -1,6 +1,6 @@
-"""Likelihoods p(x|z): what the decoder's output x_hat means. Each is a small immutable description.
+"""Likelihoods p(x|z), which define the meaning of the decoder's output x_hat. Each is a small immutable object.
 
-`fastvae.elbo` takes any object with an elementwise ``log_prob(x, x_hat)``; the ones here are those that have kernels.
+`fastvae.elbo` accepts any object with an elementwise ``log_prob(x, x_hat)``; the likelihoods here have kernels.
 """
 
 import math
@@ -16,7 +16,7 @@ from .reference.elbo.likelihoods import LINKS, bernoulli_log_prob, gaussian_log_
 
 @dataclass(frozen=True, eq=False)
 class LocationScale:
-    """What likelihoods of a location link(x_hat) and a scale have in common: their arguments, and checks of them."""
+    """Base class of likelihoods with a location link(x_hat) and a scale: their arguments, and the checks of these."""
 
     scale: float | Tensor = 1.0
     log_scale: float | Tensor | None = None
@@ -25,7 +25,7 @@ class LocationScale:
     def __post_init__(self) -> None:
         name, value = ("scale", self.scale) if self.log_scale is None else ("log_scale", self.log_scale)
         if name == "log_scale" and (isinstance(self.scale, Tensor) or self.scale != 1.0):
-            raise ValueError("scale and log_scale are two spellings of one thing: give one of them")
+            raise ValueError("scale and log_scale are mutually exclusive: give one of them")
         if isinstance(value, Tensor):
             if not value.is_floating_point():
                 raise TypeError(f"{name} must be a floating-point tensor or a float, got a tensor of {value.dtype}")
@@ -37,7 +37,7 @@ class LocationScale:
             raise ValueError(f"link must be one of {', '.join(map(repr, LINKS))}, got {self.link!r}")
 
     def get_log_scale(self) -> float | Tensor:
-        """The logarithm of the scale, whichever of the two was given; a tensor in float32 or wider."""
+        """Logarithm of the scale, from whichever of the two was given; a tensor has at least float32 precision."""
         value = self.scale if self.log_scale is None else self.log_scale
         if isinstance(value, Tensor):
             value = value.to(torch.promote_types(value.dtype, torch.float32))
@@ -45,40 +45,40 @@ class LocationScale:
         return math.log(value) if self.log_scale is None else value
 
     def with_log_scale(self, log_scale: Tensor) -> Self:
-        """The same likelihood with the log_scale that a decoder returned; an error if it has a scale of its own."""
+        """The same likelihood with the log_scale that a decoder returned; ValueError if it already has a scale."""
         if self.log_scale is not None or isinstance(self.scale, Tensor) or self.scale != 1.0:
             raise ValueError(
                 "the decoder returned a log_scale, but the likelihood has a scale of its own:"
-                f" give {type(self).__name__}()"
+                f" use {type(self).__name__}() without one"
             )
         return replace(self, log_scale=log_scale)
 
     def mean(self, x_hat: Tensor) -> Tensor:
-        """E[x | z]."""
+        """Mean E[x | z]."""
         return LINKS[self.link](x_hat)
 
-    def located(self, noise: Tensor, x_hat: Tensor) -> Tensor:
-        """The noise of a unit scale about zero, scaled and moved to the mean."""
+    def _shift_and_scale(self, noise: Tensor, x_hat: Tensor) -> Tensor:
+        """Standardized noise, multiplied by the scale and shifted to the mean."""
         log_scale = torch.as_tensor(self.get_log_scale(), dtype=x_hat.dtype, device=x_hat.device)
         return self.mean(x_hat) + log_scale.exp() * noise
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(LocationScale):
-    """Gaussian likelihood, log N(x; link(x_hat), scale^2), in nats, constants included.
+    """Gaussian likelihood N(x; link(x_hat), scale^2). Log densities are in nats and include all constants.
 
         log p = -1/2 ((x - link(x_hat)) / scale)^2 - log scale - 1/2 log 2 pi
 
     Parameters
     ----------
     scale : float or tensor, positive
-        The standard deviation: one number, one per feature (``[*event]``), or one per element (``[N, *event]``);
-        any shape that broadcasts to x_hat's. A tensor gets its gradient. Its values are not looked at (that would
-        stall a GPU): a negative one gives NaN.
+        Standard deviation: one number, one per feature (``[*event]``), or one per element (``[N, *event]``); any shape
+        that broadcasts to that of x_hat. A tensor receives a gradient. Its values are not checked, which would
+        synchronize a GPU: a negative scale gives NaN.
     log_scale : float or tensor
-        Its logarithm instead, which needs no constraint and so suits learning. Give one of the two.
+        Logarithm of the scale, which is unconstrained and therefore easier to learn. Give one of the two.
     link : "identity", "sigmoid" or "tanh"
-        The decoder's last elementwise function, if the decoder leaves it to the likelihood.
+        Elementwise function applied to x_hat, if the decoder does not apply it itself.
 
     Raises
     ------
@@ -90,8 +90,8 @@ class Gaussian(LocationScale):
     Notes
     -----
     Equivalent to ``torch.distributions.Normal(x_hat, scale).log_prob(x)``, and with scale = 1 to
-    ``-0.5 * F.mse_loss(x_hat, x, reduction="none") - 0.9189``. A decoder that returns ``(x_hat, log_scale)`` goes
-    with ``Gaussian()`` or ``Gaussian(link=...)``.
+    ``-0.5 * F.mse_loss(x_hat, x, reduction="none") - 0.9189``. For a decoder that returns ``(x_hat, log_scale)``, use
+    ``Gaussian()`` or ``Gaussian(link=...)``.
 
     Examples
     --------
@@ -104,39 +104,39 @@ class Gaussian(LocationScale):
     """
 
     def log_prob(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Log density of each element, in the dtype of its arguments."""
+        """Log density of each element, in the dtype of the arguments."""
         return gaussian_log_prob(x, x_hat, self.get_log_scale(), self.link)
 
     def sample(self, x_hat: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A draw of x given z, elementwise."""
+        """Draw x given z, elementwise."""
         noise = torch.randn(x_hat.shape, dtype=x_hat.dtype, device=x_hat.device, generator=generator)
-        return self.located(noise, x_hat)
+        return self._shift_and_scale(noise, x_hat)
 
 
 @dataclass(frozen=True, eq=False)
 class Laplace(LocationScale):
-    """Laplace likelihood of residuals with heavier tails than a Gaussian's, in nats, constants included.
+    """Laplace likelihood, with heavier tails than a Gaussian. Log densities are in nats and include all constants.
 
         log p = -|x - link(x_hat)| / scale - log(2 scale)
 
-    Its gradient in x_hat is sign(x - x_hat) / scale for the identity, and 0 where the two are equal.
+    With the identity link, the gradient with respect to x_hat is sign(x - x_hat) / scale, and 0 where they are equal.
 
     Parameters
     ----------
     scale, log_scale : float or tensor
-        The scale b (the standard deviation is sqrt(2) b), or its logarithm, in every form that `Gaussian` takes.
+        Scale b (the standard deviation is sqrt(2) b), or its logarithm, in the same forms as for `Gaussian`.
     link : "identity", "sigmoid" or "tanh"
-        The decoder's last elementwise function, if the decoder leaves it to the likelihood.
+        Elementwise function applied to x_hat, if the decoder does not apply it itself.
 
     Raises
     ------
     ValueError, TypeError
-        As `Gaussian`.
+        Same as `Gaussian`.
 
     Notes
     -----
     Equivalent to ``torch.distributions.Laplace(x_hat, scale).log_prob(x)``, and with scale = 1 to
-    ``-F.l1_loss(x_hat, x, reduction="none") - 0.6931``. A decoder that returns ``(x_hat, log_scale)`` goes with
+    ``-F.l1_loss(x_hat, x, reduction="none") - 0.6931``. For a decoder that returns ``(x_hat, log_scale)``, use
     ``Laplace()`` or ``Laplace(link=...)``.
 
     Examples
@@ -150,22 +150,22 @@ class Laplace(LocationScale):
     """
 
     def log_prob(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Log density of each element, in the dtype of its arguments."""
+        """Log density of each element, in the dtype of the arguments."""
         return laplace_log_prob(x, x_hat, self.get_log_scale(), self.link)
 
     def sample(self, x_hat: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A draw of x given z, elementwise."""
+        """Draw x given z, elementwise."""
         a, b = (torch.empty_like(x_hat).exponential_(generator=generator) for _ in range(2))
-        return self.located(a - b, x_hat)
+        return self._shift_and_scale(a - b, x_hat)
 
 
 @dataclass(frozen=True, eq=False)
 class Bernoulli:
-    """Bernoulli likelihood of binary x; x_hat holds logits.
+    """Bernoulli likelihood of binary x, where x_hat are the logits. In nats.
 
-        log p = x log s(x_hat) + (1 - x) log s(-x_hat),   s(a) = 1 / (1 + e^-a),   in nats
+        log p = x log s(x_hat) + (1 - x) log s(-x_hat),   s(a) = 1 / (1 + e^-a)
 
-    For x between 0 and 1 it is minus the cross-entropy.
+    For x between 0 and 1 it is the negative cross-entropy.
 
     Notes
     -----
@@ -180,30 +180,30 @@ class Bernoulli:
     """
 
     def with_log_scale(self, log_scale: Tensor) -> "Bernoulli":
-        """Always an error: a Bernoulli variable has no scale."""
+        """Raise ValueError: a Bernoulli variable has no scale."""
         raise ValueError("the decoder returned (x_hat, log_scale), but a Bernoulli likelihood has no scale")
 
     def log_prob(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Log probability of each element, in the dtype of its arguments."""
+        """Log probability of each element, in the dtype of the arguments."""
         return bernoulli_log_prob(x, x_hat)
 
     def mean(self, x_hat: Tensor) -> Tensor:
-        """E[x | z]."""
+        """Mean E[x | z], the sigmoid of the logits x_hat."""
         return torch.sigmoid(x_hat)
 
     def sample(self, x_hat: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A draw of x given z, elementwise: 0 or 1 in x_hat's dtype."""
+        """Draw x given z, elementwise: 0 or 1, in the dtype of the logits x_hat."""
         return torch.bernoulli(self.mean(x_hat), generator=generator)
 
 
-UNIT_GAUSSIAN = Gaussian()  # what `fastvae.elbo` takes by default
+UNIT_GAUSSIAN = Gaussian()  # the default of `fastvae.elbo`
 
-# Those that have kernels, by the name that kernels know them by. A subclass may be another likelihood: it has none.
+# Likelihoods that have kernels, by the kernels' name for them. A subclass has none: it may be another density.
 LIKELIHOODS: dict[str, Any] = {"gaussian": Gaussian, "laplace": Laplace, "bernoulli": Bernoulli}
 NAMES = {cls: name for name, cls in LIKELIHOODS.items()}
 
 
-def named(name: str, log_scale: Tensor | float, link: str) -> Any:
-    """The likelihood of that name; one without a scale takes neither."""
+def make_likelihood(name: str, log_scale: Tensor | float, link: str) -> Any:
+    """Create a likelihood by name; one without a scale ignores log_scale and link."""
     cls = LIKELIHOODS[name]
     return cls(log_scale=log_scale, link=link) if issubclass(cls, LocationScale) else cls()

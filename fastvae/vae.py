@@ -1,4 +1,4 @@
-"""VAE: encoder, decoder, prior and likelihood in one module, trained by `fastvae.elbo`. Bring your own networks."""
+"""`VAE`: your encoder and decoder, a prior and a likelihood in one module, trained with `fastvae.elbo`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,44 +22,47 @@ from ._core.checks import (
 )
 from ._core.numbers import is_integer
 from ._elbo.api import elbo, elbo_terms, reparameterize
-from ._elbo.values import check_arguments, checked_outputs, warn_of_range
+from ._elbo.values import check_arguments, checked_outputs, warn_out_of_range
 from .likelihoods import LIKELIHOODS, Gaussian, LocationScale
 from .reference.elbo.formulas import ElboTerms, Prior, compute_dtype, decode_with, log_likelihood_elements, sum_event
 from .reference.elbo.likelihoods import gaussian_log_prob
 
-ROWS_AT_ONCE = 65536  # decoder rows of one piece of `log_likelihood`, which bounds its memory
+MAX_DECODER_ROWS = 65536  # rows per decoder call in `log_likelihood`, to bound memory
 
 
 class VAE(nn.Module):
-    """A variational autoencoder: z ~ p(z), x ~ p(x | decoder(z)), with q(z|x) = N(mu, e^logvar) from the encoder.
+    """Variational autoencoder: z ~ p(z), x ~ p(x | decoder(z)), with q(z|x) = N(mu, e^logvar) from the encoder.
 
     Parameters
     ----------
     encoder : module or callable
-        x ``[N, *event]`` -> ``(mu, logvar)``, each ``[N, *latent]``. The parameters of a module are this one's as well;
-        those that another callable uses are not, so hand them to the optimizer yourself.
+        x ``[N, *event]`` -> ``(mu, logvar)``, each ``[N, *latent]``. The parameters of a module are registered in this
+        one; those of any other callable are not, so pass them to the optimizer yourself.
     decoder : module or callable
-        z ``[N, *latent]`` -> x_hat ``[N, *event]``, or ``(x_hat, log_scale)``.
+        z ``[N, *latent]`` -> x_hat ``[N, *event]`` (logits for `Bernoulli`), or ``(x_hat, log_scale)``.
     latent : int or tuple of ints
-        The shape of one z.
+        Shape of one z.
     likelihood : `Gaussian`, `Laplace`, `Bernoulli`, or an object with an elementwise ``log_prob(x, x_hat)``
         A tensor scale or log_scale of the first two becomes a parameter of this module if it is an ``nn.Parameter``,
-        and a buffer otherwise; a likelihood that is a module becomes a part of this one. `sample` and `reconstruct`
-        ask an object of your own for ``sample(x_hat, generator)`` and ``mean(x_hat)``.
+        and a buffer otherwise; a likelihood that is a module becomes a submodule. If you pass your own object, `sample`
+        needs its method ``sample(x_hat, generator)``, and `reconstruct` its method ``mean(x_hat)``.
     prior : pair of tensors ``(mu_p, logvar_p)``
-        p(z) = N(mu_p, e^logvar_p) in place of N(0, I), for all methods. Each broadcasts against one z, and becomes the
-        parameter or buffer ``mu_p`` or ``logvar_p`` of this module. A prior that differs from row to row is for
+        p(z) = N(mu_p, e^logvar_p) instead of N(0, I), for all methods. Each broadcasts against one z, and becomes the
+        parameter or buffer ``mu_p`` or ``logvar_p`` of this module. For a prior that differs from row to row, use
         `fastvae.elbo`.
 
     Raises
     ------
     ValueError, TypeError
-        As `fastvae.elbo`, from the methods.
+        From the methods, same as `fastvae.elbo`.
 
     Notes
     -----
-    Equivalent to writing the training loop with `fastvae.elbo` by hand. Units are nats; dtypes follow the networks'.
-    Source: Kingma & Welling, "Auto-encoding variational Bayes" (2014).
+    Equivalent to a training loop written with `fastvae.elbo`. Units are nats; dtypes are those of the networks.
+
+    References
+    ----------
+    Kingma & Welling, "Auto-encoding variational Bayes" (2014).
 
     Examples
     --------
@@ -74,7 +77,7 @@ class VAE(nn.Module):
     (torch.Size([3, 8, 8]), torch.Size([16, 8, 8]), torch.Size([16]))
     """
 
-    event_shape: tuple[int, ...] | None = None  # of one x, where it is known
+    event_shape: tuple[int, ...] | None = None  # shape of one x, if known
     mu_p: Tensor | None
     logvar_p: Tensor | None
 
@@ -95,18 +98,18 @@ class VAE(nn.Module):
             raise TypeError(f"latent must be an int or a tuple of ints, none negative, got {describe(latent)}")
         self.latent_shape = tuple(map(int, sizes))
         self._likelihood = Gaussian() if likelihood is None else likelihood
-        self._held = ""  # "scale" or "log_scale", where that is a parameter or buffer of this module
+        self._scale_name = ""  # "scale" or "log_scale" if that is a parameter or buffer of this module
         for name in ("scale", "log_scale") if isinstance(self._likelihood, LocationScale) else ():
             if isinstance(value := getattr(self._likelihood, name), Tensor):
-                self._hold(name, value)
-                self._held = name
+                self._register(name, value)
+                self._scale_name = name
                 self._likelihood = replace(self._likelihood, scale=1.0, log_scale=None)
         check_prior(prior, torch.Size(self.latent_shape), "one z")
         for name, t in zip(("mu_p", "logvar_p"), prior or (None, None), strict=True):
-            self._hold(name, t)
+            self._register(name, t)
 
-    def _hold(self, name: str, value: Tensor | None) -> None:
-        """Make a tensor a parameter of this module, or a buffer."""
+    def _register(self, name: str, value: Tensor | None) -> None:
+        """Register a tensor as a parameter or a buffer of this module."""
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
         else:
@@ -122,16 +125,27 @@ class VAE(nn.Module):
         likelihood: str = "gaussian",
         scale: float | str = "learned",
     ) -> "VAE":
-        """The network of two two-layer perceptrons, x -> hidden -> (mu, logvar) and z -> hidden -> x_hat.
+        """VAE of two two-layer perceptrons, x -> hidden -> (mu, logvar) and z -> hidden -> x_hat.
 
         Parameters
         ----------
         event : int or tuple of ints
-            The shape of one x.
+            Shape of one x.
         latent, hidden : int
+            Number of latent elements and of hidden units.
         likelihood : "gaussian", "laplace" or "bernoulli"
+            For "bernoulli", x_hat are logits.
         scale : float or "learned"
-            Of the first two: a constant, or one learned number.
+            Scale of the first two: a constant, or a single learned number.
+
+        Returns
+        -------
+        VAE
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has the wrong type or value.
 
         Examples
         --------
@@ -161,8 +175,12 @@ class VAE(nn.Module):
 
     @property
     def likelihood(self) -> Any:
-        """The likelihood, with the scale that this module holds, if it does."""
-        return replace(self._likelihood, **{self._held: getattr(self, self._held)}) if self._held else self._likelihood
+        """The likelihood, with the module's scale if that is a parameter or buffer."""
+        return (
+            replace(self._likelihood, **{self._scale_name: getattr(self, self._scale_name)})
+            if self._scale_name
+            else self._likelihood
+        )
 
     @property
     def prior(self) -> Prior | None:
@@ -170,29 +188,68 @@ class VAE(nn.Module):
         return None if self.mu_p is None or self.logvar_p is None else (self.mu_p, self.logvar_p)
 
     def elbo(self, x: Tensor, **options: Any) -> Tensor:
-        """`fastvae.elbo` of x, with any of its options but the prior and the likelihood, which are this module's."""
+        """ELBO of x, by `fastvae.elbo`.
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data.
+        **options
+            Options of `fastvae.elbo`, except prior and likelihood, which belong to the module.
+
+        Returns
+        -------
+        Tensor
+            As `fastvae.elbo`.
+        """
         mu, logvar = self.encode(x, options.get("x_scale"))
-        return elbo(x, self.decoder, mu, logvar, **self._own(options), **options)
+        return elbo(x, self.decoder, mu, logvar, **self._module_options(options), **options)
 
     def elbo_terms(self, x: Tensor, **options: Any) -> ElboTerms:
-        """`fastvae.elbo_terms` of x, with the same options."""
+        """ELBO of x and its two terms, by `fastvae.elbo_terms`.
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data.
+        **options
+            Options of `fastvae.elbo_terms`, except prior and likelihood, which belong to the module.
+
+        Returns
+        -------
+        ElboTerms
+            As `fastvae.elbo_terms`.
+        """
         mu, logvar = self.encode(x, options.get("x_scale"))
-        return elbo_terms(x, self.decoder, mu, logvar, **self._own(options), **options)
+        return elbo_terms(x, self.decoder, mu, logvar, **self._module_options(options), **options)
 
     forward = elbo
 
-    def _own(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options that are this module's, and an error if the call has them as well."""
+    def _module_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options that belong to the module; TypeError if the call passes them too."""
         for name in ("prior", "likelihood"):
             if name in options:
                 raise TypeError(
-                    f"{name} is the VAE's own, so that sample and log_likelihood use it as well:"
-                    f" give it to VAE(..., {name}=...)"
+                    f"{name} belongs to the VAE, so that sample and log_likelihood use it as well:"
+                    f" pass it to VAE(..., {name}=...)"
                 )
         return {"likelihood": self.likelihood, "prior": self.prior}
 
     def encode(self, x: Tensor, x_scale: float | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z|x), each ``[N, *latent]``; bool and uint8 x reach the encoder as floats."""
+        """Encode x.
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data; bool and uint8 are converted to floats.
+        x_scale : float
+            Factor applied to uint8 x.
+
+        Returns
+        -------
+        mu, logvar : tensors ``[N, *latent]``
+            Mean and log variance of q(z|x).
+        """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {describe(x)}")
         if self.event_shape is not None and x.shape[1:] != torch.Size(self.event_shape):
@@ -211,7 +268,7 @@ class VAE(nn.Module):
         return mu, logvar
 
     def _posterior(self, x: Tensor, x_scale: float | None) -> tuple[Tensor, Tensor]:
-        """`encode`, for what does not go on to `fastvae.elbo`, with the checks of that."""
+        """`encode` with the argument checks of `fastvae.elbo`, for methods that do not call it."""
         mu, logvar = self.encode(x, x_scale)
         check_posterior(mu, logvar)
         check_x(x, x_scale, mu)
@@ -220,10 +277,25 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, *, mean: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n data by ancestral sampling, ``[n, *event]``: z ~ p(z), then x ~ p(x|z), or E[x|z] if ``mean``."""
+        """Draw data points by ancestral sampling: z ~ p(z), then x ~ p(x|z).
+
+        Parameters
+        ----------
+        n : int
+            Number of draws.
+        mean : bool
+            Whether to return E[x|z] instead of a draw from p(x|z).
+        generator : torch.Generator
+            By default torch's global generator.
+
+        Returns
+        -------
+        Tensor ``[n, *event]``
+        """
         if not is_integer(n) or n < 0:
             raise ValueError(f"n must be an int and not negative, got {describe(n)}")
-        decoder = self.decoder.parameters() if isinstance(self.decoder, nn.Module) else ()  # a scale may have another
+        # z has the dtype and device of the decoder, whose dtype may differ from that of the scale.
+        decoder = self.decoder.parameters() if isinstance(self.decoder, nn.Module) else ()
         like = next(chain(decoder, self.parameters(), self.buffers()), torch.empty(0))
         z = torch.randn(int(n), *self.latent_shape, generator=generator, dtype=like.dtype, device=like.device)
         if self.prior is not None:
@@ -232,15 +304,27 @@ class VAE(nn.Module):
         x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder), z, self.likelihood)
         check_likelihood(likelihood, x_hat, None)
         if mean:
-            return method_of(likelihood, "mean")(x_hat)
-        return method_of(likelihood, "sample")(x_hat, generator)
+            return get_method(likelihood, "mean")(x_hat)
+        return get_method(likelihood, "sample")(x_hat, generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, x_scale: float | None = None) -> Tensor:
-        """E[x' | z = mu(x)], ``[N, *event]``: what the decoder makes of the mean of q(z|x)."""
+        """Reconstruct x: E[x' | z = mu(x)], decoded from the mean of q(z|x).
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data.
+        x_scale : float
+            Factor applied to uint8 x.
+
+        Returns
+        -------
+        Tensor ``[N, *event]``
+        """
         mu, _ = self._posterior(x, x_scale)
         x_hat, likelihood, _ = decode_with(checked_decoder(self.decoder, x), mu, self.likelihood)
-        return method_of(likelihood, "mean")(x_hat)
+        return get_method(likelihood, "mean")(x_hat)
 
     @torch.no_grad()
     def log_likelihood(
@@ -252,13 +336,30 @@ class VAE(nn.Module):
         seed: int | None = None,
         check_values: bool = False,
     ) -> Tensor:
-        """Estimate log p(x), ``[N]`` in nats, by importance sampling from q: without gradient.
+        """Estimate log p(x) by importance sampling from q, without gradients.
 
             log p(x) ~ log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x),   z_k ~ q(z|x)
 
-        A lower bound in expectation, never below the ELBO in expectation, and rising to log p(x) with K. x, `x_scale`,
-        `seed` and `check_values` are those of `fastvae.elbo`.
-        Source: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016).
+        In expectation, the estimate is a lower bound of log p(x), is never below the ELBO, and approaches log p(x) as K
+        grows.
+
+        Parameters
+        ----------
+        x : tensor ``[N, *event]``
+            The data.
+        num_samples : int
+            Number of draws K per data point.
+        x_scale, seed, check_values
+            As in `fastvae.elbo`.
+
+        Returns
+        -------
+        Tensor ``[N]``
+            In nats.
+
+        References
+        ----------
+        Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016).
         """
         if checked_num_samples(num_samples) is None:
             raise TypeError("num_samples must be an int, got None")
@@ -268,13 +369,14 @@ class VAE(nn.Module):
             check_arguments(x, decoder, mu, logvar, self.likelihood, self.prior, x_scale)
             decoder = checked_outputs(decoder)
         else:
-            warn_of_range(x, self.likelihood, x_scale)
+            warn_out_of_range(x, self.likelihood, x_scale)
         N = x.shape[0]
         z = reparameterize(mu, logvar, num_samples=num_samples, seed=seed)  # [K, N, *latent]
-        mu, logvar = (t.to(compute_dtype(t)) for t in (mu, logvar))  # the weights need float32, the decoder its dtype
+        # z keeps the decoder's dtype; the importance weights are computed in float32 at least.
+        mu, logvar = (t.to(compute_dtype(t)) for t in (mu, logvar))
         mu_p, logvar_p = self.prior or (torch.zeros_like(mu), torch.zeros_like(mu))
         log_weights = []
-        for z_k in z.split(max(1, ROWS_AT_ONCE // max(N, 1))):
+        for z_k in z.split(max(1, MAX_DECODER_ROWS // max(N, 1))):
             K = z_k.shape[0]
             x_hat, likelihood, _ = decode_with(checked_decoder(decoder, x, K), z_k, self.likelihood, K)
             x_k = x.expand(K, *x.shape)
@@ -285,17 +387,17 @@ class VAE(nn.Module):
         return torch.cat(log_weights).logsumexp(0) - log(num_samples)
 
 
-def method_of(likelihood: Any, name: str) -> Callable[..., Tensor]:
-    """That method of a likelihood, which one of the user's own need not have."""
+def get_method(likelihood: Any, name: str) -> Callable[..., Tensor]:
+    """A method of a likelihood; TypeError if a user-defined likelihood lacks it."""
     if not callable(method := getattr(likelihood, name, None)):
         raise TypeError(f"the likelihood {type(likelihood).__name__} has no method {name}, which is needed here")
     return method
 
 
 class MeanAndLogvar(nn.Module):
-    """The two halves of the features: ``[N, 2 L]`` -> ``(mu, logvar)``."""
+    """Split the features into two halves: ``[N, 2 L]`` -> ``(mu, logvar)``."""
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Split h; views, no copy."""
+        """Split h into two views."""
         mu, logvar = h.chunk(2, dim=1)
         return mu, logvar

@@ -1,1 +1,1 @@
-"""The tests, in the same rooms as what they test."""
+"""The tests, in the same folders as the code they test."""

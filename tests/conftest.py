@@ -1,7 +1,8 @@
-"""What every test starts from: a fixed torch seed, one thread, and the same examples of hypothesis in every run.
+"""Settings of all tests: a fixed torch seed, one thread, and the same examples of hypothesis in every run.
 
-`pytest tests` runs all but the long searches, which ``--long`` adds (`make test-long`). With ``-n 2 --dist loadgroup``,
-as in `make test`, tests that share kernels stay in one process, so that each kernel is compiled once.
+`pytest tests` runs all tests except the long ones, which ``--long`` adds (`make test-long`). With
+``-n 2 --dist loadgroup``, as in `make test`, tests that share kernels run in one process, so that each kernel is
+compiled once.
 """
 
 import functools
@@ -21,12 +22,12 @@ if lanes := os.environ.get("FASTVAE_TEST_LANES"):  # see processors.py; before a
 
     target.LANES_REGISTER = int(lanes)
 
-# Before anything imports triton: here its kernels run in the interpreter, on the CPU. `make gpu` runs them on a GPU.
+# Before triton is imported: here its kernels run in the interpreter, on the CPU. `make gpu` runs them on a GPU.
 os.environ["TRITON_INTERPRET"] = "1"
-os.environ["FASTVAE_GPU_DEVICE"] = "cpu"  # for whoever imports bench.gpu
+os.environ["FASTVAE_GPU_DEVICE"] = "cpu"  # for tests that import bench.gpu
 interpreter.patch_once()
 
-# No deadline: a loaded machine is no fault of the code. Derandomised: a red test is red for everybody.
+# No deadline, since the machine may be busy. Derandomized, so that failures are reproducible.
 hypothesis.settings.register_profile(
     "fastvae",
     deadline=None,
@@ -38,12 +39,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("fastvae")
 
-# Two threads on problems this small only wait for each other, many times slower on a busy machine. Tests of what
-# threads change set their own number.
+# On problems this small, two threads mostly wait for each other, which is many times slower on a busy machine. Tests
+# that depend on the number of threads set it themselves.
 torch.set_num_threads(1)
 
 
-# Whose tests take the same kernels, by their folders and what stands out of them; all others are a group a file.
+# Groups of tests that use the same kernels, by folder, with exceptions; in all other folders a file is a group.
 GROUPS = {
     "elbo": ("tests/elbo", "tests/demo", "tests/kernels/test_buffers", "tests/kernels/test_noise", "fastvae/_elbo",
              "tests/kernels/test_private", "tests/kernels/test_processes", "fastvae/vae", "fastvae/likelihoods"),
@@ -56,7 +57,7 @@ RAN_BY: dict[str, set[str]] = {}
 
 
 def group_of(nodeid):
-    """The tests that one process runs: those that take the same kernels; each of the interpreted ones by itself."""
+    """The group of a test: tests of a group run in one process. Each test in Triton's interpreter is its own group."""
     path = nodeid.split("::")[0]
     return nodeid if "[triton" in nodeid else next((g for g, start in GROUPS.items() if path.startswith(start)), path)
 
@@ -78,13 +79,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_runtest_logreport(report):
-    """Of the process that hands tests out: which process ran which group."""
+    """In the controlling process: record which process ran which group."""
     if node := getattr(report, "node", None):
         RAN_BY.setdefault(group_of(report.nodeid), set()).add(node.gateway.id)
 
 
 def pytest_sessionfinish(session):
-    """A group that two processes ran compiled its kernels twice. Once nothing was grouped, and nobody noticed."""
+    """Fail if a group ran in two processes, and so compiled its kernels twice."""
     split = sorted(group for group, processes in RAN_BY.items() if len(processes) > 1)
     if split and session.config.getoption("dist") == "loadgroup":
         raise pytest.UsageError(f"ran in more than one process, not as groups: {', '.join(split)}")
@@ -99,7 +100,7 @@ INTERPRETED = (
 
 @functools.cache
 def interpreter_fails():
-    """Whether Triton takes the number out of an array of one element, as it does before 3.7, and NumPy forbids it."""
+    """Whether Triton converts an array of one element to a number, as before 3.7, and NumPy no longer allows that."""
     try:
         triton, numpy = (tuple(map(int, version(p).split(".")[:2])) for p in ("triton", "numpy"))
     except PackageNotFoundError:
@@ -117,11 +118,13 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session):
-    """Each process collects all tests: what a module compiles as it is imported, is compiled in each. Once it was."""
+    """Check that importing test modules compiles nothing: each process collects all tests and would compile it too."""
     with event.install_recorder("numba:compile") as compiled:
         collected = yield
     if compiled.buffer:
-        raise pytest.UsageError(f"compiled where tests are only collected: {compiled.buffer[0][1].data['dispatcher']}")
+        raise pytest.UsageError(
+            f"kernels were compiled while collecting tests: {compiled.buffer[0][1].data['dispatcher']}"
+        )
     return collected
 
 
@@ -138,12 +141,12 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    # without a GPU torch.manual_seed notes a traceback for each kind of device: a millisecond
+    # without a GPU, torch.manual_seed records a traceback for each kind of device, which takes a millisecond
     (torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed)(0)
 
 
 @pytest.fixture(params=["reference", "auto"])
 def each_backend(request, monkeypatch):
-    """The public functions twice: by the specification, and by whatever kernels answer here."""
+    """Run a test twice: with the reference, and with the kernels available here."""
     monkeypatch.setattr(_backend, "DEFAULT", request.param)
     return request.param

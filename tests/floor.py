@@ -1,4 +1,4 @@
-"""The lower bounds of pyproject.toml as constraints for pip; with ``--installed``, the versions that are there."""
+"""Print the lower bounds of pyproject.toml as constraints for pip; with ``--installed``, the installed versions."""
 
 import importlib.metadata
 import platform
@@ -12,7 +12,7 @@ TOLD = ("torch", "triton", "numba", "numpy", "scikit-learn", "scipy")
 
 
 def floors() -> dict[str, str]:
-    """Each distribution's lowest version that satisfies everybody who names it."""
+    """The lowest version of each distribution that satisfies all requirements."""
     found: dict[str, str] = {}
     extras = PROJECT["optional-dependencies"]
     for requirement in [*PROJECT["dependencies"], *extras["demo"], *extras["test"]]:

@@ -1,4 +1,4 @@
-"""The kernels' numerics as on another kind of processor: `make test-processors`.
+"""Run the numerical tests of the kernels as on other processors: `make test-processors`.
 
     v3    AVX2: registers of 4 float64, by Numba for x86-64-v3
     v4    AVX-512: registers of 8, by Numba for x86-64-v4; only where this machine has them
@@ -6,8 +6,8 @@
 
     python tests/processors.py [target ...]
 
-A kernel sums in as many lanes as a register holds, so an error budget that holds on one kind may fail on the other. By
-default the kind that this machine is not: v3 on a machine with AVX-512, 8 on any other. Each has a cache of its own.
+A kernel sums in as many lanes as a register holds, so an error budget that holds on one processor may fail on another.
+The default is the kind that this machine is not: v3 on a machine with AVX-512, 8 on any other. Each has its own cache.
 """
 
 import argparse
@@ -25,7 +25,7 @@ TARGETS = {
     "v4": {"NUMBA_CPU_NAME": "x86-64-v4", "NUMBA_CPU_FEATURES": ""},
     "8": {"FASTVAE_TEST_LANES": "8"},  # read in conftest.py
 }
-# Of the ELBO only the noise, and the bits: its sums have 16 lanes of float32 or 8 of float64 on every kind.
+# Of the ELBO only the noise and the bits: its sums have 16 lanes of float32 or 8 of float64 on every processor.
 NUMERICS = (
     *("elbo/test_bits", "gmm", "regression", "project/test_docs"),
     *(f"kernels/test_{name}" for name in ("noise", "math", "vector", "double", "transpose")),

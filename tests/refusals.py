@@ -1,4 +1,4 @@
-"""What tests of error messages share."""
+"""Shared by the tests of error messages."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ def zeros(*shape, **options):
 
 
 def refused(error, message, call, *args, **options):
-    """The call raises this error, its message has this pattern and one line."""
+    """Check that the call raises this error, with a message of one line that matches the pattern."""
     with pytest.raises(error, match=message) as caught:
         call(*args, **options)
     assert type(caught.value) is error

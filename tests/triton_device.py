@@ -1,6 +1,6 @@
-"""Where the tests of Triton kernels run: on a GPU, by `make gpu`; elsewhere in Triton's interpreter, on CPU tensors.
+"""The device of the Triton tests: a GPU with `make gpu`, otherwise CPU tensors, in Triton's interpreter.
 
-To be imported before triton, which reads the environment. torch and pytest are all that it needs.
+Import it before triton, which reads the environment. It needs only torch and pytest.
 """
 
 import os

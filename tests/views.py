@@ -1,13 +1,13 @@
-"""Tensors whose memory does not hold their values, because torch has put off to compute them."""
+"""Tensors whose memory does not hold their values, because torch has deferred a negation or the filling with zeros."""
 
 import torch
 
 
 def negated(t):
-    """The same values, by torch's flag; gradients reach t."""
+    """A lazily negated view with the same values; gradients reach t."""
     return torch.complex(torch.zeros_like(t), -t).conj().imag
 
 
 def zero(t):
-    """Zeros that have no memory."""
+    """Zeros without memory."""
     return torch._efficientzerotensor(t.shape, dtype=t.dtype)

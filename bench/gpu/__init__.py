@@ -1,6 +1,6 @@
-"""What is measured and tested on a CUDA GPU, by one command of at most ten minutes: `make gpu`.
+"""Measurements and tests on a CUDA GPU, by one command of at most ten minutes: `make gpu`.
 
-    __main__.py      the stages, each a process with a time limit and a verdict; `publish` fills the docs
+    __main__.py      the stages, each a process with a time limit and a verdict; `publish` updates the docs
     machine.py       versions and tools
     elbo.py          the ELBO against eager torch, `torch.compile` and a device copy
     step.py          a training step captured in a CUDA graph
@@ -9,11 +9,10 @@
     results.py       results.json and tables.md, written after every case
     record.py        a line for every test
     sanitizer.py     some of the tests under compute-sanitizer
-    interpreter.py   Triton's, for dry runs
+    interpreter.py   a faster Triton interpreter, for dry runs
 
-It needs torch and triton (and pytest for the tests) alone, so that it runs with the system's Python from a bare
-checkout. With ``--device cpu`` all of it runs at tiny sizes in Triton's interpreter: a GPU is too rare to find there
-that a name is misspelt. Those times mean nothing.
+It needs only torch and triton (and pytest for the tests), so it runs with the system's Python from a bare checkout.
+With ``--device cpu`` everything runs at tiny sizes in Triton's interpreter, as a dry run; its times are meaningless.
 """
 
 # Exit codes of a stage: torch sees no GPU; start the stage again, in a new process; the tool it needs is not here.

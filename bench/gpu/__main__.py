@@ -1,11 +1,11 @@
-"""`make gpu`: run the stages one after another, each a process with a time limit and a verdict of its own.
+"""`make gpu`: run the stages one after another, each in its own process, with a time limit and a verdict.
 
     make gpu [DEVICE=cpu] [OUT=folder] [ARGS="--stages tests bench"]
     python -m bench.gpu publish OUT    # its tables into kernels/README.md, its results into bench/history/gpu.json
 
-What a stage prints goes to the terminal and, line by line, to OUT/log.txt. Whatever ends the run early loses nothing:
-results.json and tables.md are written after every case, tests.jsonl after every test, stages.json at every verdict.
-After a failure, run what failed alone and without overlap: ``--stages tests --only "capture or prior" --blocking``.
+The output of a stage goes to the terminal and, line by line, to OUT/log.txt. If the run ends early, nothing is lost:
+results.json and tables.md are written after every case, tests.jsonl after every test, stages.json after every verdict.
+After a failure, run only what failed, without overlap: ``--stages tests --only "capture or prior" --blocking``.
 """
 
 import argparse
@@ -33,22 +33,22 @@ VERDICTS = {
     CONTEXT_LOST: "failed: the GPU stopped answering",
     SKIPPED: "skipped",
 }
-GRACE = 5  # seconds to write down what there is, after an interrupt
+GRACE = 5  # seconds to write results after an interrupt
 TESTS = "tests/elbo/test_triton.py", "tests/kernels/test_triton_math.py"
 FEW = "(values and (plain or (free and many))) or layouts"  # tests for the sanitizer
-WHOLE = 560  # seconds that all stages may take together, of the 600 of a command on a lent machine
+WHOLE = 560  # seconds for all stages together, if a command may take 600
 
 
 class Stage(NamedTuple):
-    """A command, and how long it may take."""
+    """A command and its time limit."""
 
     limit: float
     command: list[str]
-    environment: dict[str, str] = {}  # noqa: RUF012 (a tuple's default)
+    environment: dict[str, str] = {}  # noqa: RUF012 (default of a NamedTuple)
 
 
 def stages(options: argparse.Namespace) -> dict[str, Stage]:
-    """All there are, in the order in which they are run."""
+    """All stages, in the order in which they run."""
     python, cpu = [sys.executable, "-u"], options.device == "cpu"
     only = options.only or ("(values and plain) or sine" if cpu else "")
     many = ["-n", "8"] if importlib.util.find_spec("xdist") and not cpu else []
@@ -62,7 +62,7 @@ def stages(options: argparse.Namespace) -> dict[str, Stage]:
     return {
         "machine": Stage(30, module("machine")),
         "tests": Stage(130, [*pytest(*TESTS, only=only, report="tests.xml"), *many], settings),
-        # in processes of their own: a failure in a capture spoils whatever runs after it in the same one
+        # in its own process: a failed capture breaks everything that runs after it in the same process
         "capture": Stage(30, [*capture, *many]),
         "step": Stage(70, module("step")),
         "bench": Stage(190, [*module("elbo"), *(["--cases", str(options.cases)] if options.cases else [])]),
@@ -72,7 +72,7 @@ def stages(options: argparse.Namespace) -> dict[str, Stage]:
 
 
 def pytest(*files: str, only: str | None, report: str = "") -> list[str]:
-    """The tests as they run from a bare checkout: neither the project's settings nor its conftest."""
+    """Run tests as from a bare checkout, without the settings of the project and its conftest."""
     return [
         *(sys.executable, "-u", "-m", "pytest", "--noconftest", "-c", os.devnull, "--rootdir", "."),
         *("-p", "no:cacheprovider", "-p", "bench.gpu.record", "--continue-on-collection-errors", "--tb=short", "-v"),
@@ -83,7 +83,7 @@ def pytest(*files: str, only: str | None, report: str = "") -> list[str]:
 
 
 class Log:
-    """The terminal and log.txt at once."""
+    """Write to the terminal and to log.txt."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,7 +95,7 @@ class Log:
 
 
 def run(stage: Stage, log: Log) -> str:
-    """Run a stage, and again where the GPU stopped answering, while there is time; the verdict."""
+    """Run a stage, and again if the GPU stopped responding, while there is time; returns the verdict."""
     stop = time.monotonic() + stage.limit
     while True:
         began = time.monotonic()
@@ -108,7 +108,7 @@ def run(stage: Stage, log: Log) -> str:
 
 
 def watch(stage: Stage, stop: float, log: Log) -> int | None:
-    """The exit code of a stage's process, None where it was ended; what it prints is logged meanwhile."""
+    """Log the output of a stage's process until it ends; returns its exit code, or None if it was terminated."""
     log("$ " + shlex.join(stage.command))
     environment = {**os.environ, **stage.environment, "FASTVAE_GPU_STOP": str(time.time() + stop - time.monotonic())}
     process = subprocess.Popen(
@@ -122,21 +122,21 @@ def watch(stage: Stage, stop: float, log: Log) -> int | None:
         return process.wait(max(0.1, stop - time.monotonic()))
     except subprocess.TimeoutExpired:
         return None
-    finally:  # whatever ends this, be it an interrupt, leaves no process of the stage behind
+    finally:  # after any error or interrupt, leave no process of the stage behind
         end(process)
         reader.join(GRACE)
-        if not reader.is_alive():  # else somebody else still holds the other end, and to close would wait for him
+        if not reader.is_alive():  # otherwise another process still holds the other end, and closing would wait for it
             process.stdout.close()
 
 
 def log_lines(lines: Any, log: Log) -> None:
-    """Log what a process prints, as it comes."""
+    """Log the output of a process, line by line."""
     for line in lines:
         log(line.rstrip())
 
 
 def end(process: Any) -> None:
-    """Interrupt a process and all that it started, as Ctrl-C does; after a while, kill them."""
+    """Interrupt a process and all its children, as Ctrl-C does; kill them after a grace period."""
     for number in (signal.SIGINT, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -146,16 +146,16 @@ def end(process: Any) -> None:
 
 
 def named_tests(folder: Path) -> list[str]:
-    """The tests that failed, as `record` wrote them down, each once."""
+    """The names of failed tests, as recorded by `record`, without repetition."""
     path = folder / "tests.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return list(dict.fromkeys(test["test"] for test in map(json.loads, lines) if test["outcome"] == "failed"))
 
 
 def run_all(options: argparse.Namespace) -> int:
-    """Run the stages asked for; an exit code."""
+    """Run the requested stages; returns an exit code."""
     options.out.mkdir(parents=True, exist_ok=True)
-    if any(options.out.iterdir()):  # of an earlier run: kept, for a second one may only be about what failed
+    if any(options.out.iterdir()):  # results of an earlier run are kept, since a second run may repeat only what failed
         earlier = options.out.with_name(f"{options.out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         options.out.rename(earlier)
         options.out.mkdir()
@@ -169,7 +169,7 @@ def run_all(options: argparse.Namespace) -> int:
         os.environ["TRITON_INTERPRET"] = "1"
     else:
         os.environ.pop("TRITON_INTERPRET", None)
-    os.environ.pop("PYTEST_XDIST_WORKER", None)  # of tests that try this
+    os.environ.pop("PYTEST_XDIST_WORKER", None)  # set if a test runs this
     log, verdicts, began = Log(options.out / "log.txt"), {}, time.monotonic()
     known = stages(options)
     for name in options.stages or known:
@@ -195,7 +195,7 @@ def run_all(options: argparse.Namespace) -> int:
 
 
 def publish(folder: Path, readme: Path = README, history: Path = HISTORY) -> None:
-    """Put the tables of a run into kernels/README.md, its results into the history."""
+    """Write the tables of a run into kernels/README.md, and its results into the history."""
     from . import results
 
     found = results.read(folder / "results.json")

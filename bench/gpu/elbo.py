@@ -1,8 +1,8 @@
-"""The ELBO on a GPU against eager torch, `torch.compile`, and a device copy of the fewest bytes.
+"""The ELBO on a GPU against eager torch, `torch.compile`, and a device copy of the minimum number of bytes.
 
-Each case is checked against the reference in float64 before it is timed, at the first rows and at the last. Rivals take
-turns. The copy moves as many bytes as one pass does: x and x_hat read, the gradient written. The most telling cases
-come first, for the time may be over before the last.
+Before timing, each case is checked against the reference in float64, at the first and last rows. Rivals take turns. The
+copy moves as many bytes as one pass must: it reads x and x_hat and writes the gradient. The most important cases come
+first, because time may run out.
 """
 
 import argparse
@@ -31,12 +31,12 @@ CASES: list[tuple[tuple[int, int, int], str, str]] = [
     *((HUGE, "bf16", "bernoulli"), (MNIST, "bf16", "gaussian"), (IMAGES, "bf16", "gaussian")),
 ]
 TINY = [((8, 32, 4), "fp32", "gaussian"), ((8, 32, 4), "bf16", "bernoulli")]
-ROWS = 64  # checked at either end
-LARGEST = 60e9  # bytes of device memory a case may take, eager's temporaries included
+ROWS = 64  # checked at each end
+LARGEST = 60e9  # bytes of device memory a case may use, including the temporaries of eager torch
 
 
 def textbook(likelihood: str) -> Any:
-    """What most training loops write."""
+    """The ELBO as most training loops write it."""
 
     def gaussian(x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
         log_likelihood = -0.5 * (x - x_hat).float().square().sum(1) - 0.5 * x.shape[1] * math.log(2 * math.pi)
@@ -52,7 +52,7 @@ def textbook(likelihood: str) -> Any:
 
 
 def fused(likelihood: str) -> Any:
-    """The kernels."""
+    """The ELBO by kernels."""
     kind = LIKELIHOODS[likelihood]
 
     def bound(x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def forward_backward(function: Any, x: Tensor, leaves: list[Tensor]) -> Any:
 
 
 def check(bound: Any, likelihood: str, x: Tensor, leaves: list[Tensor]) -> None:
-    """Gradients of the whole batch, at its first and last rows, are those of the reference in float64."""
+    """Compare the gradients of the batch, at its first and last rows, with those of the reference in float64."""
     ours, N = torch.autograd.grad(bound(x, *leaves), leaves), len(x)
     for rows in (slice(0, ROWS), slice(max(0, N - ROWS), N)):
         few = [t[rows].detach().double().requires_grad_() for t in leaves]
@@ -89,7 +89,7 @@ def check(bound: Any, likelihood: str, x: Tensor, leaves: list[Tensor]) -> None:
 
 
 def case(size: tuple[int, int, int], dtype: str, likelihood: str, backward: bool, seconds: float) -> dict[str, Any]:
-    """A line of the table: the forward pass, or forward and backward."""
+    """Measure a line of the table: the forward pass, or forward and backward."""
     (N, D, L), T = size, DTYPES[dtype]
     torch._dynamo.reset()
     torch.manual_seed(0)

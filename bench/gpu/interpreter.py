@@ -1,7 +1,7 @@
-"""Triton's interpreter, three times as fast: for the tests, and for the dry run of `make gpu`.
+"""Make Triton's interpreter three times as fast, for the tests and for the dry run of `make gpu`.
 
-It works on NumPy arrays, but spends most of its time on what surrounds them: it replaces the builtins of
-`triton.language` at each call of a function within a kernel, and makes types, shapes and tables anew at each operation.
+The interpreter computes with NumPy arrays, but spends most of its time elsewhere: it replaces the builtins of
+`triton.language` at each call of a function within a kernel, and recreates types, shapes and tables at each operation.
 """
 
 import functools
@@ -10,7 +10,7 @@ from typing import Any
 
 @functools.cache
 def patch_once() -> None:
-    """Have it replace builtins once in a launch, and remember types. A Triton without these names stays as it is."""
+    """Replace builtins once per launch, and cache types. A Triton without these names is left unchanged."""
     for patch in (_patch_builtins, _patch_dtypes, _patch_types, _patch_overflow):
         try:
             patch()
@@ -19,13 +19,13 @@ def patch_once() -> None:
 
 
 def _patch_builtins() -> None:
-    """The builtins of `triton.language` are replaced once in a launch, not at each call of a function."""
+    """Replace the builtins of `triton.language` once per launch, not at each call of a function."""
     import triton.language as tl
     from triton.runtime import interpreter
 
     patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
     nothing = interpreter._LangPatchScope
-    patched: set[bool] = set()  # of those who see `tl`, and of those who see `tl.core`
+    patched: set[bool] = set()  # for functions that use `tl`, and for those that use `tl.core`
 
     def patch_unless_patched(function: Any) -> Any:
         sees = any(value is tl for value in function.__globals__.values())
@@ -45,7 +45,7 @@ def _patch_builtins() -> None:
 
 
 def _patch_dtypes() -> None:
-    """The table of NumPy's dtypes is made once."""
+    """Create the table of NumPy dtypes once."""
     from triton.runtime import interpreter
 
     find = interpreter._get_np_dtype
@@ -60,7 +60,7 @@ def _patch_dtypes() -> None:
 
 
 def _patch_types() -> None:
-    """Types of blocks of the same shape and element are filled once, and so are the shapes of tensors."""
+    """Initialize types of blocks with the same shape and element type once, and shapes of tensors too."""
     from triton.language import core, semantic
 
     fill_type, fill_tensor = core.block_type.__init__, core.tensor.__init__
@@ -89,7 +89,7 @@ def _patch_types() -> None:
 
 
 def _patch_overflow() -> None:
-    """The overflow of integers is not computed: Triton asserts it in debug mode alone, and our hashes wrap around."""
+    """Do not compute integer overflow: Triton checks it only in debug mode, and our hashes wrap around."""
     from triton.language import semantic
 
     if hasattr(semantic.TritonSemantic, "binary_op_sanitize_overflow_impl"):

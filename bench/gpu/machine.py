@@ -1,4 +1,4 @@
-"""What this machine has: versions, the GPU, and which tools there are."""
+"""Print versions, the GPU, and the available tools of this machine."""
 
 import importlib.metadata
 import os
@@ -33,7 +33,7 @@ def main() -> int:
     print(f"Python.h, with which Triton compiles its launcher: {'here' if headers else 'not here'}", flush=True)
     if os.environ["FASTVAE_GPU_DEVICE"] != "cuda":
         return 0
-    import torch  # last: from a cold disk it takes its time
+    import torch  # last, since it is slow from a cold disk
 
     if not torch.cuda.is_available():
         print("torch sees no CUDA GPU")

@@ -1,6 +1,6 @@
-"""A plugin of pytest: each test's outcome goes to OUT/tests.jsonl as soon as it is known, its error with it.
+"""A pytest plugin that writes the outcome and error of each test to OUT/tests.jsonl immediately.
 
-pytest writes its own reports when all is over, which never comes where the machine is taken away.
+pytest writes its own reports only at the end, which is not reached if the machine is taken away.
 """
 
 import json
@@ -13,7 +13,7 @@ PATH = Path(os.environ["FASTVAE_GPU_OUT"]) / "tests.jsonl"
 
 
 def pytest_runtest_setup(item):
-    """After an illegal access a process has lost its GPU: what comes later in it is no failure of its own."""
+    """Skip tests after an illegal access, which makes the GPU unusable for the rest of the process."""
     import torch
 
     try:
@@ -24,7 +24,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_runtest_logreport(report):
-    """Of the call, and of what failed or was skipped before it; with xdist, in the process that collects."""
+    """Record the outcome of the call, or of a setup that failed or skipped; with xdist, in the controlling process."""
     if "PYTEST_XDIST_WORKER" in os.environ or (report.when != "call" and report.passed):
         return
     line = {

@@ -1,9 +1,9 @@
-"""What a run on a GPU leaves behind: results.json, and tables.md made from it, written anew after every case.
+"""The results of a run on a GPU: results.json, and tables.md made from it, rewritten after every case.
 
     {"about": {...}, "bench": [line, ...], "step": [...], "tuning": [...]}
 
 A line names its case and has either ``seconds``, a dict of medians by contender, or ``error``. A stage that is started
-again goes on after the cases that are there.
+again continues after the cases that have results.
 """
 
 import json
@@ -23,8 +23,8 @@ from . import CONTEXT_LOST
 from .timing import ON_GPU, CaptureFailed, still_answers
 
 FOLDER = Path(os.environ.get("FASTVAE_GPU_OUT", "runs/gpu"))
-MARGIN = 8 if ON_GPU else 0  # seconds for the case that has begun
-IN_CACHES = 60e6  # bytes: what moves fewer is read from the GPU's cache when it is repeated
+MARGIN = 8 if ON_GPU else 0  # seconds for a case that is already running
+IN_CACHES = 60e6  # bytes: with less traffic, repeated calls read from the GPU's cache
 HEADS = {
     "bench": "| case | us | eager | compile | TB/s | of copy |\n|---|---|---|---|---|---|",
     "step": "| training step | us | eager | compile | captured | eager, captured |\n|---|---|---|---|---|---|",
@@ -47,7 +47,7 @@ def read(path: Path | None = None) -> dict[str, Any]:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file in one step: whoever is stopped meanwhile leaves the old one."""
+    """Replace a file atomically: a process that is stopped meanwhile leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
@@ -55,7 +55,7 @@ def write(path: Path, text: str) -> None:
 
 
 def about() -> dict[str, Any]:
-    """What a time depends on."""
+    """The facts that times depend on."""
     return {
         "device": torch.cuda.get_device_name() if ON_GPU else "CPU, tiny sizes: these times mean nothing",
         "torch": torch.__version__,
@@ -68,7 +68,7 @@ def about() -> dict[str, Any]:
 
 
 def add(kind: str, line: dict[str, Any]) -> None:
-    """Keep a line, and print it."""
+    """Add a line to the results, and print it."""
     results = read()
     if "about" not in results:
         results["about"] = about()
@@ -79,7 +79,7 @@ def add(kind: str, line: dict[str, Any]) -> None:
 
 
 def run(kind: str, cases: Iterable[tuple[str, Callable[[], dict[str, Any]]]], seconds: float) -> int:
-    """Run named cases until the time is over; an exit code. What fails is named, and the others go on."""
+    """Run named cases until time is up; returns an exit code. Failures are recorded, and the other cases run."""
     until = float(os.environ.get("FASTVAE_GPU_STOP", "inf")) - MARGIN  # when the stage will be stopped
     stop, failed = time.perf_counter() + min(seconds, until - time.time()), []
     done = {line["case"] for line in read().get(kind, [])}
@@ -93,7 +93,7 @@ def run(kind: str, cases: Iterable[tuple[str, Callable[[], dict[str, Any]]]], se
         lost = False
         try:
             line = {"case": name, **case()}
-        except Exception as error:  # whatever it is, the other cases are still wanted
+        except Exception as error:  # the other cases run after any error
             traceback.print_exc()
             line = {"case": name, "error": f"{type(error).__name__}: {error}".strip().split("\n")[0]}
             failed.append(name)
@@ -108,12 +108,12 @@ def run(kind: str, cases: Iterable[tuple[str, Callable[[], dict[str, Any]]]], se
 
 
 def row(kind: str, line: dict[str, Any]) -> str:
-    """Of a table."""
+    """A row of a table in Markdown."""
     return "| " + " | ".join(cells(kind, line)) + " |"
 
 
 def cells(kind: str, line: dict[str, Any]) -> list[str]:
-    """What stands in a row."""
+    """The cells of a row."""
     columns = HEADS[kind].split("\n")[0].count("|") - 1
     if "error" in line:
         return [line["case"], line["error"].replace("|", "/"), *[""] * (columns - 2)]
@@ -139,7 +139,7 @@ def table(kind: str, results: dict[str, Any]) -> list[str]:
 
 
 def tables(results: dict[str, Any], kinds: Iterable[str] = HEADS) -> str:
-    """All tables that have a row, under the machine they were measured on."""
+    """All tables with rows, preceded by the machine they were measured on."""
     of = results["about"]
     machine = f"{of['device']}, torch {of['torch']}, triton {of['triton']}, commit {of['commit']}, {of['date']}."
     return "\n".join([machine, "", *(text for kind in kinds if results.get(kind) for text in table(kind, results))])

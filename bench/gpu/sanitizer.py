@@ -1,4 +1,4 @@
-"""Some tests of the Triton kernels under compute-sanitizer, where that is there and takes this GPU."""
+"""Run some tests of the Triton kernels under compute-sanitizer, if it is installed and supports this GPU."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import sys
 
 from . import SKIPPED
 
-OPTIONS = ("--error-exitcode", "1", "--report-api-errors", "no")  # torch asks CUDA things that may fail
+OPTIONS = ("--error-exitcode", "1", "--report-api-errors", "no")  # torch makes CUDA calls that may fail
 
 
 def main() -> int:

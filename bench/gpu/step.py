@@ -1,6 +1,6 @@
 """A training step captured in a CUDA graph: forward, backward and Adam, checked against eager steps and timed.
 
-The seed is a tensor that each step reads, so that a replay draws what an eager step with that seed draws.
+The seed is a tensor that each step reads, so that a replay draws the same noise as an eager step with that seed.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from . import results
 from .timing import DEVICE, ON_GPU, captured, compiled, race, replays
 
 SIZES = [(128, 784, 20, 512), (4096, 784, 32, 512), (1024, 3072, 128, 1024)] if ON_GPU else [(2, 8, 4, 8)]
-STEPS = 5 if ON_GPU else 2  # compared with eager ones
+STEPS = 5 if ON_GPU else 2  # compared with eager steps
 
 
 class Step:
-    """One step of a network of two-layer perceptrons, as a loop writes it."""
+    """One step of a VAE of two-layer perceptrons, as in a training loop."""
 
     def __init__(self, backend: str, N: int, D: int, L: int, hidden: int, *, compile: bool = False) -> None:
-        torch.manual_seed(0)  # the same parameters and data in all
+        torch.manual_seed(0)  # the same parameters and data in all steps
         self.model = fastvae.VAE.mlp((D,), latent=L, hidden=hidden).to(DEVICE)
         self.x, self.seed = torch.rand(N, D, device=DEVICE), torch.zeros((), dtype=torch.int64, device=DEVICE)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-3, capturable=ON_GPU)
@@ -41,14 +41,14 @@ class Step:
 
     @torch.no_grad()
     def rewind(self) -> None:
-        """Back to the first step, in the tensors that a graph holds."""
+        """Reset to the first step, in place, in the tensors that a graph uses."""
         for p, start in zip(self.model.parameters(), self.start, strict=True):
             p.copy_(start)
             for value in self.optimizer.state[p].values():
                 value.zero_()
 
     def train(self, step: Any) -> list[Tensor]:
-        """The parameters after some steps from the start, a seed each."""
+        """The parameters after several steps from the start, each with its own seed."""
         self.rewind()
         for seed in range(STEPS):
             self.seed.fill_(seed)
@@ -57,15 +57,15 @@ class Step:
 
 
 def case(size: tuple[int, int, int, int], seconds: float) -> dict[str, Any]:
-    """A line of the table, for N, D, L and the width of the layers."""
-    gc.collect()  # a Step holds itself; none is to be collected within a capture
+    """Measure a line of the table, for N, D, L and the width of the layers."""
+    gc.collect()  # a Step is part of a reference cycle, and must not be collected during a capture
     ours, graphed, rival, graphed_rival = (Step(b, *size) for b in ("triton", "triton", *["reference"] * 2))
     graph = captured(graphed)
-    ours()  # so that Adam has a state to rewind
+    ours()  # so that Adam has a state to reset
     eager, replayed = ours.train(ours), graphed.train(graph.replay)
     assert any(not torch.equal(p, start) for p, start in zip(replayed, graphed.start, strict=True))
-    # cuBLAS may choose another product in a graph, and Adam makes a whole step of a gradient's rounding error: so in
-    # norm, against how far the parameters came. With another seed's noise they are off by far more.
+    # cuBLAS may choose another algorithm in a graph, and Adam can turn the rounding error of a gradient into a full
+    # step, so parameters are compared in norm, relative to their total change. Other noise would differ far more.
     for a, b, start in zip(replayed, eager, graphed.start, strict=True):
         far, moved = float((a - b).norm()), float((b - start).norm())
         assert far <= 2e-2 * moved + 1e-6, f"replayed steps end {far:.3g} from eager ones, which moved {moved:.3g}"

@@ -1,6 +1,6 @@
-"""How time is taken: events on a GPU, medians over rounds in which rivals take turns, graphs of many launches.
+"""Timing: events on a GPU, medians over rounds in which rivals take turns, graphs of many launches.
 
-On a CPU, where this can only be tried, the clock takes the place of events, and calling again that of a graph.
+On a CPU, for dry runs, the clock replaces events, and repeated calls replace graphs.
 """
 
 import os
@@ -16,8 +16,8 @@ from . import interpreter
 
 DEVICE = os.environ.get("FASTVAE_GPU_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"
-FLUSH = (1 << 28) if ON_GPU else 1000  # bytes written between calls: more than any cache holds
-CALLS = 1e-3 if ON_GPU else 0.0  # seconds that the calls between two events take together
+FLUSH = (1 << 28) if ON_GPU else 1000  # bytes written between calls: larger than any cache
+CALLS = 1e-3 if ON_GPU else 0.0  # total seconds of the calls between two events
 WARM_UP, ROUNDS = (3, 5) if ON_GPU else (1, 1)
 if not ON_GPU:
     interpreter.patch_once()
@@ -26,7 +26,7 @@ Run = Callable[..., Any]
 
 
 def elapsed(run: Run, calls: int) -> float:
-    """Seconds of so many calls."""
+    """Seconds of the given number of calls."""
     if not ON_GPU:
         began = time.perf_counter()
         for _ in range(calls):
@@ -42,13 +42,11 @@ def elapsed(run: Run, calls: int) -> float:
 
 
 class CaptureFailed(RuntimeError):
-    """A graph was not captured; torch is left on the stream of the capture, and this process is of no more use."""
+    """A graph capture failed; torch is left on the stream of the capture, so this process is no longer usable."""
 
 
 def race(contenders: dict[str, Run], seconds: float, *, rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of a call of each; a write that clears the caches comes before each turn. A rival that fails is
-    left out.
-    """
+    """Median seconds per call of each contender. Caches are flushed before each turn; rivals that fail are dropped."""
     flush = torch.empty(FLUSH, dtype=torch.uint8, device=DEVICE)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     calls = {}
@@ -73,26 +71,26 @@ def race(contenders: dict[str, Run], seconds: float, *, rounds: int = ROUNDS) ->
 
 
 def copies(read: int, written: int) -> Run:
-    """A device copy that moves as many bytes."""
+    """A device copy with the same traffic in bytes."""
     source = torch.randint(256, ((read + written) // 2,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
 
 def compiled(function: Run) -> Any:
-    """By `torch.compile`; on a CPU by its front end alone."""
+    """The function compiled by `torch.compile`; on a CPU without code generation."""
     return torch.compile(function, dynamic=False, backend="inductor" if ON_GPU else "eager")
 
 
 class Calls:
-    """Stands in for a graph on a CPU: a replay calls."""
+    """A replacement for a graph on a CPU: a replay is a call."""
 
     def __init__(self, run: Run) -> None:
         self.replay = run
 
 
 def captured(run: Run) -> Any:
-    """A CUDA graph of a call, warmed up before: the first launch of a kernel loads it, which no capture allows."""
+    """A CUDA graph of a call, captured after a warm-up: kernels are loaded at first launch, which capture forbids."""
     if not ON_GPU:
         run()
         return Calls(run)
@@ -112,7 +110,7 @@ def captured(run: Run) -> Any:
 
 
 def replays(run: Run) -> Run:
-    """Calls that replay a graph of ``run``, captured at the first of them."""
+    """A function that replays a graph of ``run``, captured at its first call."""
     graphs: list[Any] = []
 
     def replay() -> None:
@@ -124,7 +122,7 @@ def replays(run: Run) -> Run:
 
 
 def still_answers() -> bool:
-    """Whether the GPU takes work: after an illegal access, nothing in that process does."""
+    """Whether the GPU still works in this process, which it does not after an illegal access."""
     try:
         if ON_GPU:
             torch.cuda.synchronize()

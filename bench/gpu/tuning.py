@@ -1,6 +1,6 @@
-"""A sweep over warps, bytes of a tile and programs: the log-likelihood and its gradient at rows of three lengths.
+"""A sweep over warps, bytes per tile and programs: the log-likelihood and its gradient for rows of three lengths.
 
-Each point is checked against the closed form, captured in a graph, and timed in replays. What wins at all lengths, in
+Each point is checked against the closed form, captured in a graph, and timed in replays. The best for all lengths, in
 both dtypes, is written into `launch.OPTIONS`, `TILE_BYTES` and `MOST_PROGRAMS` by hand: nothing is tuned at run time.
 """
 
@@ -23,16 +23,16 @@ WARPS: tuple[int, ...]
 TILE_BYTES: tuple[int, ...]
 PROGRAMS: tuple[int, ...]
 if ON_GPU:
-    ELEMENTS, LAUNCHES = 1 << 26, 10  # of x; in a graph
+    ELEMENTS, LAUNCHES = 1 << 26, 10  # elements of x; launches per graph
     ROWS, WARPS, TILE_BYTES = (784, 16384, 196608), (8, 4), (8192, 16384, 4096)
-    PROGRAMS = (4096, 1056, 2112, 1 << 20)  # 1056 are 8 on each multiprocessor of an H200
+    PROGRAMS = (4096, 1056, 2112, 1 << 20)  # 1056: 8 per multiprocessor of an H200
 else:
     ELEMENTS, LAUNCHES = 64, 1
     ROWS, WARPS, TILE_BYTES, PROGRAMS = (37,), (8,), (4096,), (4096, 1)
 
 
 class Point(NamedTuple):
-    """What the table's first columns hold."""
+    """The first columns of the table."""
 
     D: int
     dtype: str
@@ -42,17 +42,17 @@ class Point(NamedTuple):
 
 
 def set_to(warps: int, tile_bytes: int, programs: int) -> None:
-    """Compile and cut the kernels so from now on; launches that are bound already know nothing of options."""
+    """Use these options from now on; cached launch plans are discarded, since they hold the old ones."""
     launch.OPTIONS["num_warps"] = warps
     log_likelihood.TILE_BYTES, log_likelihood.MOST_PROGRAMS = tile_bytes, programs
     launch._bound.clear()
-    from fastvae._elbo.call import KNOWN
+    from fastvae._elbo.call import CACHE
 
-    KNOWN.clear()
+    CACHE.clear()
 
 
 class Data:
-    """x and x_hat of rows of one length, and what the gradient of -ELBO must be."""
+    """x and x_hat with rows of one length, and the exact gradient of -ELBO."""
 
     def __init__(self, D: int, dtype: str) -> None:
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ class Data:
         self.copy = copies(self.x.nbytes + self.x_hat.nbytes, self.x_hat.nbytes)
 
     def evaluate(self) -> tuple[Tensor, Tensor]:
-        """The ELBO and the gradient, launched as things are set now."""
+        """The ELBO and the gradient, with the current options."""
         plan = log_likelihood.Density(
             self.x, self.x_hat, None, likelihood="gaussian", link="identity", num_samples=None, reduction="mean",
             x_scale=None, elbo_dtype=torch.float32,
@@ -73,7 +73,7 @@ class Data:
         return elbo, gradient
 
     def check(self) -> None:
-        """Of the gradient every element, of the bound the value."""
+        """Check every element of the gradient, and the value of the ELBO."""
         elbo, gradient = self.evaluate()
         residual = self.x_hat.float() - self.x.float()
         torch.testing.assert_close(gradient.float() * len(self.x), residual, rtol=1e-2, atol=1e-5)
@@ -83,7 +83,7 @@ class Data:
 
 
 def case(data: Data, point: Point, seconds: float) -> dict[str, Any]:
-    """A line of the table."""
+    """Measure a line of the table."""
     set_to(*point[2:])
     data.check()
 
@@ -110,7 +110,7 @@ def main() -> int:
             held[key] = Data(*key)
         return case(held[key], point, options.each)
 
-    # All rows at the first options before the next: the time may be over before the last.
+    # All row lengths with the first options before the next options, because time may run out.
     ways = [(warps, size, programs) for programs in PROGRAMS for warps, size in product(WARPS, TILE_BYTES)]
     points = [Point(D, dtype, *way) for way in ways for dtype, D in product(DTYPES, ROWS)]
     named = [("/".join(map(str, point)), lambda point=point: run(point)) for point in points]

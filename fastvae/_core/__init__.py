@@ -1,1 +1,1 @@
-"""What all jobs share: checks, containers, the choice of backend, status flags."""
+"""Shared by all jobs: argument checks, array conversion, the choice of backend, status flags."""

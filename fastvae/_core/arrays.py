@@ -1,4 +1,4 @@
-"""NumPy arrays and torch tensors, for functions that take both and give back the kind they were given."""
+"""NumPy arrays and torch tensors, for functions that accept both and return the type they were given."""
 
 from typing import Any
 
@@ -14,21 +14,21 @@ FLOATS = (torch.float32, torch.float64)
 is_zero = find("torch.Tensor._is_zerotensor", lambda _: False)
 
 
-def pending(t: Tensor) -> bool:
-    """Whether memory does not hold what the tensor stands for: torch has put off to negate it, or to fill in zeros."""
+def is_lazy(t: Tensor) -> bool:
+    """Whether a tensor's memory does not hold its values: torch has deferred a negation, or the filling with zeros."""
     return t.is_neg() or is_zero(t)
 
 
-def settled(t: Any) -> Any:
-    """A tensor whose memory holds its values; whatever is no tensor as it is."""
-    return t.clone() if isinstance(t, Tensor) and pending(t) else t
+def materialize(t: Any) -> Any:
+    """A tensor whose memory holds its values; anything else is returned unchanged."""
+    return t.clone() if isinstance(t, Tensor) and is_lazy(t) else t
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A tensor, or the tensor that shares a NumPy array's memory, memory-mapped and read-only files included."""
+    """A tensor that shares the memory of a NumPy array, memory-mapped and read-only ones included; or the tensor."""
     if isinstance(value, Tensor):
         check_dense(name, value)
-        return settled(value)
+        return materialize(value)
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array or a torch.Tensor, got {describe(value)}")
     if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
@@ -36,14 +36,14 @@ def as_tensor(name: str, value: Any) -> Tensor:
     if not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
     if not value.flags.aligned or any(s < 0 or s % value.itemsize for s in value.strides):
-        value = np.ascontiguousarray(value)  # torch knows no such strides
+        value = np.ascontiguousarray(value)  # torch does not support such strides
     if not value.flags.writeable:
         value = np.asarray(_Writeable(value))
     return torch.from_numpy(value)
 
 
 def as_floating(name: str, value: Any) -> Tensor:
-    """The same in float32 or float64; integers and bools become float64."""
+    """`as_tensor` in float32 or float64; integers and bools become float64."""
     t = as_tensor(name, value)
     if t.dtype in FLOATS:
         return t
@@ -53,19 +53,19 @@ def as_floating(name: str, value: Any) -> Tensor:
 
 
 def as_operand(name: str, value: Any, device: torch.device, of: str) -> Tensor:
-    """In float64, on the device of the argument named `of`."""
+    """`as_tensor` in float64, checked to be on the device of the argument named ``of``."""
     t = as_floating(name, value)
     check_device(name, t, device, of)
     return t.to(torch.float64)
 
 
-def give_back(t: Tensor, numpy: bool) -> Any:
-    """The tensor, or the array that shares its memory; a NumPy scalar where it is 0-d."""
+def as_output(t: Tensor, numpy: bool) -> Any:
+    """The tensor, or a NumPy array that shares its memory; a NumPy scalar if it is 0-d."""
     return t.numpy()[()] if numpy else t
 
 
 class _Writeable:
-    """A read-only array, said to be writeable: torch warns of any other, and nothing here writes to its arguments."""
+    """Present a read-only array as writeable: torch warns otherwise, and nothing here writes to its arguments."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array  # kept alive

@@ -1,10 +1,10 @@
-"""Which backend answers a call: the one place that decides, and the only one that reads the environment.
+"""The choice of backend for a call. No other module chooses one, or reads the environment.
 
-    auto        CUDA tensors take Triton, CPU tensors take Numba, where a kernel serves the call; all else the reference
-    triton, numba, reference    that one, or `BackendError` with the reason: never a silent change
+    auto        Triton for CUDA tensors, Numba for CPU tensors, if a kernel supports the call; otherwise the reference
+    triton, numba, reference    that backend, or `BackendError` with the reason: never silently another one
 
-``FASTVAE_BACKEND`` in the environment, read at import, replaces ``auto``. A kernel is plugged in by its place,
-``fastvae_kernels/<backend>/<kernel>``, and nothing of it is imported before the first call that takes it.
+``FASTVAE_BACKEND`` in the environment, read at import, replaces ``auto``. A kernel is found by its path,
+``fastvae_kernels/<backend>/<kernel>``, and is imported by the first call that uses it.
 """
 
 import importlib
@@ -21,18 +21,18 @@ from fastvae_kernels.private import NAMES, find, missing, unusable
 from fastvae_kernels.undisturbed import undisturbed
 
 BACKENDS = ("auto", "triton", "numba", "reference")
-KERNELS = {  # what an op needs of a backend
+KERNELS = {  # the kernel modules that each operation needs
     "elbo": ("elbo.reparameterize", "elbo.log_likelihood"),
     "reparameterize": ("elbo.reparameterize",),
     "kl_divergence": ("elbo.reparameterize",),
     "gmm": ("gmm",),
     "regression": ("regression",),
 }
-DEVICES = {"triton": "cuda", "numba": "cpu"}  # where each kernel backend runs
+DEVICES = {"triton": "cuda", "numba": "cpu"}  # the device of each kernel backend
 
-DEFAULT = os.environ.get("FASTVAE_BACKEND", "auto")  # to look for a name that is not there takes 10 us of a call of 150
+DEFAULT = os.environ.get("FASTVAE_BACKEND", "auto")  # read once: looking up an unset name takes 10 us
 
-# Looked up once, here: in every call it would cost 90 us, and Dynamo warns of a functools.cache it has to look through.
+# Looked up once, here: in every call it would cost 90 us, and Dynamo warns when it traces into a functools.cache.
 INSTALLED = {b: find_spec(b) is not None for b in DEVICES}
 HAS_KERNEL = {
     (op, b): all(find_spec(f"fastvae_kernels.{b}.{kernel}") for kernel in kernels)
@@ -40,20 +40,20 @@ HAS_KERNEL = {
     for b in DEVICES
 }
 
-LAUNCHERS: dict[str, ModuleType] = {}
+MODULES: dict[str, ModuleType] = {}
 
-# Where torch has these no more, what cannot be told is taken to be so: see `fastvae_kernels.private`.
-dispatch_modes = find("torch._C._len_torch_dispatch_stack", lambda: 1)
-transform = find("torch._C._functorch.peek_interpreter_stack", lambda: "unknown")
+# If torch no longer has these, the conservative answer is assumed: see `fastvae_kernels.private`.
+num_dispatch_modes = find("torch._C._len_torch_dispatch_stack", lambda: 1)
+active_transform = find("torch._C._functorch.peek_interpreter_stack", lambda: "unknown")
 TRACED = "the call is being traced"
 
 
 class BackendError(RuntimeError):
-    """The backend named in the call cannot serve it."""
+    """The requested backend does not support the call."""
 
 
 def requested(backend: str) -> str:
-    """The backend asked for: the argument, or the environment's where that is ``"auto"``."""
+    """The requested backend: the argument, or that of the environment if the argument is ``"auto"``."""
     if backend == "auto":
         backend = DEFAULT
         if backend not in BACKENDS:
@@ -63,22 +63,24 @@ def requested(backend: str) -> str:
     return backend
 
 
-def choose(op: str, backend: str, device: torch.device, unserved: str | None = None) -> str:
-    """The backend that answers a call of ``op``: of the `requested` ``backend``, never ``"auto"``.
+def choose(op: str, backend: str, device: torch.device, unsupported: str | None = None) -> str:
+    """The backend that computes a call of ``op``; never ``"auto"``.
 
-    ``unserved`` is the reason why no kernel can take this very call, if there is one.
+    ``backend`` is the result of `requested`. ``unsupported`` is the reason why no kernel supports this particular call,
+    or None.
     """
     if backend == "auto":
-        natural = (b for b in DEVICES if DEVICES[b] == device.type and not unserved)  # the interpreter is asked for
-        return next((b for b in natural if why_not(op, b, device) is None), "reference")
-    if backend != "reference" and (reason := why_not(op, backend, device) or unserved):
-        raise BackendError(f"backend={backend!r} cannot serve {op}: {reason}")
+        # By device alone: Triton's interpreter is used only if requested.
+        candidates = (b for b in DEVICES if DEVICES[b] == device.type and not unsupported)
+        return next((b for b in candidates if unsupported_reason(op, b, device) is None), "reference")
+    if backend != "reference" and (reason := unsupported_reason(op, backend, device) or unsupported):
+        raise BackendError(f"backend={backend!r} does not support {op}: {reason}")
     return backend
 
 
-def why_not(op: str, backend: str, device: torch.device) -> str | None:
-    """Why a kernel backend cannot serve an op on a device, in a few words; None if it can."""
-    if device.type != DEVICES[backend] and not (backend == "triton" and device.type == "cpu" and interpreted()):
+def unsupported_reason(op: str, backend: str, device: torch.device) -> str | None:
+    """Why a kernel backend does not support an operation on a device, in a few words; None if it does."""
+    if device.type != DEVICES[backend] and not (backend == "triton" and device.type == "cpu" and is_interpreted()):
         return f"it runs on {DEVICES[backend]} tensors, these are on {device.type}"
     if not INSTALLED[backend]:
         return f"{backend} is not installed"
@@ -89,36 +91,39 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     return None
 
 
-def unserved_state() -> str | None:
-    """Why kernels cannot take a call as things stand, in a few words; None if they can."""
-    if torch.compiler.is_compiling() or dispatch_modes():
+def unsupported_state() -> str | None:
+    """Why kernels cannot run in the current state of torch, in a few words; None if they can."""
+    if torch.compiler.is_compiling() or num_dispatch_modes():
         return TRACED
-    if transform() is not None:
+    if active_transform() is not None:
         return "the call is under a torch.func transform"
     if getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0:
         return "forward-mode AD is active"
     return None
 
 
-def interpreted() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on the CPU: to test them where there is no GPU."""
+def is_interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on the CPU, as in tests without a GPU."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def launcher(kernel: str, backend: str) -> ModuleType:
-    """The module with a kernel's launchers, imported on first use."""
+def kernel_module(kernel: str, backend: str) -> ModuleType:
+    """The module of a kernel, imported on first use."""
     name = f"fastvae_kernels.{backend}.{kernel}"
-    if name not in LAUNCHERS:
+    if name not in MODULES:
         with undisturbed():
-            LAUNCHERS[name] = importlib.import_module(name)
-    return LAUNCHERS[name]
+            MODULES[name] = importlib.import_module(name)
+    return MODULES[name]
 
 
 def show_config() -> None:
-    """Print versions, devices, threads, and which backend each op takes here, and why.
+    """Print versions, devices, threads, and which backend each operation uses on this machine, and why.
 
-    Equivalent to ``numpy.show_config`` and ``sklearn.show_versions``; `python -m fastvae info` prints the same. Paste
-    it into a bug report.
+    Please include the output in bug reports. ``python -m fastvae info`` prints the same.
+
+    Notes
+    -----
+    Equivalent to ``numpy.show_config`` and ``sklearn.show_versions``.
 
     Examples
     --------
@@ -128,7 +133,7 @@ def show_config() -> None:
     """
     devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     rows = [("fastvae", package_version("fastvae-kernels"))]
-    rows += [("torch", torch.__version__)]  # with the kind of build
+    rows += [("torch", torch.__version__)]  # unlike the distribution's version, it names the build (CPU or CUDA)
     rows += [(package, package_version(package)) for package in ("numpy", "numba", "triton")]
     rows += [
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -142,7 +147,9 @@ def show_config() -> None:
     for device in devices:
         print(f'\nbackend="auto" on {device}:')
         for op in KERNELS:
-            reasons = [f"{b}: {why_not(op, b, device)}" for b in DEVICES if why_not(op, b, device)]
+            reasons = [
+                f"{b}: {unsupported_reason(op, b, device)}" for b in DEVICES if unsupported_reason(op, b, device)
+            ]
             chosen = choose(op, "auto", device)
             print(f"  {op:<16} {chosen:<10}" + (f" ({'; '.join(reasons)})" if chosen == "reference" else ""))
 

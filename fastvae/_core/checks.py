@@ -1,5 +1,6 @@
-"""Checks of arguments: each error names the argument, what it is and what was expected. Only shapes, dtypes and devices
-are looked at, never the values of a tensor, which would stall a GPU.
+"""Argument checks. Each error names the argument, what was expected and what was given.
+
+Only shapes, dtypes and devices are checked, never the values of a tensor, which would synchronize a GPU.
 """
 
 import math
@@ -16,54 +17,54 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def describe(value: Any) -> str:
-    """A value in a few words: dtype and shape of a tensor, the type of anything else."""
+    """Describe a value in an error message: dtype and shape of a tensor, a str or a number as such, else the type."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
     return f"{value!r}" if isinstance(value, str | int | float) else type(value).__name__
 
 
 def check_dense(name: str, value: Any) -> None:
-    """No tensor, or a dense one."""
+    """Check that a tensor is dense; anything else passes."""
     if isinstance(value, Tensor) and (value.is_nested or value.layout is not torch.strided):
         kind = "a nested one" if value.is_nested else f"one of layout {value.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
 
 
 def check_floating(name: str, value: Any) -> None:
-    """A dense floating-point tensor."""
+    """Check for a dense floating-point tensor."""
     check_dense(name, value)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point torch.Tensor, got {describe(value)}")
 
 
 def check_broadcasts(name: str, t: Tensor, shape: torch.Size, to: str) -> None:
-    """Shape of t broadcasts to ``shape`` without enlarging it."""
+    """Check that the shape of t broadcasts to ``shape`` without enlarging it."""
     aligned = tuple(t.shape)[::-1]
     if len(aligned) > len(shape) or any(a not in (1, b) for a, b in zip(aligned, tuple(shape)[::-1], strict=False)):
         raise ValueError(f"{name} must broadcast to the shape of {to}, {list(shape)}, got {list(t.shape)}")
 
 
 def check_device(name: str, t: Tensor, device: torch.device, of: str) -> None:
-    """On the same device as the argument named ``of``."""
+    """Check that t is on the device of the argument named ``of``."""
     if t.device != device:
         raise ValueError(f"{name} must be on the device of {of}, {device}, got {t.device}")
 
 
 def check_operand_device(name: str, t: Tensor, device: torch.device, of: str) -> None:
-    """The same, but for a number in a 0-d tensor on the CPU, which goes with any device."""
+    """`check_device`, except that a 0-d CPU tensor is compatible with any device."""
     if t.dim() or t.device.type != "cpu":
         check_device(name, t, device, of)
 
 
 def check_posterior(mu: Any, logvar: Any, prior: Any = None) -> None:
-    """Mu and logvar ``[N, *latent]``, floating-point; a prior is a pair that broadcasts against them."""
+    """Check mu and logvar, floating-point ``[N, *latent]``, and that the prior is a pair that broadcasts to mu."""
     check_floating("mu", mu)
     check_floating("logvar", logvar)
     if mu.dim() == 0:
         raise ValueError("mu must have the shape [N, *latent], got a 0-d tensor")
     if mu.shape != logvar.shape:
         raise ValueError(
-            f"mu and logvar must have one shape [N, *latent], got {list(mu.shape)} and {list(logvar.shape)}"
+            f"mu and logvar must have the same shape [N, *latent], got {list(mu.shape)} and {list(logvar.shape)}"
         )
     check_device("logvar", logvar, mu.device, "mu")
     check_prior(prior, mu.shape, "mu")
@@ -72,7 +73,7 @@ def check_posterior(mu: Any, logvar: Any, prior: Any = None) -> None:
 
 
 def check_prior(prior: Any, shape: torch.Size, to: str) -> None:
-    """None, or a pair of floating-point tensors that broadcast to ``shape``, which is that of ``to``."""
+    """Check for None, or a pair of floating-point tensors that broadcast to ``shape``, the shape of ``to``."""
     if prior is None:
         return
     if not isinstance(prior, tuple | list) or len(prior) != 2:
@@ -83,7 +84,7 @@ def check_prior(prior: Any, shape: torch.Size, to: str) -> None:
 
 
 def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
-    """X ``[N, *event]``: floating-point, bool, or uint8 with its x_scale."""
+    """Check x ``[N, *event]``: floating-point, bool, or uint8 with x_scale."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, got {describe(x)}")
     check_dense("x", x)
@@ -102,21 +103,21 @@ def check_x(x: Any, x_scale: Any, mu: Tensor) -> None:
 
 
 def check_x_hat(x_hat: Any, x: Tensor, num_samples: int | None) -> None:
-    """X_hat has the shape of x, behind K where num_samples is K."""
+    """Check that x_hat has the shape of x, with a leading K if num_samples is K."""
     check_floating("x_hat", x_hat)
     shape = x.shape if num_samples is None else torch.Size((num_samples, *x.shape))
     if x_hat.shape != shape:
         form = "[N, *event]" if num_samples is None else "[K, N, *event]"
-        raise ValueError(f"x_hat must have the shape {form} = {list(shape)} to go with x, got {list(x_hat.shape)}")
+        raise ValueError(f"x_hat must have the shape {form} = {list(shape)} to match x, got {list(x_hat.shape)}")
     check_device("x_hat", x_hat, x.device, "x")
 
 
 def checked_decoder(
     decoder: Callable[[Tensor], Any], x: Tensor | None = None, num_samples: int | None = None
 ) -> Callable[[Tensor], Any]:
-    """The decoder, with a check on what it returns: x_hat ``[K*N, *event]``, or the pair (x_hat, log_scale).
+    """The decoder, with a check of what it returns: x_hat ``[K*N, *event]``, or the pair (x_hat, log_scale).
 
-    Without an x only the number of rows is known.
+    Without x, only the number of rows is checked.
     """
     known = None if x is None else torch.Size((x.shape[0] * (num_samples or 1), *x.shape[1:]))
 
@@ -147,10 +148,10 @@ def checked_decoder(
 
 
 def check_likelihood(likelihood: Any, x: Tensor, num_samples: int | None) -> None:
-    """An object with an elementwise log_prob; a tensor scale broadcasts to x_hat's shape, and is on the device of x."""
+    """Check for an object with log_prob; a tensor scale must broadcast to x_hat and be on the device of x."""
     shape = x.shape if num_samples is None else torch.Size((num_samples, *x.shape))
     if isinstance(likelihood, type) or not callable(getattr(likelihood, "log_prob", None)):
-        got = f"the class {likelihood.__name__}: write the ()" if isinstance(likelihood, type) else describe(likelihood)
+        got = f"the class {likelihood.__name__}: add ()" if isinstance(likelihood, type) else describe(likelihood)
         raise TypeError(
             "likelihood must be fastvae.Gaussian(...), fastvae.Laplace(...), fastvae.Bernoulli(), or an object with"
             f" log_prob(x, x_hat), got {got}"
@@ -163,7 +164,7 @@ def check_likelihood(likelihood: Any, x: Tensor, num_samples: int | None) -> Non
 
 
 def checked_weight(name: str, value: Any) -> Any:
-    """Beta and free_bits: a float that is not negative, or a 0-d tensor."""
+    """Check beta or free_bits: a float that is not negative, or a 0-d tensor."""
     if isinstance(value, Tensor):
         if value.dim() != 0 or not value.is_floating_point():
             raise TypeError(f"{name} must be a float or a 0-d floating-point tensor, got {describe(value)}")
@@ -172,7 +173,7 @@ def checked_weight(name: str, value: Any) -> Any:
 
 
 def not_negative(name: str, value: Any, expected: str = "a float") -> float:
-    """A finite number that is not negative, as a float."""
+    """Check for a finite number that is not negative, and return it as a float."""
     if not is_real(value):
         raise TypeError(f"{name} must be {expected}, got {describe(value)}")
     if not 0 <= (number := float(value)) < math.inf:
@@ -180,17 +181,17 @@ def not_negative(name: str, value: Any, expected: str = "a float") -> float:
     return number
 
 
-def integer(name: str, value: Any, least: int) -> int:
-    """An int that is not too small, NumPy's included."""
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Check for an int or NumPy integer of at least ``minimum``, and return it as an int."""
     if not is_integer(value):
         raise TypeError(f"{name} must be an int, got {describe(value)}")
-    if (number := int(value)) < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
+    if (number := int(value)) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
 
 
 def checked_num_samples(num_samples: Any) -> int | None:
-    """K, a positive int, or None."""
+    """Check K: a positive int, or None."""
     if num_samples is None:
         return None
     if not is_integer(num_samples):
@@ -201,7 +202,7 @@ def checked_num_samples(num_samples: Any) -> int | None:
 
 
 def checked_seed(seed: Any, device: torch.device) -> Any:
-    """None, an int in [0, 2^63), or a 0-d int64 tensor on the device of mu."""
+    """Check for None, an int in [0, 2^63), or a 0-d int64 tensor on the device of mu."""
     if seed is None:
         return None
     if isinstance(seed, Tensor):
@@ -217,7 +218,7 @@ def checked_seed(seed: Any, device: torch.device) -> Any:
 
 
 def checked_first_row(first_row: Any) -> int:
-    """The number of a row, with room for 2^31 rows after it."""
+    """Check a row index, small enough that 2^31 rows can follow."""
     if not is_integer(first_row):
         raise TypeError(f"first_row must be an int, got {describe(first_row)}")
     if not 0 <= first_row < 2**62:
@@ -226,7 +227,7 @@ def checked_first_row(first_row: Any) -> int:
 
 
 def checked_x_scale(x_scale: Any) -> float | None:
-    """A finite float, or None."""
+    """Check for a finite float, or None."""
     if x_scale is None:
         return None
     if not is_real(x_scale) or not abs(x_scale) < math.inf:
@@ -235,7 +236,7 @@ def checked_x_scale(x_scale: Any) -> float | None:
 
 
 def check_reduction(reduction: Any, N: int) -> None:
-    """One of the three reductions over the batch; an empty batch has no mean."""
+    """Check for one of the three reductions; an empty batch has no mean."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {describe(reduction)}")
     if reduction == "mean" and N == 0:

@@ -1,38 +1,39 @@
-"""How a fit ended: one table of flags for mixtures and regression."""
+"""Status flags of fits, shared by mixtures and regression."""
 
 import enum
 
 
 class Status(enum.IntFlag):
-    """How the fit of one problem ended. Several may hold: ``CONVERGED | RESCUED``. A batch has an int64 array of them.
+    """How the fit of one problem ended. Flags can be combined: ``CONVERGED | RESCUED``. A batch has an int64 array.
 
     Attributes
     ----------
     CONVERGED
-        The iterations stopped by their own criterion.
+        The convergence criterion was met.
     MAX_ITER
-        They were stopped after ``max_iter``; the parameters are those reached.
+        EM stopped after ``max_iter`` iterations; the parameters are the last ones.
     RESCUED
-        A degenerate component was replaced on the way, as ``on_degenerate="rescue"`` asks.
+        A degenerate component was replaced during EM, as requested by ``on_degenerate="rescue"``.
     SINGULAR
-        A component lost all its rows, or a covariance is not positive definite; the parameters are the last sound ones,
-        NaN where there were none.
+        A component lost all its rows, or a covariance is not positive definite. The parameters are the last valid ones,
+        or NaN if there were none.
     NONFINITE
-        The problem's data hold inf or NaN: not fitted, parameters NaN. Of several targets of a regression, only those
-        that hold them, unless X does.
+        The data of the problem contain inf or NaN: not fitted, parameters are NaN. In a regression with several
+        targets, only the targets that contain them are not fitted, unless X contains them.
     TOO_FEW_ROWS
-        Fewer rows of positive weight than parameters need: not fitted, parameters NaN.
+        Too few rows of positive weight (fewer than components of a mixture, none in a regression): not fitted,
+        parameters are NaN.
     REFINED
-        The solution was corrected by residuals in double-double.
+        The solution was corrected with residuals in double-double.
     DOUBLE_DOUBLE
-        The solution was found in double-double throughout.
+        The problem was solved in double-double throughout.
     RANK_DEFICIENT
-        The columns are linearly dependent; the solution is that of minimum norm.
+        The columns are linearly dependent; the solution is the minimum-norm solution.
 
     Notes
     -----
-    Equivalent to scikit-learn's ``converged_``, its ConvergenceWarning and its errors of fit, for each problem of a
-    batch.
+    Corresponds to scikit-learn's ``converged_``, its ConvergenceWarning and the errors of its ``fit``, for each problem
+    of a batch.
 
     Examples
     --------

@@ -1,1 +1,1 @@
-"""The ELBO: the public calls, and the glue between torch and their kernels."""
+"""The ELBO: the public functions, and the code that connects their kernels to torch."""

@@ -1,4 +1,4 @@
-"""elbo, elbo_terms, reparameterize, kl_divergence: what they promise, their checks, the choice of backend."""
+"""`elbo`, `elbo_terms`, `reparameterize` and `kl_divergence`: documentation, argument checks, choice of backend."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._core import backend as _backend
-from .._core.arrays import settled
+from .._core.arrays import materialize
 from .._core.checks import (
     check_likelihood,
     check_posterior,
@@ -25,7 +25,7 @@ from ..likelihoods import UNIT_GAUSSIAN
 from ..reference.elbo.formulas import Decoder, ElboTerms, Prior
 from . import autograd
 from . import call as elbo_call
-from .values import check_arguments, checked_outputs, warn_of_range
+from .values import check_arguments, checked_outputs, warn_out_of_range
 
 
 def elbo(
@@ -46,7 +46,9 @@ def elbo(
     check_values: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Evidence lower bound of a variational autoencoder, in nats; differentiable, so that ``-elbo(...)`` is the loss.
+    """Evidence lower bound (ELBO) of a variational autoencoder, in nats.
+
+    It is differentiable, so ``-elbo(...)`` is the loss to minimize.
 
         elbo[n] = 1/K sum_k sum_d log p(x_nd | z_nk)  -  beta KL(N(mu_n, e^logvar_n) || N(0, I))
 
@@ -55,65 +57,69 @@ def elbo(
     x : tensor ``[N, *event]``
         The data: floating-point, bool (0 and 1), or uint8 with ``x_scale``.
     x_hat : tensor ``[N, *event]``, or the decoder
-        The decoder's output for a z you drew with `reparameterize`; or the decoder itself, a callable, and z is drawn
-        here: it is called once, with z ``[N, *latent]``, and returns x_hat or the pair ``(x_hat, log_scale)``.
+        The decoder's output for a z drawn with `reparameterize` (logits for `Bernoulli`); or the decoder itself, a
+        callable. It is called once, with a z ``[N, *latent]`` drawn here, and returns x_hat or the pair
+        ``(x_hat, log_scale)``.
     mu, logvar : tensors ``[N, *latent]``
-        Mean and log variance of q(z|x), the encoder's output (or free parameters, one pair a datum).
+        Mean and log variance of q(z|x): the encoder's output, or free parameters, one pair per data point.
     likelihood : `Gaussian`, `Laplace`, `Bernoulli`, or an object with an elementwise ``log_prob(x, x_hat)``
         p(x|z); by default N(x_hat, 1).
     beta : float or 0-d tensor
-        Weight of the KL, for a warm-up or a beta-VAE. At 0 the KL is switched off, even where it is infinite.
+        Weight of the KL, for a warm-up or a beta-VAE. At 0 the KL is left out, even where it is infinite.
     free_bits : float or 0-d tensor
-        lambda, nats per latent element: kl_nl becomes the constant lambda wherever its batch mean is at most lambda, so
-        that the batch mean of the penalty is ``beta * sum_l max(lambda, kl_bar_l)``.
+        lambda, in nats per latent element. kl_nl is replaced by the constant lambda wherever its batch mean is at most
+        lambda, so that the batch mean of the penalty is ``beta * sum_l max(lambda, kl_bar_l)``.
     prior : pair of tensors ``(mu_p, logvar_p)``
-        p(z) = N(mu_p, e^logvar_p) in place of N(0, I). Each broadcasts against mu and gets its gradient.
+        p(z) = N(mu_p, e^logvar_p) instead of N(0, I). Each broadcasts against mu and receives a gradient.
     num_samples : int
-        Draws K a datum. A tensor x_hat is then ``[K, N, *event]``; a decoder gets z ``[K*N, *latent]``, k slowest.
+        Number of draws K per data point. A tensor x_hat then has the shape ``[K, N, *event]``; a decoder is called with
+        z of shape ``[K*N, *latent]``, in which k varies slowest.
     x_scale : float
-        What uint8 x is multiplied with: 1/255, or 1.0.
+        Factor applied to uint8 x: 1/255, or 1.0.
     reduction : "mean", "sum" or "none"
-        Over the batch alone: event and latent dims are always summed. "none" gives ``[N]``.
+        Reduction over the batch; event and latent dims are always summed. "none" returns ``[N]``.
     seed : int in [0, 2^63) or 0-d int64 tensor
-        Of the noise, which depends on (seed, row, draw, latent element) only, on every device. None draws a seed from
-        torch's generator, so that `torch.manual_seed` governs it.
+        Seed of the noise, which depends only on (seed, row, draw, latent element), on every device. If None, the seed
+        is drawn from torch's generator, so that `torch.manual_seed` makes it reproducible.
     first_row : int
-        The number of the first row, which the noise depends on: with one seed, pieces of a batch draw what the whole
-        would, if each says where it begins.
+        Index of the first row, on which the noise depends. With the same seed, the parts of a batch get the same noise
+        as the whole batch if each part passes the index of its first row.
     check_values : bool
-        Look at the values of all tensors, once each: infinities and NaN, scales that are not positive, and x beyond
-        [0, 1] for `Bernoulli` are then a ValueError that says which argument and where. It stalls a GPU.
+        Check the values of all tensors, reading each once. Infinities, NaN, scales that are not positive, and x outside
+        [0, 1] for `Bernoulli` then raise a ValueError that names the argument and the position. Synchronizes a GPU.
     backend : "auto", "triton", "numba" or "reference"
-        One named outright serves the call or raises.
+        A backend requested by name computes the call or raises; it is never replaced by another.
 
     Returns
     -------
     Tensor
-        0-d, or ``[N]`` for "none"; float32, or float64 where an input is. Gradients come in each input's own dtype.
+        0-d, or ``[N]`` for "none"; float32, or float64 if any input is float64. Gradients have the dtype of the input.
 
     Raises
     ------
     TypeError, ValueError
-        For an argument of the wrong type, dtype, shape or device, for the mean of an empty batch, and for values, where
-        these are looked at.
+        If an argument has the wrong type, dtype, shape or device, for the mean of an empty batch, and for invalid
+        values if ``check_values`` is set.
     BackendError
-        If the backend named cannot serve the call.
+        If the requested backend does not support the call.
 
     Notes
     -----
-    Equivalent to, for a decoder and the defaults::
+    With a decoder and the default options, equivalent to::
 
         q, p = torch.distributions.Normal(mu, torch.exp(logvar / 2)), torch.distributions.Normal(0, 1)
         log_likelihood = torch.distributions.Normal(decoder(q.rsample()), 1).log_prob(x).flatten(1).sum(1)
         (log_likelihood - torch.distributions.kl_divergence(q, p).flatten(1).sum(1)).mean()
 
-    but the KL keeps its digits near posterior collapse (logvar near 0), where that form has none.
+    but the KL is accurate near posterior collapse (logvar near 0), where that form loses all precision.
 
     Before you capture a training step in a CUDA graph, run the same step once on a side stream, as PyTorch's notes on
     CUDA graphs describe. A kernel is loaded at its first launch, which is not allowed during capture; each dtype, set
-    of options and alignment has a kernel of its own. With ``seed=None`` each replay draws new noise.
+    of options and alignment has its own kernel. With ``seed=None`` each replay draws new noise.
 
-    Source: Kingma & Welling, "Auto-encoding variational Bayes" (2014); Kingma et al. (2016) for free bits.
+    References
+    ----------
+    Kingma & Welling, "Auto-encoding variational Bayes" (2014); Kingma et al. (2016) for free bits.
 
     Examples
     --------
@@ -126,7 +132,7 @@ def elbo(
     >>> encoder.weight.grad.shape
     torch.Size([4, 4])
 
-    >>> at_prior = torch.zeros(1, 2)      # q = p: no KL, and log N(0; 0, I) is left
+    >>> at_prior = torch.zeros(1, 2)      # q = p: the KL is 0, and log N(0; 0, I) remains
     >>> fastvae.elbo(torch.zeros(1, 4), torch.zeros(1, 4), at_prior, at_prior)
     tensor(-3.6758)
     """
@@ -154,23 +160,31 @@ def elbo_terms(
     check_values: bool = False,
     backend: str = "auto",
 ) -> ElboTerms:
-    """The bound and its two terms ``(elbo, log_likelihood, kl)``, each differentiable, in nats. Arguments as in `elbo`.
+    """ELBO and its two terms ``(elbo, log_likelihood, kl)``, each differentiable, in nats.
 
-        log_likelihood[n] = 1/K sum_k sum_d log p(x_nd | z_nk)       kl[n] = sum_l kl_nl, raw: no beta, no free bits
+        log_likelihood[n] = 1/K sum_k sum_d log p(x_nd | z_nk)
+        kl[n]             = sum_l kl_nl, without beta and free bits
+
+    Parameters
+    ----------
+    x, x_hat, mu, logvar
+        As in `elbo`.
+    likelihood, beta, free_bits, prior, num_samples, x_scale, reduction, seed, first_row, check_values, backend
+        As in `elbo`.
 
     Returns
     -------
     ElboTerms
-        A named tuple of tensors, each reduced over the batch as ``reduction`` says: 0-d, or ``[N]`` for "none".
+        Named tuple of tensors, each reduced over the batch according to ``reduction``: 0-d, or ``[N]`` for "none".
 
     Raises
     ------
     TypeError, ValueError, BackendError
-        As `elbo`.
+        Same as `elbo`.
 
     Notes
     -----
-    Equivalent to calling `elbo` and computing its terms by hand; the shapes, dtypes and source are those of `elbo`.
+    Equivalent to calling `elbo` and computing its terms separately. Shapes, dtypes and references are those of `elbo`.
 
     Examples
     --------
@@ -189,9 +203,9 @@ def _evaluate(
     x: Any, x_hat: Any, mu: Any, logvar: Any, likelihood: Any, beta: Any, free_bits: Any, prior: Any, num_samples: Any,
     x_scale: Any, reduction: Any, seed: Any, first_row: Any, check_values: Any, backend: Any, terms: bool,
 ) -> Any:  # fmt: skip
-    """Check the arguments, choose a backend, and call it, for the terms or for the bound alone.
+    """Check the arguments, choose a backend and call it: for the ELBO and its terms, or for the ELBO alone.
 
-    A call whose layouts and options have been checked before is not checked again, but for the values of its numbers.
+    If a call with the same layouts and options was checked before, only the values of the scalar arguments are checked.
     """
     backend = _backend.requested(backend)
     key = call = None
@@ -224,37 +238,38 @@ def _evaluate(
         x_hat = checked_outputs(x_hat)
     if call is not None:
         return autograd.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, first_row, beta, free_bits)
-    how = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
+    arguments = {"likelihood": likelihood, "num_samples": num_samples, "x_scale": x_scale, "reduction": reduction}
     weights = {"prior": prior, "seed": seed, "first_row": first_row, "beta": beta, "free_bits": free_bits}
     if backend != "reference":
         strict = backend != "auto"
-        unserved = elbo_call.unserved_posterior(backend, mu, logvar, prior) or elbo_call.unserved_likelihood(
+        unsupported = elbo_call.unsupported_posterior(backend, mu, logvar, prior) or elbo_call.unsupported_likelihood(
             backend, x, x_hat, likelihood
         )
-        unserved = unserved or ("beta requires grad" if learned else None)
+        unsupported = unsupported or ("beta requires grad" if learned else None)
         if strict and torch.compiler.is_compiling():
-            # `auto` leaves graphs to Inductor, which does better on a CPU: see kernels/README.md
+            # `auto` leaves graphs to Inductor, which is faster on a CPU: see kernels/README.md
             if backend == "triton" and mu.device.type == "cpu":
-                unserved = "Triton's interpreter runs no compiled graphs"
-            _backend.choose("elbo", backend, mu.device, unserved)
-            from . import library as elbo_library  # to register takes 10 ms, which `import fastvae` need not wait for
+                unsupported = "Triton's interpreter does not run in compiled graphs"
+            _backend.choose("elbo", backend, mu.device, unsupported)
+            from . import library as elbo_library  # not at `import fastvae`: registering the operations takes 10 ms
 
-            traced = elbo_library.elbo_terms(x, x_hat, mu, logvar, **weights, **how)
+            traced = elbo_library.elbo_terms(x, x_hat, mu, logvar, **weights, **arguments)
             return traced if terms else traced.elbo
-        backend = _backend.choose("elbo", backend, mu.device, unserved or _backend.unserved_state())
+        backend = _backend.choose("elbo", backend, mu.device, unsupported or _backend.unsupported_state())
         if backend != "reference":
-            x, x_hat, mu, logvar, prior = *map(settled, (x, x_hat, mu, logvar)), elbo_call.settled_prior(prior)
-            how["likelihood"] = likelihood = elbo_call.settled_likelihood(likelihood)
+            x, x_hat, mu, logvar, prior = *map(materialize, (x, x_hat, mu, logvar)), elbo_call.materialize_prior(prior)
+            arguments["likelihood"] = likelihood = elbo_call.materialize_likelihood(likelihood)
             if not check_values:
-                warn_of_range(x, likelihood, x_scale)
-            call = elbo_call.Call(backend, mu, logvar, prior, strict=strict, terms=terms, **how)
-            elbo_call.remember(key, call)
+                warn_out_of_range(x, likelihood, x_scale)
+            call = elbo_call.Call(backend, mu, logvar, prior, strict=strict, terms=terms, **arguments)
+            elbo_call.add_to_cache(key, call)
             return autograd.elbo_terms(call, x, x_hat, mu, logvar, likelihood, prior, seed, first_row, beta, free_bits)
     if torch.compiler.is_compiling() and not isinstance(beta, Tensor):
-        # A float that changes, as in a warm-up, would recompile at every value; a 0-d float64 promotes no [N] tensor.
+        # A float that changes, as in a warm-up, would trigger a recompilation for each value. A 0-d float64 tensor does
+        # not change the dtype of an [N] tensor.
         weights["beta"] = torch.ones((), dtype=torch.float64, device=mu.device) * beta
     function = reference.elbo_terms if terms else reference.elbo
-    return function(x, x_hat, mu, logvar, **how, **weights)
+    return function(x, x_hat, mu, logvar, **arguments, **weights)
 
 
 def reparameterize(
@@ -266,19 +281,24 @@ def reparameterize(
     first_row: int = 0,
     backend: str = "auto",
 ) -> Tensor:
-    """A draw z ~ N(mu, e^logvar) through which gradients reach mu and logvar: z = mu + e^(logvar/2) eps, eps ~ N(0, I).
+    """Draw z ~ N(mu, e^logvar) with the reparameterization trick: z = mu + e^(logvar/2) eps, eps ~ N(0, I).
+
+    Gradients propagate to mu and logvar.
 
     Parameters
     ----------
     mu, logvar : tensors ``[N, *latent]``
+        Mean and log variance of q(z|x).
     num_samples : int
-        Draws K a row; None is one draw without the leading dim.
+        Number of draws K per row; None returns one draw, without the leading dim.
     seed : int in [0, 2^63) or 0-d int64 tensor
-        eps is a function of (seed, row, draw, latent element) only: the same for any device, and to 2e-6 in any dtype.
-        One seed serves one call: two latents of one model need two seeds. None draws one from torch's generator.
+        eps depends only on (seed, row, draw, latent element): it is the same on every device, and equal to within 2e-6
+        in every dtype. Use a different seed for each call: two latent variables of one model need two seeds. If None,
+        the seed is drawn from torch's generator.
     first_row : int
-        The number of the first row: with one seed, pieces of a batch draw what the whole would.
+        Index of the first row. With the same seed, the parts of a batch get the same noise as the whole batch.
     backend : "auto", "triton", "numba" or "reference"
+        As in `elbo`.
 
     Returns
     -------
@@ -288,13 +308,16 @@ def reparameterize(
     Raises
     ------
     TypeError, ValueError, BackendError
-        As `elbo`.
+        Same as `elbo`.
 
     Notes
     -----
     Equivalent to ``torch.distributions.Normal(mu, torch.exp(logvar / 2)).rsample()``, with portable noise
     (Philox-4x32-10 and Box-Muller, |eps| <= 6.77).
-    Source: Kingma & Welling (2014); Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+
+    References
+    ----------
+    Kingma & Welling (2014); Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
 
     Examples
     --------
@@ -323,11 +346,11 @@ def reparameterize(
             "reparameterize",
             backend,
             mu.device,
-            elbo_call.unserved_posterior(backend, mu, logvar) or _backend.unserved_state(),
+            elbo_call.unsupported_posterior(backend, mu, logvar) or _backend.unsupported_state(),
         )
         if backend != "reference":
-            mu, logvar = settled(mu), settled(logvar)
-            call = elbo_call.remember(key, elbo_call.Call(backend, mu, logvar, None, num_samples=num_samples))
+            mu, logvar = materialize(mu), materialize(logvar)
+            call = elbo_call.add_to_cache(key, elbo_call.Call(backend, mu, logvar, None, num_samples=num_samples))
     if call is not None:
         return autograd.reparameterize(call, mu, logvar, seed, first_row)
     return reference.reparameterize(mu, logvar, num_samples=num_samples, seed=seed, first_row=first_row)
@@ -336,35 +359,41 @@ def reparameterize(
 def kl_divergence(
     mu: Tensor, logvar: Tensor, prior: Prior | None = None, *, reduction: str = "none", backend: str = "auto"
 ) -> Tensor:
-    """KL(N(mu, e^logvar) || N(0, I)), or to any diagonal Gaussian, in closed form, in nats.
+    """KL divergence of N(mu, e^logvar) from N(0, I), or from any diagonal Gaussian, in closed form, in nats.
 
         kl[n] = sum_l 1/2 ((mu - mu_p)^2 e^-logvar_p + phi(logvar - logvar_p)),    phi(t) = e^t - 1 - t >= 0
 
     Parameters
     ----------
     mu, logvar : tensors ``[N, *latent]``
+        Mean and log variance of the first Gaussian.
     prior : pair of tensors ``(mu_p, logvar_p)``
-        Each broadcasts against mu; None is N(0, I). Exchange the two Gaussians for the other direction.
+        The second Gaussian, N(0, I) if None. Each tensor broadcasts against mu. Swap the two Gaussians for the KL in
+        the other direction.
     reduction : "none", "mean" or "sum"
-        Over the batch; the latent dims are always summed.
+        Reduction over the batch; the latent dims are always summed.
     backend : "auto", "triton", "numba" or "reference"
+        As in `elbo`.
 
     Returns
     -------
     Tensor
-        ``[N]``, or 0-d; float32, or float64 where an input is. Never negative; phi is good to 4 ulp for every
-        logvar, so that the KL keeps its digits near collapse.
+        ``[N]``, or 0-d; float32, or float64 if any input is float64. Never negative. phi is accurate to 4 ulp for every
+        logvar, so the KL is accurate near posterior collapse.
 
     Raises
     ------
     TypeError, ValueError, BackendError
-        As `elbo`.
+        Same as `elbo`.
 
     Notes
     -----
     Equivalent to ``torch.distributions.kl_divergence(Normal(mu, std), Normal(mu_p, std_p))``, summed over the latent
     dims.
-    Source: Kingma & Welling (2014), appendix B.
+
+    References
+    ----------
+    Kingma & Welling (2014), appendix B.
 
     Examples
     --------
@@ -382,11 +411,11 @@ def kl_divergence(
         check_posterior(mu, logvar, prior)
         check_reduction(reduction, mu.shape[0])
         if backend != "reference":
-            unserved = elbo_call.unserved_posterior(backend, mu, logvar, prior) or _backend.unserved_state()
-            backend = _backend.choose("kl_divergence", backend, mu.device, unserved)
+            unsupported = elbo_call.unsupported_posterior(backend, mu, logvar, prior) or _backend.unsupported_state()
+            backend = _backend.choose("kl_divergence", backend, mu.device, unsupported)
             if backend != "reference":
-                mu, logvar, prior = settled(mu), settled(logvar), elbo_call.settled_prior(prior)
-                call = elbo_call.remember(key, elbo_call.Call(backend, mu, logvar, prior, reduction=reduction))
+                mu, logvar, prior = materialize(mu), materialize(logvar), elbo_call.materialize_prior(prior)
+                call = elbo_call.add_to_cache(key, elbo_call.Call(backend, mu, logvar, prior, reduction=reduction))
     if call is not None:
         return autograd.kl_divergence(call, mu, logvar, prior)
     return reference.kl_divergence(mu, logvar, prior, reduction=reduction)

@@ -1,7 +1,7 @@
-"""What ``check_values=True`` looks at, the values of tensors, and the one look that is always taken on the CPU.
+"""Checks of tensor values: those of ``check_values=True``, and one that is always made on the CPU.
 
-Each tensor is read once, for its least and its largest element, which are NaN if one is. Only an error reads it again,
-for the place.
+Each tensor is read once, for its minimum and maximum, which are NaN if any element is. It is read again only after a
+failed check, to find the position.
 """
 
 import warnings
@@ -16,12 +16,12 @@ from ..likelihoods import Bernoulli, LocationScale
 EXPECTED: dict[str, Callable[[Tensor], Tensor]] = {
     "finite": torch.isfinite,
     "positive and finite": lambda t: (t > 0) & t.isfinite(),
-    "between 0 and 1": lambda t: (t >= -1e-6) & (t <= 1 + 1e-6),  # where somebody has rounded
+    "between 0 and 1": lambda t: (t >= -1e-6) & (t <= 1 + 1e-6),  # allows for rounding in preprocessing
 }
 
 
-def check_each(name: str, t: Any, expected: str, factor: float = 1.0) -> None:
-    """Each element of a tensor, times the factor, is what is expected; whatever is no tensor, is."""
+def check_elements(name: str, t: Any, expected: str, factor: float = 1.0) -> None:
+    """Check each element of a tensor, times ``factor``, against an entry of `EXPECTED`; anything else passes."""
     if not isinstance(t, Tensor) or t.numel() == 0 or t.dtype is torch.bool:
         return
     t, holds = t.detach(), EXPECTED[expected]
@@ -36,30 +36,30 @@ def check_each(name: str, t: Any, expected: str, factor: float = 1.0) -> None:
 
 
 def check_x_range(x: Tensor, x_scale: float | None) -> None:
-    """X is what a Bernoulli likelihood can explain."""
+    """Check that x is in the range of a Bernoulli likelihood."""
     name = "x" if x_scale is None else "x, times x_scale,"
-    check_each(f"{name} of a Bernoulli likelihood", x, "between 0 and 1", 1.0 if x_scale is None else x_scale)
+    check_elements(f"{name} of a Bernoulli likelihood", x, "between 0 and 1", 1.0 if x_scale is None else x_scale)
 
 
 def check_arguments(
     x: Tensor, x_hat: Any, mu: Tensor, logvar: Tensor, likelihood: Any, prior: Any, x_scale: float | None
 ) -> None:
-    """All tensors of a call of `fastvae.elbo`, in the order of its arguments."""
+    """Check all tensors passed to `fastvae.elbo`, in the order of its arguments."""
     if isinstance(likelihood, Bernoulli):
         check_x_range(x, x_scale)
     else:
-        check_each("x", x, "finite")
+        check_elements("x", x, "finite")
     for name, t in (("x_hat", x_hat), ("mu", mu), ("logvar", logvar)):
-        check_each(name, t, "finite")
+        check_elements(name, t, "finite")
     if isinstance(likelihood, LocationScale):
-        check_each("likelihood's scale", likelihood.scale, "positive and finite")
-        check_each("likelihood's log_scale", likelihood.log_scale, "finite")
+        check_elements("likelihood's scale", likelihood.scale, "positive and finite")
+        check_elements("likelihood's log_scale", likelihood.log_scale, "finite")
     for name, t in zip(("mu_p", "logvar_p"), prior or (), strict=False):
-        check_each(f"prior's {name}", t, "finite")
+        check_elements(f"prior's {name}", t, "finite")
 
 
 def checked_outputs(x_hat: Any) -> Any:
-    """A decoder that looks at what it returns; a tensor as it is."""
+    """The decoder, with a check of the values it returns; a tensor is returned unchanged."""
     if isinstance(x_hat, Tensor):
         return x_hat
     decoder: Callable[[Tensor], Any] = x_hat
@@ -67,22 +67,22 @@ def checked_outputs(x_hat: Any) -> Any:
     def decode(z: Tensor) -> Any:
         out = decoder(z)
         for name, t in zip(("x_hat", "log_scale"), out if isinstance(out, tuple) else (out,), strict=False):
-            check_each(f"the decoder's {name}", t, "finite")
+            check_elements(f"the decoder's {name}", t, "finite")
         return out
 
     return decode
 
 
-def warn_of_range(x: Tensor, likelihood: Any, x_scale: float | None) -> None:
-    """Warn where x on the CPU is beyond the range of a Bernoulli likelihood.
+def warn_out_of_range(x: Tensor, likelihood: Any, x_scale: float | None) -> None:
+    """Warn if x, on the CPU, is outside the range of a Bernoulli likelihood.
 
-    This is for the first call of its shapes and options: it costs later ones nothing, and finds pixels that nobody has
-    scaled.
+    It is called only for the first call with its shapes and options, so later calls are not slowed down. It catches
+    pixels that were never scaled.
     """
     if not x.is_cpu or not isinstance(likelihood, Bernoulli):
         return
     try:
         check_x_range(x, x_scale)
     except ValueError as error:
-        text = f"{error}; the bound then means nothing. check_values=True looks at each call"
+        text = f"{error}; the bound is then meaningless. Use check_values=True to check every call"
         warnings.warn(text, UserWarning, stacklevel=4)

@@ -1,7 +1,6 @@
-"""The data of a run: the digits that ship with scikit-learn, or a .npy, .npz or .csv file of yours.
+"""The data of a run: the digits that ship with scikit-learn, or your own .npy, .npz or .csv file.
 
-Where a file is wrong, an error says where: in a .csv by line and column, both from 1 and the line that of the file; in
-an array by its NumPy index, from 0.
+Errors in a file name the position: in a .csv file line and column, both from 1; in an array the NumPy index, from 0.
 """
 
 import hashlib
@@ -12,36 +11,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .storage import CommandError, reason
+from .storage import CommandError, error_text
 from .tables import Table
 
 TEST_SHARE = 0.2
-FEWEST_ROWS = 10
+MIN_ROWS = 10
 
 
 @dataclass(frozen=True)
 class Units:
-    """Mean and scale of each feature, ``[*event]`` in float64: x = mean + scale u, where the model is one of u."""
+    """Mean and scale of each feature, ``[*event]`` in float64: x = mean + scale u, where the model is trained on u."""
 
     mean: Tensor
     scale: Tensor
 
     def restore(self, u: Tensor) -> Tensor:
-        """The rows x in the data's own units, float64 on the CPU."""
+        """Convert standardized rows u to the units of the data, float64 on the CPU."""
         return self.mean + self.scale * u.cpu().double()
 
     @property
     def log_jacobian(self) -> float:
-        """What a log density of u lacks to that of x, in nats: log p(x) = log p(u) - sum log scale."""
+        """The difference log p(x) - log p(u) = -sum log scale of log densities, in nats."""
         return -float(self.scale.log().sum())
 
 
 @dataclass(frozen=True)
 class Data:
-    """Rows x ``[N, *event]`` in float32, and what else is known of them.
+    """Rows x ``[N, *event]`` in float32, with metadata.
 
-    ``names`` are those of the columns, ``units`` what standardized x were before, and ``fingerprint`` is how a resumed
-    run knows its data.
+    ``names`` are the names of the columns, ``units`` the units before standardization, and ``fingerprint`` identifies
+    the data when a run is resumed.
     """
 
     name: str
@@ -52,33 +51,33 @@ class Data:
     fingerprint: str
 
     def split(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Row numbers of the training and the held-out test part, a function of N and the seed."""
+        """Row indices of the training set and the held-out test set, a function of N and the seed."""
         return split_rows(len(self.x), seed)
 
 
 def split_rows(N: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers of the training and the held-out test part."""
+    """Row indices of the training set and the held-out test set."""
     order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
     n_test = max(1, round(TEST_SHARE * N))
     return order[n_test:], order[:n_test]
 
 
 class Source:
-    """An array that was read, with what errors about it need: its file's name, and where each element stood."""
+    """An array that was read, with what error messages need: the file name, and the position of each element."""
 
     def __init__(self, name: str, array: np.ndarray, labels: np.ndarray | None = None, table: Table | None = None):
         self.name, self.array, self.labels, self.table = name, array, labels, table
 
     def place(self, chosen: np.ndarray) -> str:
-        """Where the first chosen element is: ``line 5, column 2 (weight)`` of a .csv, the index of an array."""
+        """Position of the first True of a mask: ``line 5, column 2 (weight)`` of a .csv file, or an array index."""
         index = [int(i) for i in np.unravel_index(chosen.argmax(), chosen.shape)]
         return str(index) if self.table is None else self.table.place(*index)
 
 
 def load_data(path: str | None, likelihood: str, standardize: bool = False, seed: int = 0) -> Data:
-    """Read and check the data; ``None`` is the 1,797 digits of 8 x 8 grey pixels, scaled to [0, 1].
+    """Read and check the data; ``None`` means the 1,797 digits of 8 x 8 grey pixels, scaled to [0, 1].
 
-    To standardize takes mean and standard deviation over the rows that ``seed`` chooses to train on, in float64.
+    Standardization uses the mean and standard deviation of the training rows, which ``seed`` selects, in float64.
     """
     if path is None:
         from sklearn.datasets import load_digits
@@ -102,7 +101,7 @@ def load_data(path: str | None, likelihood: str, standardize: bool = False, seed
 
 
 def standardized(source: Source, train_rows: np.ndarray) -> tuple[Tensor, Units]:
-    """``[N, *event]`` in float32 of mean 0 and standard deviation 1 a feature; where it is constant, of scale 1."""
+    """Standardize each feature to mean 0 and standard deviation 1, in float32; a constant feature has scale 1."""
     x = source.array.astype(np.float64) / (255 if source.array.dtype == np.uint8 else 1)
     train = x[train_rows]
     low, span = train.min(0), np.ptp(train, 0)
@@ -120,14 +119,14 @@ def standardized(source: Source, train_rows: np.ndarray) -> tuple[Tensor, Units]
 
 
 def read_array(path: Path) -> Source:
-    """The array in the file, and labels where an .npz has an array ``y`` of as many numbers or strings."""
+    """Read the array from a file, and labels if an .npz file has an array ``y`` of N numbers or strings."""
     try:
         if path.suffix.lower() == ".csv":
             table = Table(path)
             return Source(path.name, table.array, table=table)
         if path.suffix.lower() not in (".npy", ".npz"):
             raise CommandError(f"--data {path}: expected a .npy, .npz or .csv file")
-        with path.open("rb") as file:  # NumPy would leave it open where it fails
+        with path.open("rb") as file:  # given a path, NumPy would leave the file open after an error
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return Source(path.name, loaded)
@@ -135,7 +134,7 @@ def read_array(path: Path) -> Source:
                 raise CommandError(f"--data {path}: expected an array 'x' or a single one, found {loaded.files}")
             name = "x" if "x" in loaded.files else loaded.files[0]
             array, labels = loaded[name], loaded["y"] if "y" in loaded.files else None
-            if not isinstance(array, np.ndarray):  # NumPy gives the bytes of a member that is none
+            if not isinstance(array, np.ndarray):  # NumPy returns bytes for a member that is not an array
                 raise CommandError(f"--data {path}: malformed: its member {name!r} is not an array")
             usable = isinstance(labels, np.ndarray) and labels.shape == array.shape[:1] and labels.dtype.kind in "fiubU"
             return Source(path.name, array, labels if usable else None)
@@ -144,18 +143,18 @@ def read_array(path: Path) -> Source:
     except FileNotFoundError as error:
         raise CommandError(f"--data {path}: no such file") from error
     except OSError as error:
-        raise CommandError(f"--data {path}: {reason(error)}") from error
-    except Exception as error:  # bytes that are no array can fail anywhere in the readers of zip, zlib and NumPy
-        raise CommandError(f"--data {path}: malformed: {reason(error)}") from error
+        raise CommandError(f"--data {path}: {error_text(error)}") from error
+    except Exception as error:  # invalid bytes can raise anything in the readers of zip, zlib and NumPy
+        raise CommandError(f"--data {path}: malformed: {error_text(error)}") from error
 
 
 def checked_rows(source: Source) -> Tensor:
-    """``[N, *event]`` in float32; uint8 becomes [0, 1], anything not finite is an error."""
+    """Check and convert to ``[N, *event]`` in float32; uint8 is scaled to [0, 1], inf and NaN are errors."""
     name, array = source.name, source.array
     if array.dtype.kind not in "fiub":
         raise CommandError(f"{name}: expected numbers, found an array of {array.dtype}")
-    if array.ndim < 2 or array.shape[0] < FEWEST_ROWS or array[0].size == 0:
-        raise CommandError(f"{name}: expected [N, ...] with N >= {FEWEST_ROWS} rows, found {list(array.shape)}")
+    if array.ndim < 2 or array.shape[0] < MIN_ROWS or array[0].size == 0:
+        raise CommandError(f"{name}: expected [N, ...] with N >= {MIN_ROWS} rows, found {list(array.shape)}")
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         count = array.size - np.count_nonzero(finite)
         raise CommandError(f"{name}: {count} values are NaN or infinite, the first at {source.place(~finite)}")

@@ -1,4 +1,4 @@
-"""Files of a run: each is written beside its place and then renamed, so what was there stays whole until the new is."""
+"""Files of a run. Each is written to a temporary file and renamed, so that an existing file is replaced atomically."""
 
 import csv
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what needs torch imports it: `fastvae --help` does not wait for it
+if TYPE_CHECKING:  # imported in functions, so that `fastvae --help` does not import torch and NumPy
     import numpy as np
 
 CHECKPOINT = "checkpoint.pt"
@@ -18,48 +18,48 @@ FORMAT = 1
 
 
 class CommandError(Exception):
-    """A request that can't be carried out: one line for the user, no traceback."""
+    """An error reported to the user as one line, without a traceback."""
 
 
-def reason(error: BaseException) -> str:
-    """What an error says, in one line: the system's words where it comes from there."""
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
-    return said.splitlines()[0]
+def error_text(error: BaseException) -> str:
+    """The message of an error in one line; that of the operating system for an OSError."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
 
 
 def make_folder(path: Path) -> None:
-    """Create the folder, and find out now, not after the training, that it can be written to."""
+    """Create the folder, and check that it is writable before the training starts."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise CommandError(f"--out {path}: there is a file where the folder should be") from error
     except OSError as error:
-        raise CommandError(f"--out {path}: {reason(error)}") from error
+        raise CommandError(f"--out {path}: {error_text(error)}") from error
     if not os.access(path, os.W_OK):
         raise CommandError(f"--out {path}: the folder cannot be written to")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path in the same folder, then rename: readers see the old file or the new one."""
+    """Call ``write`` with a temporary path in the same folder, then rename: readers see the old or the new file."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # a disk may be found full only now
+            os.fsync(file.fileno())  # a full disk may be reported only here
         os.replace(temporary, path)
     except OSError as error:
-        raise CommandError(f"cannot write {path}: {reason(error)}") from error
+        raise CommandError(f"cannot write {path}: {error_text(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, one trailing newline."""
+    """Write indented JSON with a trailing newline."""
     write_whole(path, lambda p: p.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
 
 
 def write_array(path: Path, array: "np.ndarray") -> None:
-    """A .npy file."""
+    """Write a .npy file."""
     import numpy as np
 
     def write(temporary: Path) -> None:
@@ -70,7 +70,7 @@ def write_array(path: Path, array: "np.ndarray") -> None:
 
 
 def write_table(path: Path, array: "np.ndarray", names: list[str] | None) -> None:
-    """A .csv file: the names of the columns, if there are any, and the rows with all digits of their dtype."""
+    """Write a .csv file: the column names, if any, and the rows with all digits of their dtype."""
     import numpy as np
 
     def write(temporary: Path) -> None:
@@ -83,7 +83,7 @@ def write_table(path: Path, array: "np.ndarray", names: list[str] | None) -> Non
 
 
 def checksum(state: Any) -> str:
-    """SHA-256 of nested dicts, lists, numbers, strings and tensors: of what they hold, not of how a file stores it."""
+    """SHA-256 of the contents of nested dicts, lists, numbers, strings and tensors, independent of the file format."""
     import torch
 
     digest = hashlib.sha256()
@@ -105,27 +105,27 @@ def checksum(state: Any) -> str:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Tensors and plain Python values only, so that ``torch.load(path, weights_only=True)`` reads it."""
+    """Save tensors and plain Python values, which ``torch.load(path, weights_only=True)`` can read."""
     import torch
 
-    buffer = io.BytesIO()  # to a file, torch.save would raise a RuntimeError where the disk is full
+    buffer = io.BytesIO()  # writing to a file, torch.save would raise RuntimeError on a full disk
     torch.save({"format": FORMAT, "checksum": checksum(state), **state}, buffer)
     write_whole(path, lambda p: p.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote; nothing in the file is executed."""
+    """Load the state that `save_checkpoint` wrote, without executing anything in the file."""
     import torch
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other kinds of files
+            warnings.simplefilter("ignore")  # about other file formats
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CommandError(f"{path}: no such checkpoint") from error
     except OSError as error:
-        raise CommandError(f"{path}: {reason(error)}") from error
-    except Exception as error:  # a file that is not one of torch's can fail anywhere in its readers
+        raise CommandError(f"{path}: {error_text(error)}") from error
+    except Exception as error:  # a file in another format can raise anything in torch's readers
         raise CommandError(f"{path} is not a fastvae checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CommandError(f"{path} is not a fastvae checkpoint of format {FORMAT}")
@@ -134,7 +134,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     content = {name: value for name, value in state.items() if name not in ("format", "checksum")}
     try:
         intact = checksum(content) == state["checksum"]
-    except (TypeError, ValueError, RuntimeError):  # of kinds of tensors that are never saved here
+    except (TypeError, ValueError, RuntimeError):  # kinds of tensors that are never saved here
         intact = False
     if not intact:
         raise CommandError(f"{path} is damaged: its contents do not match its checksum")

@@ -1,7 +1,7 @@
-"""The training loop: Adam on -ELBO, a progress bar, evaluation on held-out rows, stopping and going on.
+"""The training loop: Adam on -ELBO, a progress bar, evaluation on held-out rows, stopping and resuming.
 
-Everything random is a function of (seed, step): the first weights of the seed, the order of an epoch of (seed, epoch),
-the noise of a step of (seed, step). So a run that was stopped at any step and resumed is the run that never stopped.
+Everything random is a function of the seed and the step: initial weights depend on the seed, the order of the rows in
+an epoch on (seed, epoch), and the noise of a step on (seed, step). So a resumed run matches an uninterrupted one.
 """
 
 import signal
@@ -20,18 +20,18 @@ from tqdm import tqdm
 from ..vae import VAE
 from .data import Data, Units, load_data
 from .storage import CHECKPOINT, CommandError, load_checkpoint, save_checkpoint, write_json
-from .streams import Unfailing
+from .streams import IgnoreWriteErrors
 
-TEST_SAMPLES = 10  # draws a test row: a steadier curve than one
-TEST_SEEDS = 2**31  # test noise is numbered from here on, training noise below
-LOG_P_SAMPLES = 200  # draws a test row for the estimate of log p(x)
-BAR_STEPS = 20  # steps between two looks at the running sums, which would stall a GPU
+TEST_SAMPLES = 10  # draws per test row: less noise than with one
+TEST_SEEDS = 2**31  # first noise seed of tests; those of training are below
+LOG_P_SAMPLES = 200  # draws per test row for the estimate of log p(x)
+BAR_STEPS = 20  # steps between updates of the bar's text, which synchronize a GPU
 SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `python -m fastvae train` can be told; the defaults train on the digits in seconds."""
+    """Options of `python -m fastvae train`; with the defaults, training on the digits takes seconds."""
 
     data: str | None = None
     likelihood: str = "gaussian"
@@ -48,7 +48,7 @@ class Options:
 
 
 class Run:
-    """A training run: its options, data, model, optimizer, and how far it has come."""
+    """A training run: its options, data, model, optimizer and progress."""
 
     def __init__(self, options: Options, out: Path) -> None:
         self.options, self.out = options, out
@@ -64,29 +64,29 @@ class Run:
         ).to(options.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), options.lr)
         self.x = self.data.x.to(options.device)
-        own = self.own_units(self.data.x)
-        self.bounds = [float(own.min()), float(own.max())]
+        x = self.own_units(self.data.x)
+        self.bounds = [float(x.min()), float(x.max())]
         self.step = 0  # steps taken, over all epochs
-        self.sums = self.no_sums()
+        self.sums = self.zero_sums()
         self.history: list[dict[str, Any]] = []
 
     @classmethod
-    def resume(cls, out: Path, given: dict[str, Any]) -> "Run":
-        """The run whose checkpoint lies in ``out``; of the options given, only epochs and device may differ from it."""
+    def resume(cls, out: Path, overrides: dict[str, Any]) -> "Run":
+        """Resume the run whose checkpoint is in ``out``; only the options epochs and device may differ from it."""
         state = load_checkpoint(out / CHECKPOINT)
         try:
             stored = Options(**state["options"])
         except (KeyError, TypeError) as error:
             raise CommandError(f"{out / CHECKPOINT} was not written by this version of fastvae train") from error
-        for name, value in given.items():
+        for name, value in overrides.items():
             if name not in ("epochs", "device") and value != getattr(stored, name):
                 raise CommandError(
                     f"--{name.replace('_', '-')} {value} differs from the run to resume, which has"
-                    f" {getattr(stored, name)}: leave it out, or choose another --out"
+                    f" {getattr(stored, name)}: omit it, or choose another --out"
                 )
-        run = cls(Options(**{**asdict(stored), **given}), out)
+        run = cls(Options(**{**asdict(stored), **overrides}), out)
         if run.data.fingerprint != state["fingerprint"]:
-            raise CommandError(f"the data ({run.data.name}) have changed since the run in {out} was started")
+            raise CommandError(f"the data ({run.data.name}) have changed since the run in {out} started")
         try:
             run.model.load_state_dict(state["model"])
             run.optimizer.load_state_dict(state["optimizer"])
@@ -98,22 +98,22 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch; the last may be smaller."""
+        """Number of batches per epoch; the last may be smaller."""
         return -(-len(self.train_rows) // self.options.batch_size)
 
     @property
     def epoch(self) -> int:
-        """Whole epochs behind us."""
+        """Number of completed epochs."""
         return self.step // self.steps_per_epoch
 
     def own_units(self, u: Tensor) -> Tensor:
-        """Rows as the model has them, in the data's own units."""
+        """Convert rows from the units of the model to those of the data."""
         return u if self.data.units is None else self.data.units.restore(u)
 
     def means(self, sums: Tensor) -> dict[str, float]:
-        """Means a row, by name, for x in the data's own units: standardized or not, their densities compare.
+        """Means per row, by name, in the units of the data: comparable with and without standardization.
 
-        The ELBO is the bound itself, whatever beta weighs the KL with in training.
+        The ELBO is that with beta = 1, whatever the beta used in training.
         """
         log_likelihood, kl = (sums[:2] / sums[2]).tolist()
         log_likelihood += self.log_jacobian
@@ -121,15 +121,15 @@ class Run:
 
     @property
     def log_jacobian(self) -> float:
-        """What a log density of a row, as the model has it, lacks to that in the data's own units."""
+        """The log density of a row in the units of the data, minus that in the units of the model."""
         return 0.0 if self.data.units is None else self.data.units.log_jacobian
 
-    def no_sums(self) -> Tensor:
-        """Log-likelihood and KL summed over the rows of this epoch so far, and their number."""
+    def zero_sums(self) -> Tensor:
+        """Zeros for the sums of log-likelihood and KL over the rows of an epoch, and the number of rows."""
         return torch.zeros(3, dtype=torch.float64, device=self.options.device)
 
     def train(self) -> bool:
-        """Train to the last epoch, or to a Ctrl-C; True if finished. Either way the run lies in ``out``."""
+        """Train to the last epoch or until Ctrl-C; True if finished. In both cases the run is saved in ``out``."""
         start, total = self.step, self.options.epochs * self.steps_per_epoch
         last_saved = time.monotonic()
         with (
@@ -140,23 +140,23 @@ class Run:
                 unit="step",
                 desc=self.data.name,
                 dynamic_ncols=True,
-                file=Unfailing(sys.stderr),
+                file=IgnoreWriteErrors(sys.stderr),
             ) as bar,
         ):
             while self.step < total and not interrupted():
                 order = torch.Generator().manual_seed((self.options.seed << 32) + self.epoch)
                 rows = self.train_rows[torch.randperm(len(self.train_rows), generator=order)]
                 for batch in rows.split(self.options.batch_size)[self.step % self.steps_per_epoch :]:
-                    with self.compiling(bar) if self.step == start else nullcontext():
+                    with self.exclude_compilation(bar) if self.step == start else nullcontext():
                         self.take_step(self.x[batch.to(self.x.device)])
                     bar.update(self.step - bar.n)
                     if self.step % BAR_STEPS == 0 or self.step == total:
-                        bar.set_postfix_str(self.running(), refresh=False)
+                        bar.set_postfix_str(self.epoch_means(), refresh=False)
                     if interrupted():
                         break
                 self.check_finite(self.sums)
                 if self.step % self.steps_per_epoch == 0:
-                    with self.compiling(bar) if self.step - start <= self.steps_per_epoch else nullcontext():
+                    with self.exclude_compilation(bar) if self.step - start <= self.steps_per_epoch else nullcontext():
                         self.end_epoch()
                 if time.monotonic() - last_saved > SAVE_SECONDS:
                     self.save()
@@ -165,14 +165,14 @@ class Run:
         return self.step >= total
 
     @contextmanager
-    def compiling(self, bar: tqdm) -> Iterator[None]:
-        """Say that kernels compile while a first call does so, and leave it out of the rate of steps."""
+    def exclude_compilation(self, bar: tqdm) -> Iterator[None]:
+        """Show on the bar that kernels are compiled in a first call, and exclude its time from the step rate."""
         began = time.time()
         bar.set_description(f"{self.data.name}: compiling kernels")
         yield
         steps, seconds = self.step - bar.n, time.time() - began
         bar.n += steps
-        if not bar.disable:  # as TQDM_DISABLE=1 in the environment does
+        if not bar.disable:  # by TQDM_DISABLE=1 in the environment
             bar.initial += steps
             bar.last_print_n += steps
             bar.start_t += seconds
@@ -180,7 +180,7 @@ class Run:
         bar.set_description(self.data.name)
 
     def take_step(self, x: Tensor) -> None:
-        """One step of Adam up the ELBO of a batch."""
+        """One step of Adam on the ELBO of a batch."""
         terms = self.model.elbo_terms(x, beta=self.options.beta, seed=self.noise_seed(self.step))
         self.optimizer.zero_grad()
         (-terms.elbo).backward()
@@ -190,7 +190,7 @@ class Run:
         self.sums += len(x) * means.detach()
 
     def end_epoch(self) -> None:
-        """Note the means of the epoch and the terms of the test rows."""
+        """Append the training means of the epoch and the test means to the history."""
         test = self.evaluate()
         self.check_finite(test)
         log_scale = getattr(self.model, "log_scale", None)
@@ -202,11 +202,11 @@ class Run:
                 "scale": None if log_scale is None else float(log_scale.detach().exp()),
             }
         )
-        self.sums = self.no_sums()
+        self.sums = self.zero_sums()
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """Sums as in `no_sums` over the test rows, each a mean over `TEST_SAMPLES` draws."""
+        """The sums of `zero_sums` over the test rows, with each term averaged over `TEST_SAMPLES` draws."""
         x = self.x[self.test_rows.to(self.x.device)]
         seed = self.noise_seed(TEST_SEEDS + self.epoch)
         terms = self.model.elbo_terms(x, num_samples=TEST_SAMPLES, seed=seed, reduction="sum")
@@ -219,7 +219,7 @@ class Run:
         return float(log_p) + self.log_jacobian
 
     def check_finite(self, sums: Tensor) -> None:
-        """Stop a run that has diverged before anything good is overwritten."""
+        """Stop a run that has diverged before its checkpoint is overwritten."""
         if not bool(sums.isfinite().all()):
             hint = "" if self.options.standardize or self.options.likelihood == "bernoulli" else " by --standardize"
             raise CommandError(
@@ -228,17 +228,17 @@ class Run:
             )
 
     def noise_seed(self, number: int) -> int:
-        """The seed of a step's noise: the run's in the high word of the Philox key, the number in the low one."""
+        """The noise seed of a step: the run's seed in the high word of the Philox key, the number in the low word."""
         return (self.options.seed << 32) + number
 
-    def running(self) -> str:
-        """Means of the epoch so far, for the progress bar."""
+    def epoch_means(self) -> str:
+        """Means over the epoch so far, as text for the progress bar."""
         return "ELBO {elbo:.2f} = log-likelihood {log_likelihood:.2f} - KL {kl:.2f} nats".format(
             **self.means(self.sums)
         )
 
     def save(self) -> None:
-        """Checkpoint and history."""
+        """Save the checkpoint and the history."""
         state = {
             "options": asdict(self.options),
             "event": list(self.data.x.shape[1:]),
@@ -258,7 +258,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """The model of a checkpoint, on the CPU, for sampling; and of its data the names of columns, units and range."""
+    """The model of a checkpoint, on the CPU, for sampling, with column names, units and range of its data."""
 
     model: VAE
     event: tuple[int, ...]
@@ -267,13 +267,13 @@ class Trained:
     bounds: tuple[float, float]
 
     def sample(self, num: int, seed: int, mean: bool) -> Tensor:
-        """Draws ``[num, *event]`` of x, or of E[x|z], in the data's own units."""
+        """Draw x, or E[x|z], ``[num, *event]`` in the units of the data."""
         u = self.model.sample(num, mean=mean, generator=torch.Generator().manual_seed(seed))
         return u if self.units is None else self.units.restore(u)
 
 
 def load_model(path: Path) -> Trained:
-    """What a checkpoint holds for sampling."""
+    """Load what sampling needs from a checkpoint."""
     state = load_checkpoint(path)
     try:
         options, event = Options(**state["options"]), tuple(state["event"])
@@ -294,7 +294,7 @@ def load_model(path: Path) -> Trained:
 
 @contextmanager
 def interruptible() -> Iterator[Any]:
-    """Turn the first Ctrl-C into an answer of True, so that a step is never cut in two; a second one interrupts."""
+    """Defer the first Ctrl-C: the yielded function returns True after it. A second one interrupts immediately."""
     pressed = []
 
     def press(number: int, frame: Any) -> None:

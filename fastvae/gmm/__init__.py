@@ -1,23 +1,29 @@
-"""Gaussian mixtures by EM, one or many at once: `fit` and `sweep`, the steps of EM, the bound, and what to do
-with a mixture.
+"""Gaussian mixtures fitted by EM, one or many at once.
+
+`fit` and `sweep` fit mixtures; `e_step`, `m_step` and `em_step` are the single steps of EM, and `elbo` is the bound
+that they increase. The other functions evaluate a mixture or sample from it.
 
 A row x has the density p(x) = sum_k pi_k N(x; mu_k, Sigma_k). For any distribution q over the components
 
-    log p(x) = ELBO(q) + KL(q || p(z | x)),
+    log p(x) = ELBO(q) + KL(q || p(z | x)).
 
-the E-step makes the KL 0 and the M-step raises the ELBO, so that the likelihood never falls. What all functions share:
+The E-step sets the KL to 0 and the M-step increases the ELBO, so the likelihood never decreases. Arguments common to
+all functions:
 
     X              `[*batch, N, D]`  rows, a NumPy array (memory-mapped ones included) or a torch tensor; float32 or
-                                     float64; integers and bools become float64
-    sample_weight  `[*batch, N]`     >= 0, or what broadcasts to it, or None for ones; a weight of 2 is the row twice
+                                     float64; integers and bools are converted to float64
+    sample_weight  `[*batch, N]`     >= 0, or anything that broadcasts to this shape, or None for ones; a weight of 2 is
+                                     equivalent to repeating the row
     mixture        a `Mixture`       weights, means, covariances and their type, with batch dims that broadcast
 
-Leading dims are independent problems. Results are of the container, device and dtype of X, log likelihoods and bounds
-always float64, labels int64; log probabilities are in nats. All is computed in float64, of residuals from the means, so
-that data far from the origin lose nothing. Where X or a mixture requires grad, the steps, the bound and the scores are
-differentiable and computed by the reference.
+Leading dims are independent problems. Results have the container type, device and dtype of X, except that log
+likelihoods and bounds are always float64, and labels int64. Log probabilities are in nats. Everything is computed in
+float64, from residuals about the means, so that no precision is lost for data far from the origin. If X or a mixture
+requires grad, the steps, the bound and the scores are differentiable and computed by the reference.
 
-Source: Dempster, Laird & Rubin (1977); Neal & Hinton (1998); the formulas in Bishop (2006), ch. 9.
+References
+----------
+Dempster, Laird & Rubin (1977); Neal & Hinton (1998); for the formulas, Bishop (2006), ch. 9.
 """
 
 from ..reference.gmm.formulas import EStep, Mixture

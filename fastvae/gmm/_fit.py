@@ -1,4 +1,4 @@
-"""`fastvae.gmm.fit`: what it promises, and its checks."""
+"""`fastvae.gmm.fit`: its documentation and argument checks."""
 
 from typing import Any, NamedTuple
 
@@ -14,21 +14,21 @@ from ._chunks import Chunks
 
 
 class MixtureFit(NamedTuple):
-    """What `fit` returns. Of one problem the numbers are plain Python ones, of a batch arrays or tensors like X.
+    """Result of `fit`. For one problem, scalars are Python numbers; for a batch, they are arrays or tensors like X.
 
     Attributes
     ----------
     mixture : Mixture
         The parameters, in the dtype of X.
     log_likelihood : float, or float64 ``[*batch]``
-        sum_n w_n log p(x_n) of these parameters, in nats.
+        sum_n w_n log p(x_n) for these parameters, in nats.
     lower_bounds : float64 ``[*batch, max(n_iter) + 1]``
-        The log likelihood per unit of weight before each M-step, and last that of the parameters returned; NaN behind
-        the end of a problem that stopped earlier.
+        The log likelihood per unit of weight before each M-step, followed by that of the returned parameters. Padded
+        with NaN for problems that stopped earlier than others.
     n_iter : int, or int64 ``[*batch]``
-        M-steps made.
+        Number of M-steps.
     converged : bool, or bool ``[*batch]``
-        Whether the bound changed by less than ``tol``.
+        Whether the change of the bound fell below ``tol``.
     status : Status, or int64 ``[*batch]``
         Flags of `fastvae.Status`.
     """
@@ -59,72 +59,82 @@ def fit(
 ) -> MixtureFit:
     """Fit a mixture by EM, or one to each problem of a batch, each with its own convergence, restarts and status.
 
-    Iteration i is an E-step, the bound of the parameters it saw, L_i = sum_n w_n log p(x_n) / sum_n w_n, and an M-step;
-    it is the last if |L_i - L_{i-1}| < tol. With ``reg_covar=0`` the bounds never fall beyond rounding.
+    Iteration i consists of an E-step, which gives the bound L_i = sum_n w_n log p(x_n) / sum_n w_n of the current
+    parameters, and an M-step. It is the last one if |L_i - L_{i-1}| < tol. With ``reg_covar=0`` the bounds never
+    decrease, except for rounding.
 
     Parameters
     ----------
     X : array or tensor ``[*batch, N, D]``, or a function
-        A memory-mapped array is read as it is needed. A function returns, each time it is called, a new iterable of
-        chunks ``[n, D]`` of the rows of one problem, on the CPU; they are read once a pass, a few thousand rows in
-        memory at a time, and the fit is that of the same rows in one array, bit for bit.
+        A memory-mapped array is read on demand. A function must return a new iterable over chunks ``[n, D]`` of the
+        rows of one problem, on the CPU, each time it is called. Each pass reads the chunks once, with a few thousand
+        rows in memory at a time, and the result is bit for bit that of the same rows in one array.
     n_components : int
-        K, at most N. Where the status is to say what cannot be fitted, more are TOO_FEW_ROWS.
+        Number of components K, at most N. If ``on_degenerate`` is "status" or "rescue", a larger K gives the status
+        TOO_FEW_ROWS instead of an error.
     covariance_type : "full", "tied", "diag" or "spherical"
-        A matrix a component, one matrix for all, variances a component, or one variance a component.
+        One matrix per component, one matrix shared by all components, one variance per component and feature, or one
+        variance per component.
     tol : float
-        In nats per unit of weight.
+        Convergence threshold, in nats per unit of weight.
     max_iter : int
-        Where it is reached, the status says MAX_ITER, which is no error. 0 returns the start.
+        Maximum number of iterations. Reaching it is not an error; the status is then MAX_ITER. 0 returns the initial
+        mixture.
     n_init : int
-        Starts; the fit of the highest bound is returned, a degenerate one only if all are.
+        Number of starts. The fit with the highest bound is returned; a degenerate one only if all are.
     init : "kmeans", "kmeans-raw", "k-means++", "random_from_data", "random" or a Mixture
-        - "kmeans": clusters of k-means. The first and every other one of `n_init` starts measures each feature by its
-          standard deviation and, if "full" or "tied", tries whitened rows as well: of the two starts it takes the one
-          that is likelier after a step of EM. The rest, and all if "spherical", measure features in the unit of X.
-        - "kmeans-raw": clusters of k-means, always in the unit of X, as in scikit-learn.
-        - "k-means++", "random_from_data": one row a component, far from each other or drawn at random, all other rows
-          counting for nothing.
+        - "kmeans": clusters of k-means. The first, third, ... of the ``n_init`` starts scale each feature by its
+          standard deviation and, for "full" and "tied", try whitened rows as well: of the two, the start with the
+          higher likelihood after a step of EM is used. The other starts, and all for "spherical", use the units of X.
+        - "kmeans-raw": clusters of k-means, always in the units of X, as in scikit-learn.
+        - "k-means++", "random_from_data": one row per component, chosen far from each other or drawn at random; all
+          other rows have responsibility 0.
         - "random": random responsibilities.
-        - a Mixture: the parameters to start at, whose batch dims broadcast to those of X.
+        - a Mixture: the initial parameters, whose batch dims broadcast to those of X.
     reg_covar : float
-        Added to every variance, in units of X squared.
+        Added to every variance, in squared units of X.
     sample_weight : array or tensor ``[*batch, N]`` or ``[N]``
-        Finite and not negative, positive for K rows at least. A row of weight 0 does not matter, whatever it holds.
+        Finite and not negative, positive for at least K rows. Rows of weight 0 are ignored and may contain anything.
     seed : int in [0, 2^63)
-        Of the starts, which depend on (seed, index of the problem, restart) only. None draws it from torch's generator.
+        Seed of the starts, which depend only on (seed, index of the problem, restart). If None, it is drawn from
+        torch's generator.
     on_degenerate : "raise", "status" or "rescue"
-        Where a component loses its rows, a covariance is not positive definite, or a problem cannot be fitted: raise
-        for the first such problem; say so in its status; or place the component anew in the widest other one and go on,
-        and say the rest in the status. None raises for one problem, and says so in the status in a batch.
+        What to do if a component loses its rows, a covariance is not positive definite, or a problem cannot be fitted.
+        "raise" raises an error for the first such problem. "status" reports it in the status of the problem. "rescue"
+        reinitializes the component by splitting the widest other one and continues; problems that cannot be fitted are
+        reported in the status. None means "raise" for one problem and "status" for a batch.
     progress : bool
-        Show a bar of tqdm.
+        Whether to show a tqdm progress bar.
     backend : "auto", "triton", "numba" or "reference"
+        A backend requested by name computes the call or raises.
 
     Returns
     -------
     MixtureFit
-        A named tuple (mixture, log_likelihood, lower_bounds, n_iter, converged, status), detached from any graph.
+        Named tuple (mixture, log_likelihood, lower_bounds, n_iter, converged, status), detached from any graph.
 
     Raises
     ------
     TypeError, ValueError
-        For an argument of the wrong type, shape or device, negative weights, and as ``on_degenerate`` says: inf or NaN
-        in the data of one problem of a batch, say, is the status NONFINITE of that one.
+        If an argument has the wrong type, shape or device, for negative weights, and as specified by ``on_degenerate``.
+        In a batch, for example, inf or NaN in the data of one problem gives that problem the status NONFINITE.
     BackendError
-        If the backend named cannot serve the call.
+        If the requested backend does not support the call.
 
     Warns
     -----
     UserWarning
-        If ``reg_covar`` is as large as the variance of a feature that is not constant (where "spherical", as the mean
-        of all): it hides what tells the components apart there.
+        If ``reg_covar`` is as large as the variance of a feature that is not constant (for "spherical", the mean
+        variance of all features): it then hides the differences between components in that feature.
 
     Notes
     -----
-    Equivalent to ``sklearn.mixture.GaussianMixture(K, ...).fit(X)`` in iterations, stopping rule and defaults; its
-    ``lower_bounds_`` are those here without the last, and it has no batches, no sample weights and no status.
-    Source: Dempster, Laird & Rubin (1977); Arthur & Vassilvitskii (2007) for k-means++.
+    Equivalent to ``sklearn.mixture.GaussianMixture(K, ...).fit(X)`` in iterations, stopping rule and defaults. Its
+    ``lower_bounds_`` are those here without the last one, and it has no batches, sample weights or status.
+
+    References
+    ----------
+    Dempster, Laird & Rubin (1977); Arthur & Vassilvitskii (2007) for k-means++.
 
     Examples
     --------
@@ -167,19 +177,19 @@ def fit(
         checks.start(init, data, K, kind, restarts),
         chunks,
     )
-    options["seed"] = checks.seed_or_drawn(seed)
-    with torch.no_grad(), problems.progress_bar(progress) as tell:
-        problems.check_values(task)
-        fitted = problems.run(checks.engine(backend, data.X), task, tell, **options)
+    options["seed"] = checks.resolve_seed(seed)
+    with torch.no_grad(), problems.progress_bar(progress) as report:
+        problems.check_init_weights(task)
+        fitted = problems.fit_all(checks.engine(backend, data.X), task, report, **options)
         if on_degenerate == "raise" or (on_degenerate is None and not data.batch):
-            problems.refuse(task, fitted, options["reg_covar"])
-    problems.warn_of_floor(task, fitted, options["reg_covar"])
+            problems.raise_first_failure(task, fitted, options["reg_covar"])
+    problems.warn_large_reg_covar(task, fitted, options["reg_covar"])
     fitted = fitted._replace(log_likelihood=fitted.log_likelihood * unit)
     mixture = data.mixture(fitted[:3], kind)
     converged = fitted.status & Status.CONVERGED != 0
-    bounds = data.back(fitted.lower_bounds, torch.float64)
+    bounds = data.to_output(fitted.lower_bounds, torch.float64)
     if not data.batch:
         log_likelihood, n_iter, status = fitted.log_likelihood.item(), int(fitted.n_iter), Status(int(fitted.status))
         return MixtureFit(mixture, log_likelihood, bounds, n_iter, bool(converged), status)
-    log_likelihood = data.back(fitted.log_likelihood, torch.float64)
-    return MixtureFit(mixture, log_likelihood, bounds, *map(data.back, (fitted.n_iter, converged, fitted.status)))
+    log_likelihood = data.to_output(fitted.log_likelihood, torch.float64)
+    return MixtureFit(mixture, log_likelihood, bounds, *map(data.to_output, (fitted.n_iter, converged, fitted.status)))

@@ -1,10 +1,10 @@
-"""What a mixture says of rows, and rows drawn from it: `score_samples`, `predict`, `sample`, ... of `fastvae.gmm`."""
+"""Evaluating a mixture on rows, and sampling from it: `score_samples`, `predict`, `sample`, ... of `fastvae.gmm`."""
 
 from typing import Any
 
 import torch
 
-from .._core.arrays import as_floating, give_back
+from .._core.arrays import as_floating, as_output
 from .._core.checks import integer
 from ..reference.gmm import formulas
 from ..reference.gmm import start as reference_start
@@ -13,17 +13,31 @@ from . import _checks as checks
 
 
 def score_samples(X: Any, mixture: Mixture, *, backend: str = "auto") -> Any:
-    """log p(x_n) = log sum_k pi_k N(x_n; mu_k, Sigma_k), ``[*batch, N]`` in the dtype of X, in nats.
+    """Log density of each row, log p(x_n) = log sum_k pi_k N(x_n; mu_k, Sigma_k), in nats.
+
+    Parameters
+    ----------
+    X, mixture, backend
+        As in `e_step`.
+
+    Returns
+    -------
+    array or tensor ``[*batch, N]``
+        In the dtype of X.
 
     Raises
     ------
     TypeError, ValueError, BackendError
-        As `e_step`.
+        Same as `e_step`.
 
     Notes
     -----
     Equivalent to scikit-learn's ``GaussianMixture.score_samples(X)``, and to
-    ``torch.distributions.MixtureSameFamily(...).log_prob(X)``. Source: Bishop (2006), ch. 9.
+    ``torch.distributions.MixtureSameFamily(...).log_prob(X)``.
+
+    References
+    ----------
+    Bishop (2006), ch. 9.
 
     Examples
     --------
@@ -34,20 +48,34 @@ def score_samples(X: Any, mixture: Mixture, *, backend: str = "auto") -> Any:
     """
     data, parameters, kind = checks.rows_and_mixture(X, mixture)
     engine = checks.engine(backend, data.X, *parameters)
-    return data.back(engine.e_step(data.X, *parameters, kind, want_log_resp=False)[1])
+    return data.to_output(engine.e_step(data.X, *parameters, kind, want_log_resp=False)[1])
 
 
 def predict_proba(X: Any, mixture: Mixture, *, backend: str = "auto") -> Any:
-    """p(z=k | x_n) = pi_k N(x_n; mu_k, Sigma_k) / p(x_n), ``[*batch, N, K]`` in the dtype of X.
+    """Posterior probability of each component, p(z=k | x_n) = pi_k N(x_n; mu_k, Sigma_k) / p(x_n).
+
+    Parameters
+    ----------
+    X, mixture, backend
+        As in `e_step`.
+
+    Returns
+    -------
+    array or tensor ``[*batch, N, K]``
+        In the dtype of X.
 
     Raises
     ------
     TypeError, ValueError, BackendError
-        As `e_step`.
+        Same as `e_step`.
 
     Notes
     -----
-    Equivalent to scikit-learn's ``GaussianMixture.predict_proba(X)``. Source: Bishop (2006), ch. 9.
+    Equivalent to scikit-learn's ``GaussianMixture.predict_proba(X)``.
+
+    References
+    ----------
+    Bishop (2006), ch. 9.
 
     Examples
     --------
@@ -58,20 +86,34 @@ def predict_proba(X: Any, mixture: Mixture, *, backend: str = "auto") -> Any:
     """
     data, parameters, kind = checks.rows_and_mixture(X, mixture)
     log_resp = checks.engine(backend, data.X, *parameters).e_step(data.X, *parameters, kind)[0]
-    return data.back(log_resp.exp())
+    return data.to_output(log_resp.exp())
 
 
 def predict(X: Any, mixture: Mixture, *, backend: str = "auto") -> Any:
-    """The most probable component of each row, int64 ``[*batch, N]``; -1 where log p(x_n) is NaN.
+    """Most probable component of each row.
+
+    Parameters
+    ----------
+    X, mixture, backend
+        As in `e_step`.
+
+    Returns
+    -------
+    int64 array or tensor ``[*batch, N]``
+        -1 where log p(x_n) is NaN.
 
     Raises
     ------
     TypeError, ValueError, BackendError
-        As `e_step`.
+        Same as `e_step`.
 
     Notes
     -----
-    Equivalent to scikit-learn's ``GaussianMixture.predict(X)``. Source: Bishop (2006), ch. 9.
+    Equivalent to scikit-learn's ``GaussianMixture.predict(X)``.
+
+    References
+    ----------
+    Bishop (2006), ch. 9.
 
     Examples
     --------
@@ -83,35 +125,40 @@ def predict(X: Any, mixture: Mixture, *, backend: str = "auto") -> Any:
     data, parameters, kind = checks.rows_and_mixture(X, mixture)
     engine = checks.engine(backend, data.X, *parameters)
     _, log_prob, labels = engine.e_step(data.X, *parameters, kind, want_log_resp=False, want_labels=True)
-    return data.back(labels.masked_fill(log_prob.isnan(), -1))
+    return data.to_output(labels.masked_fill(log_prob.isnan(), -1))
 
 
 def sample(mixture: Mixture, n: int, *, seed: int | None = None) -> tuple[Any, Any]:
-    """Draw n rows of each mixture: z by its weights, then x = mu_z + L_z eps, with eps ~ N(0, I) and L L' = Sigma_z.
+    """Draw n rows from each mixture: z from its weights, then x = mu_z + L_z eps, with eps ~ N(0, I), L L' = Sigma_z.
 
     Parameters
     ----------
     mixture : Mixture
-        Of arrays or of tensors; parameters that are NaN give rows that are.
+        With arrays or tensors as parameters. NaN parameters give NaN rows.
     n : int
+        Number of rows.
     seed : int in [0, 2^63)
-        The draws depend on (seed, index of the problem) only. None draws it from torch's generator.
+        The draws depend only on (seed, index of the problem). If None, the seed is drawn from torch's generator.
 
     Returns
     -------
-    X : array or tensor ``[*batch, n, D]``, of the dtype of the means
-    labels : the same kind, int64 ``[*batch, n]``
-        The components the rows come from, in no order.
+    X : array or tensor ``[*batch, n, D]``
+        The rows, in the dtype of the means.
+    labels : int64 array or tensor ``[*batch, n]``
+        The component that each row was drawn from. The rows are not sorted by component.
 
     Raises
     ------
     TypeError, ValueError
-        For arguments of the wrong type or shape.
+        If an argument has the wrong type or shape.
 
     Notes
     -----
     Equivalent to scikit-learn's ``GaussianMixture.sample(n)``, which sorts the rows by component.
-    Source: Bishop (2006), ch. 8 (ancestral sampling).
+
+    References
+    ----------
+    Bishop (2006), ch. 8 (ancestral sampling).
 
     Examples
     --------
@@ -125,28 +172,41 @@ def sample(mixture: Mixture, n: int, *, seed: int | None = None) -> tuple[Any, A
     checks.check_weights("mixture", parameters[0])
     kind, n = mixture.covariance_type, integer("n", n, 0)
     flat = Mixture(*checks.flatten(parameters, batch, kind), kind)
-    X, labels = reference_start.sample(flat, n, checks.seed_or_drawn(seed))
+    X, labels = reference_start.sample(flat, n, checks.resolve_seed(seed))
     dtype = as_floating("mixture's means", mixture.means).dtype
     numpy = not isinstance(mixture.means, torch.Tensor)
     return (
-        give_back(X.reshape(batch + X.shape[1:]).to(dtype), numpy),
-        give_back(labels.reshape(batch + labels.shape[1:]), numpy),
+        as_output(X.reshape(batch + X.shape[1:]).to(dtype), numpy),
+        as_output(labels.reshape(batch + labels.shape[1:]), numpy),
     )
 
 
 def n_parameters(mixture: Mixture) -> int:
-    """The number of free parameters of one mixture: K - 1 weights, K D for the means, and those of its covariances,
+    """Number of free parameters of one mixture: K - 1 weights, K D for the means, and those of the covariances,
 
         full K D (D + 1) / 2,    tied D (D + 1) / 2,    diag K D,    spherical K.
+
+    Parameters
+    ----------
+    mixture : Mixture
+        The mixture, or a batch of them.
+
+    Returns
+    -------
+    int
 
     Raises
     ------
     TypeError, ValueError
-        For what is no mixture.
+        If the argument is not a valid mixture.
 
     Notes
     -----
-    Equivalent to scikit-learn's private ``GaussianMixture._n_parameters()``. Source: Bishop (2006), ch. 9.
+    Equivalent to scikit-learn's private ``GaussianMixture._n_parameters()``.
+
+    References
+    ----------
+    Bishop (2006), ch. 9.
 
     Examples
     --------
@@ -161,16 +221,29 @@ def n_parameters(mixture: Mixture) -> int:
 
 
 def aic(X: Any, mixture: Mixture, *, sample_weight: Any = None, backend: str = "auto") -> Any:
-    """Akaike's criterion 2 p - 2 sum_n w_n log p(x_n), p the number of free parameters; ``[*batch]``, lower is better.
+    """Akaike information criterion, 2 p - 2 sum_n w_n log p(x_n), p the number of free parameters; lower is better.
+
+    Parameters
+    ----------
+    X, mixture, sample_weight, backend
+        As in `em_step`.
+
+    Returns
+    -------
+    float64 ``[*batch]``
 
     Raises
     ------
     TypeError, ValueError, BackendError
-        As `e_step`.
+        Same as `e_step`.
 
     Notes
     -----
-    Equivalent to scikit-learn's ``GaussianMixture.aic(X)``. Source: Akaike (1974).
+    Equivalent to scikit-learn's ``GaussianMixture.aic(X)``.
+
+    References
+    ----------
+    Akaike (1974).
 
     Examples
     --------
@@ -183,16 +256,31 @@ def aic(X: Any, mixture: Mixture, *, sample_weight: Any = None, backend: str = "
 
 
 def bic(X: Any, mixture: Mixture, *, sample_weight: Any = None, backend: str = "auto") -> Any:
-    """The Bayesian criterion p log N - 2 sum_n w_n log p(x_n), N = sum_n w_n; ``[*batch]``, lower is better.
+    """Bayesian information criterion, p log N - 2 sum_n w_n log p(x_n), with N = sum_n w_n; lower is better.
+
+    p is the number of free parameters.
+
+    Parameters
+    ----------
+    X, mixture, sample_weight, backend
+        As in `em_step`.
+
+    Returns
+    -------
+    float64 ``[*batch]``
 
     Raises
     ------
     TypeError, ValueError, BackendError
-        As `e_step`.
+        Same as `e_step`.
 
     Notes
     -----
-    Equivalent to scikit-learn's ``GaussianMixture.bic(X)``. Source: Schwarz (1978).
+    Equivalent to scikit-learn's ``GaussianMixture.bic(X)``.
+
+    References
+    ----------
+    Schwarz (1978).
 
     Examples
     --------
@@ -204,11 +292,11 @@ def bic(X: Any, mixture: Mixture, *, sample_weight: Any = None, backend: str = "
     return _criterion(X, mixture, sample_weight, backend, lambda log_n: log_n)
 
 
-def _criterion(X: Any, mixture: Mixture, sample_weight: Any, backend: str, price: Any) -> Any:
-    """What a parameter costs, for log sum_n w_n `[B]`, times their number, less twice the log likelihood."""
+def _criterion(X: Any, mixture: Mixture, sample_weight: Any, backend: str, penalty: Any) -> Any:
+    """penalty(log sum_n w_n `[B]`) times the number of parameters, minus twice the log likelihood."""
     data, parameters, kind = checks.rows_and_mixture(X, mixture)
     w, unit = checks.row_weights(sample_weight, data)
-    X = formulas.counted(data.X, w)
+    X = formulas.zero_ignored_rows(data.X, w)
     log_prob = checks.engine(backend, X, *parameters, w).e_step(X, *parameters, kind, want_log_resp=False)[1]
-    log_n = checks.log_rows(data, w, unit)
-    return data.back(price(log_n) * n_parameters(mixture) - 2 * checks.total(log_prob, w) * unit, torch.float64)
+    log_n = checks.log_total_weight(data, w, unit)
+    return data.to_output(penalty(log_n) * n_parameters(mixture) - 2 * checks.total(log_prob, w) * unit, torch.float64)

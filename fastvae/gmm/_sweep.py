@@ -1,4 +1,4 @@
-"""`fastvae.gmm.sweep`: fits for several numbers of components, and the criteria to choose among them."""
+"""`fastvae.gmm.sweep`: fits for several numbers of components, and the criteria to choose between them."""
 
 import math
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .._core.arrays import give_back
+from .._core.arrays import as_output
 from .._core.checks import describe, integer
 from . import _checks as checks
 from ._chunks import Chunks
@@ -15,18 +15,18 @@ from ._scores import n_parameters
 
 
 class MixtureSweep(NamedTuple):
-    """What `sweep` returns, for J numbers of components.
+    """Result of `sweep`, for J numbers of components.
 
     Attributes
     ----------
     n_components : list of int
-        As they were asked for.
+        The numbers of components, in the order given.
     fits : list of MixtureFit
-        One for each of them.
+        One fit for each number of components.
     aic, bic : float64 ``[J, *batch]``
-        Akaike's and the Bayesian criterion of each fit, lower is better; NaN for what has no fit.
+        The Akaike and the Bayesian information criterion of each fit; lower is better. NaN if there is no fit.
     best : int, or int64 ``[*batch]``
-        The number of components of the lowest BIC; 0 where a problem has no fit at all.
+        The number of components with the lowest BIC; 0 if a problem has no fit at all.
     """
 
     n_components: list[int]
@@ -47,63 +47,69 @@ def sweep(
     on_degenerate: str = "status",
     **options: Any,
 ) -> MixtureSweep:
-    """Fit mixtures of several numbers of components K to the same data, and compare them.
+    """Fit mixtures with several numbers of components K to the same data, and compare them.
 
         AIC = 2 p - 2 log L,    BIC = p log sum_n w_n - 2 log L,    p free parameters
 
     Parameters
     ----------
     X, sample_weight, seed, on_degenerate, **options
-        As in `fit`; all K start from the same seed, and a K that is too large is by default a status and no error.
-    tol, max_iter : float, int
-        As in `fit`, but for their defaults: fits are compared by what they converge to, not by how soon EM slows down.
+        As in `fit`. All fits use the same seed. By default, a K that is too large gives a status, not an error.
     n_components : iterable of int
+        The numbers of components to try.
+    tol, max_iter : float, int
+        As in `fit`, but with stricter defaults, so that converged fits are compared.
 
     Returns
     -------
     MixtureSweep
-        A named tuple (n_components, fits, aic, bic, best).
+        Named tuple (n_components, fits, aic, bic, best).
 
     Raises
     ------
     TypeError, ValueError, BackendError
-        As `fit`; if no number of components is given.
+        Same as `fit`; also if no number of components is given.
 
     Notes
     -----
-    Equivalent to a loop of scikit-learn's ``GaussianMixture(K).fit(X)`` and its ``bic(X)``. The problems of a batch run
-    side by side, one K after the other. Source: Akaike (1974); Schwarz (1978).
+    Equivalent to a loop of scikit-learn's ``GaussianMixture(K).fit(X)`` and its ``bic(X)``. The problems of a batch are
+    fitted in parallel, one K after the other.
+
+    References
+    ----------
+    Akaike (1974); Schwarz (1978).
 
     Examples
     --------
     >>> import numpy as np, fastvae
     >>> X = np.random.default_rng(0).normal(size=(300, 2)) + np.repeat([[0.0], [9.0], [-9.0]], 100, axis=0)
-    >>> found = fastvae.gmm.sweep(X, range(1, 6), seed=0, n_init=3)
-    >>> found.best, found.fits[2].mixture.means.shape
+    >>> result = fastvae.gmm.sweep(X, range(1, 6), seed=0, n_init=3)
+    >>> result.best, result.fits[2].mixture.means.shape
     (3, (3, 2))
     """
     if isinstance(n_components, str) or not isinstance(n_components, Iterable):
-        raise TypeError(f"n_components must be several numbers of components, got {describe(n_components)}")
+        raise TypeError(f"n_components must be an iterable of ints, got {describe(n_components)}")
     numbers = [integer("n_components", K, 1) for K in n_components]
     if not numbers:
         raise ValueError("n_components must hold at least one number of components, got none")
     chunked = callable(X) and not isinstance(X, torch.Tensor)
     data = Chunks(X).rows() if chunked else checks.rows(X)
-    log_n = checks.log_rows(data, *checks.row_weights(sample_weight, data))  # [B]
-    seed = checks.seed_or_drawn(seed)
-    how = {
+    log_n = checks.log_total_weight(data, *checks.row_weights(sample_weight, data))  # [B]
+    seed = checks.resolve_seed(seed)
+    common = {
         "sample_weight": sample_weight,
         "seed": seed,
         "tol": tol,
         "max_iter": max_iter,
         "on_degenerate": on_degenerate,
     }
-    fits = [fit(X, K, **how, **options) for K in numbers]
+    fits = [fit(X, K, **common, **options) for K in numbers]
     parameters = torch.tensor([n_parameters(one.mixture) for one in fits])[:, None]  # [J, 1]
     log_l = torch.stack([torch.as_tensor(one.log_likelihood, dtype=torch.float64).reshape(-1) for one in fits])
-    aic, bic = (price * parameters - 2 * log_l for price in (2.0, log_n))  # [J, B]
-    known = torch.where(bic.isnan(), math.inf, bic)
-    best = torch.where(known.isinf().all(0), 0, torch.tensor(numbers, device=bic.device)[known.argmin(0)])  # [B]
+    aic, bic = (penalty * parameters - 2 * log_l for penalty in (2.0, log_n))  # [J, B]
+    bic_or_inf = torch.where(bic.isnan(), math.inf, bic)
+    lowest = torch.tensor(numbers, device=bic.device)[bic_or_inf.argmin(0)]
+    best = torch.where(bic_or_inf.isinf().all(0), 0, lowest)  # [B]
     shape = (len(numbers), *data.batch)
-    aic, bic = (give_back(t.reshape(shape), data.numpy) for t in (aic, bic))
-    return MixtureSweep(numbers, fits, aic, bic, data.back(best) if data.batch else int(best))
+    aic, bic = (as_output(t.reshape(shape), data.numpy) for t in (aic, bic))
+    return MixtureSweep(numbers, fits, aic, bic, data.to_output(best) if data.batch else int(best))

@@ -1,6 +1,6 @@
-"""The specification: every formula of fastvae as short plain torch, any float dtype, differentiable, batched.
+"""The specification: every formula of fastvae in short, plain torch; for any float dtype, differentiable, batched.
 
-It is what the kernels are measured against, and what answers wherever no kernel serves a call.
+The kernels are tested against it, and it computes every call that no kernel supports.
 """
 
 from . import gmm as gmm

@@ -1,7 +1,7 @@
-"""Checks of the arguments of `fastvae.regression`, and the one form they are computed in: tensors `[B, ...]`.
+"""Argument checks of `fastvae.regression`, and the conversion to tensors `[B, ...]` and back.
 
-Only shapes, types and options are looked at here, and weights, which must not be negative. The values of X and y are
-not: a fit says in its status where they are not finite.
+Only shapes, types, options and weights, which must not be negative, are checked here. The values of X and y are not: if
+they are not finite, the status of the fit says so.
 """
 
 import math
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._core import backend as _backend
-from .._core.arrays import as_floating, as_operand, give_back
-from .._core.backend import unserved_state
+from .._core.arrays import as_floating, as_operand, as_output
+from .._core.backend import unsupported_state
 from .._core.checks import check_broadcasts, check_device, describe
 from .._core.numbers import is_flag
 from ..reference.regression import engine as reference_engine
@@ -20,45 +20,45 @@ from ..reference.regression import engine as reference_engine
 PRECISIONS = ("auto", "float64", "double-double")
 requested = _backend.requested
 ON_SINGULAR = ("warn", "raise", "ignore")
-MOST_COLUMNS = 256  # that kernels take
+MAX_COLUMNS = 256  # that kernels support
 NO_REFERENCE = (
-    "precision='double-double' has no reference, which computes by QR in float64: that does not square the condition,"
-    " so 'auto' and 'float64' are safe there"
+    "precision='double-double' is not supported by the reference, which uses QR in float64: QR does not square the"
+    " condition number, so 'auto' and 'float64' are safe there"
 )
 
 
 class Form(NamedTuple):
-    """How X and y came, and the way back from results to that."""
+    """Shapes, container and dtype of X and y, and what is needed to convert results to that form."""
 
     batch: torch.Size
-    targets: int | None  # R; None where y has no such dim
-    features: int | None  # P; None where X has no such dim
+    targets: int | None  # R; None if y has no such dim
+    features: int | None  # P; None if X has no such dim
     numpy: bool
     dtype: torch.dtype  # of estimates
     device: torch.device
 
     @property
     def R(self) -> int:
-        """Targets, and 1 where they have no dim."""
+        """Number of targets; 1 if y has no dim for them."""
         return 1 if self.targets is None else self.targets
 
     @property
     def P(self) -> int:
-        """Columns, and 1 where they have no dim."""
+        """Number of columns; 1 if X has no dim for them."""
         return 1 if self.features is None else self.features
 
-    def over_targets(self) -> torch.Size:
+    def targets_shape(self) -> torch.Size:
         """`[*batch, R]`, or `[*batch]` for one target."""
         return self.batch if self.targets is None else torch.Size((*self.batch, self.targets))
 
-    def over_coefficients(self) -> torch.Size:
-        """`[*batch, R, P]`, less the dims that the arguments do not have."""
-        return self.over_targets() if self.features is None else torch.Size((*self.over_targets(), self.features))
+    def coef_shape(self) -> torch.Size:
+        """`[*batch, R, P]`, without the dims that y or X does not have."""
+        return self.targets_shape() if self.features is None else torch.Size((*self.targets_shape(), self.features))
 
-    def back(self, t: Tensor, shape: torch.Size, dtype: torch.dtype | None = None) -> Any:
-        """A result as an array or tensor of that shape and dtype."""
+    def to_output(self, t: Tensor, shape: torch.Size, dtype: torch.dtype | None = None) -> Any:
+        """A result as an array or tensor of the given shape and dtype."""
         t = t.reshape(shape)
-        return give_back(t if dtype is None else t.to(dtype), self.numpy)
+        return as_output(t if dtype is None else t.to(dtype), self.numpy)
 
 
 class Data(NamedTuple):
@@ -70,7 +70,7 @@ class Data(NamedTuple):
 
 
 def data(X: Any, y: Any, rows: int = 1) -> Data:
-    """X `[*batch, N, P]` with y `[*batch, N]` or `[*batch, N, R]`, or both `[N]`; N at least `rows`."""
+    """Check X `[*batch, N, P]` with y `[*batch, N]` or `[*batch, N, R]`, or both `[N]`; N at least ``rows``."""
     numpy = not isinstance(X, Tensor)
     X, y = as_floating("X", X), as_floating("y", y)
     if y.device != X.device:
@@ -78,19 +78,20 @@ def data(X: Any, y: Any, rows: int = 1) -> Data:
     vector = X.dim() == 1
     if vector and y.dim() != 1:
         raise ValueError(
-            f"X of one dim, [N], goes with y [N], got {list(X.shape)} and {list(y.shape)}: for several targets X must"
-            " have the shape [N, P]"
+            f"X with one dim, [N], requires y with the shape [N], got {list(X.shape)} and {list(y.shape)}: for several"
+            " targets X must have the shape [N, P]"
         )
     if X.dim() == 0:
         raise ValueError("X must have the shape [*batch, N, P], or [N] with y [N], got []")
-    one = vector or y.dim() == X.dim() - 1
+    single_target = vector or y.dim() == X.dim() - 1
     X = X[:, None] if vector else X
-    y = y[..., None] if one else y
+    y = y[..., None] if single_target else y
     if y.dim() != X.dim() or y.shape[-2] != X.shape[-2] or y.shape[-1] == 0:
-        given = [list(X.shape[:1]), list(y.shape[:1])] if vector else [list(X.shape), list(y.shape[: -1 if one else 9])]
+        X_shape = list(X.shape[:1] if vector else X.shape)
+        y_shape = list(y.shape[:-1] if single_target else y.shape)
         raise ValueError(
-            "y must have the shape [*batch, N], or [*batch, N, R] for several targets, to go with X"
-            f" {'[N]' if vector else '[*batch, N, P]'} = {given[0]}, got {given[1]}"
+            "y must have the shape [*batch, N], or [*batch, N, R] for several targets, to match X"
+            f" {'[N]' if vector else '[*batch, N, P]'} = {X_shape}, got {y_shape}"
         )
     if X.shape[-2] < rows:
         raise ValueError(f"X must have at least one row, got the shape {list(X.shape[:1] if vector else X.shape)}")
@@ -105,7 +106,7 @@ def data(X: Any, y: Any, rows: int = 1) -> Data:
         X, y, B = X.expand(*batch, -1, -1), y.expand(*batch, -1, -1), math.prod(batch)
     form = Form(
         batch,
-        None if one else y.shape[-1],
+        None if single_target else y.shape[-1],
         None if vector else X.shape[-1],
         numpy,
         X.dtype if X.dtype == y.dtype else torch.float64,
@@ -117,14 +118,14 @@ def data(X: Any, y: Any, rows: int = 1) -> Data:
 
 
 class Weights(NamedTuple):
-    """Weights of rows, and the problems with weights that are inf or NaN, which have weights 0 here."""
+    """Weights of rows, and which problems have inf or NaN among them; the weights of these are 0 here."""
 
     w: Tensor | None  # [B, N] float64
-    lost: Tensor | None  # [B] bool, None for no such problem
+    invalid: Tensor | None  # [B] bool, None if there is no such problem
 
 
 def row_weights(sample_weight: Any, form: Form, N: int, in_batch: bool = False) -> Weights:
-    """sample_weight `[*batch, N]` or what broadcasts to it; with in_batch inf and NaN are no error in one problem."""
+    """Check sample_weight, which broadcasts to `[*batch, N]`; with in_batch, inf and NaN are never an error."""
     if sample_weight is None:
         return Weights(None, None)
     w = as_operand("sample_weight", sample_weight, form.device, "X")
@@ -132,59 +133,59 @@ def row_weights(sample_weight: Any, form: Form, N: int, in_batch: bool = False) 
     if w.dim() == 0 or w.shape[-1] != N:
         raise ValueError(f"sample_weight must have the shape [*batch, N] = {list(shape)} or [N], got {list(w.shape)}")
     check_broadcasts("sample_weight", w, shape, "X without its P")
-    sound = True
+    valid = True
     if w.numel():
-        least, most = torch.aminmax(w.detach())  # both pass NaN on
-        sound = bool((least >= 0) & (most < math.inf))
-    if not sound and (negative := w < 0).any():
+        smallest, largest = torch.aminmax(w.detach())  # both propagate NaN
+        valid = bool((smallest >= 0) & (largest < math.inf))
+    if not valid and (negative := w < 0).any():
         at = negative.nonzero()[0].tolist()
         raise ValueError(f"sample_weight must not be negative, got {w[tuple(at)].item():g} at {at}")
     w = w.expand(shape).reshape(math.prod(form.batch), N)
-    if sound:
+    if valid:
         return Weights(w, None)
     if not (form.batch or in_batch):
         n = int((~w[0].isfinite()).nonzero()[0, 0])
         raise ValueError(f"sample_weight must be finite, got {w[0, n].item()} at [{n}]")
-    lost = ~w.isfinite().all(1)
-    return Weights(torch.where(lost[:, None], 0.0, w), lost)
+    invalid = ~w.isfinite().all(1)
+    return Weights(torch.where(invalid[:, None], 0.0, w), invalid)
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False."""
+    """Check for True or False."""
     if not is_flag(value):
         raise TypeError(f"{name} must be True or False, got {describe(value)}")
     return bool(value)
 
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """One of these strings."""
+    """Check for one of the given strings."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {describe(value)}")
     return value
 
 
 def engine_name(backend: str, precision: str, *tensors: Tensor | None) -> str:
-    """The backend that computes with these tensors, X first."""
+    """The backend for these tensors, X first."""
     X = tensors[0]
     assert X is not None
-    unserved = unserved_state()
+    unsupported = unsupported_state()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        unserved = "an argument requires grad"
+        unsupported = "an argument requires grad"
     if X.numel() == 0:
-        unserved = f"X is empty, of shape {list(X.shape)}"
-    elif X.shape[-1] > MOST_COLUMNS:
-        unserved = f"X has {X.shape[-1]} columns, and kernels take {MOST_COLUMNS} at most"
-    chosen = _backend.choose("regression", _backend.requested(backend), X.device, unserved)
+        unsupported = f"X is empty, of shape {list(X.shape)}"
+    elif X.shape[-1] > MAX_COLUMNS:
+        unsupported = f"X has {X.shape[-1]} columns, and kernels support at most {MAX_COLUMNS}"
+    chosen = _backend.choose("regression", _backend.requested(backend), X.device, unsupported)
     if chosen == "reference" and precision == "double-double":
         raise _backend.BackendError(NO_REFERENCE)
     return chosen
 
 
-def of_sums(precision: str, name: str) -> str:
-    """The precision of sums that cannot be refined later."""
+def precision_of_sums(precision: str, name: str) -> str:
+    """The precision of sums: "auto" means double-double, since a solution cannot be refined without the rows."""
     return "double-double" if precision == "auto" and name != "reference" else precision
 
 
 def engine(name: str) -> Any:
-    """The module that computes: a kernel's, or `fastvae.reference.regression.engine`."""
-    return reference_engine if name == "reference" else _backend.launcher("regression", name)
+    """The engine of a backend: the module of a kernel, or `fastvae.reference.regression.engine`."""
+    return reference_engine if name == "reference" else _backend.kernel_module("regression", name)

@@ -1,9 +1,9 @@
-"""`fastvae.regression.fit`: what it promises."""
+"""`fastvae.regression.fit`."""
 
 from typing import Any
 
 from .._core.checks import not_negative
-from ..reference.regression.engine import mark_lost
+from ..reference.regression.engine import mark_nonfinite
 from . import _checks as checks
 from . import _problems as problems
 from ._result import RegressionFit
@@ -22,7 +22,7 @@ def fit(
 ) -> RegressionFit:
     """Fit a linear regression, or one to each problem of a batch, with standard errors, likelihood and status.
 
-    With Xc and yc the data less their weighted means (or as they are, without an intercept), and D = diag(w):
+    With Xc and yc the data minus their weighted means (without an intercept, the data themselves), and D = diag(w):
 
         W = (Xc'D Xc + alpha I)^-1 Xc'D yc,    b = ybar - W xbar,    sigma2 = RSS / N,
 
@@ -31,52 +31,59 @@ def fit(
     Parameters
     ----------
     X : array or tensor ``[*batch, N, P]``, or ``[N]`` with y ``[N]``
+        The regressors, without a column of ones.
     y : array or tensor ``[*batch, N]`` or ``[*batch, N, R]``
-        One target or several, which share X and weights: read from y.ndim against X.ndim.
+        One target, or several targets with the same X and weights if y has as many dims as X.
     sample_weight : array or tensor ``[*batch, N]`` or ``[N]``
-        A row's variance is sigma2 / w. A weight of 2 gives W and b of the row twice, but counts as one row in N and
-        df; a row of weight 0 counts nowhere, whatever it holds.
+        Weights w: the variance of a row is sigma2 / w. A weight of 2 gives the same W and b as repeating the row, but
+        counts as one row in N and df. Rows of weight 0 are ignored and may contain anything.
     alpha : float
-        Ridge penalty on the sum of squares of W, in units of X as given; never on b.
+        Ridge penalty on the sum of squares of W, in the units of X; b is not penalized.
     fit_intercept : bool
-        Whether b is estimated; else it is 0.
+        Whether to estimate b; otherwise it is 0.
     precision : "auto", "float64" or "double-double"
-        Of normal equations. "auto" bounds the error of each coefficient of the float64 solution, and corrects it by
-        residuals in double-double, or solves anew in double-double, where the bound is not good enough; the status says
-        which. The reference computes by QR in float64, and has no "double-double".
+        Precision of the normal equations. "auto" computes a bound on the error of each coefficient of the float64
+        solution. If the bound is too large, the solution is corrected with residuals in double-double, or the problem
+        is solved again in double-double; the status says which. The reference uses QR in float64 and does not support
+        "double-double".
     on_singular : "warn", "raise" or "ignore"
-        Where the columns of X are linearly dependent, about their means if there is an intercept: the solution is that
-        of minimum norm and the status says RANK_DEFICIENT in any case.
+        What to do if the columns of X (minus their means, if there is an intercept) are linearly dependent. Unless an
+        error is raised, the minimum-norm solution is returned with the status RANK_DEFICIENT.
     backend : "auto", "triton", "numba" or "reference"
+        A backend requested by name computes the call or raises.
 
     Returns
     -------
     RegressionFit
-        Detached from any graph, unless X, y or sample_weight requires grad under grad mode.
+        Detached from any graph, unless X, y or sample_weight requires grad and grad mode is enabled.
 
     Raises
     ------
     TypeError, ValueError
-        For an argument of the wrong type, shape or device, and for negative weights. For inf or NaN in one problem, and
-        where it has no row of positive weight; in a batch the status of that problem says NONFINITE or TOO_FEW_ROWS,
-        its results are NaN, and all others are answered. Where some of several targets alone hold inf or NaN, so are
-        the other targets of that problem, and ``X[None], y[None]`` is a batch of one.
+        If an argument has the wrong type, shape or device, and for negative weights. For a single problem, also if the
+        data contain inf or NaN, or if no row has a positive weight. In a batch, the status of such a problem is
+        NONFINITE or TOO_FEW_ROWS, its results are NaN, and the other problems are fitted. If only some of several
+        targets contain inf or NaN, the other targets of that problem are fitted as well; for a single problem, pass
+        ``X[None], y[None]``, a batch of one.
     numpy.linalg.LinAlgError
-        For linearly dependent columns, with ``on_singular="raise"``.
+        If columns are linearly dependent and ``on_singular="raise"``.
     BackendError
-        If the backend named cannot serve the call.
+        If the requested backend does not support the call.
 
     Warns
     -----
     numpy.exceptions.RankWarning
-        For linearly dependent columns, with ``on_singular="warn"``. Before NumPy 2 it is ``numpy.RankWarning``.
+        If columns are linearly dependent and ``on_singular="warn"``. Before NumPy 2 it is ``numpy.RankWarning``.
 
     Notes
     -----
     Equivalent to ``statsmodels.api.WLS(y, add_constant(X), weights).fit()`` on the rows with w > 0; to
-    ``LinearRegression`` and ``Ridge(alpha)`` in scikit-learn; for W and b alone to
-    ``torch.linalg.lstsq(torch.cat([ones, X], -1), y)``; and to a loop of them over a batch.
-    Source: Björck (1996), ch. 2; refinement by Demmel, Hida, Riedy & Li (2009).
+    ``LinearRegression`` and ``Ridge(alpha)`` in scikit-learn; for W and b only, to
+    ``torch.linalg.lstsq(torch.cat([ones, X], -1), y)``; and to a loop of these over a batch.
+
+    References
+    ----------
+    Björck (1996), ch. 2; for the refinement, Demmel, Hida, Riedy & Li (2009).
 
     Examples
     --------
@@ -102,27 +109,27 @@ def fit(
     }
     checks.choice("on_singular", on_singular, checks.ON_SINGULAR)
     data = checks.data(X, y)
-    w, lost = checks.row_weights(sample_weight, data.form, data.X.shape[1])
+    w, invalid = checks.row_weights(sample_weight, data.form, data.X.shape[1])
     engine = checks.engine(checks.engine_name(backend, precision, data.X, data.y, w))
     fitted = engine.fit(data.X, data.y, sample_weight=w, **options)
-    told, lost_targets = problems.flags(fitted.status), None
-    if told & problems.NONFINITE and data.form.batch and data.form.R > 1:
-        data, fitted, lost_targets = problems.without_lost_targets(engine, data, w, fitted, options)
-        told = problems.flags(fitted.status)
-    if told & problems.SUSPECT or problems.extreme(fitted, w is not None):
-        fitted = problems.rescaled(engine, data, w, fitted, options)
-        told = problems.flags(fitted.status)
-    if w is not None and told & problems.STRAINED and engine is not problems.reference_engine:
-        fitted = problems.with_heavy_rows(data, w, fitted, options)
-        told = problems.flags(fitted.status)
-    if lost_targets is not None:
-        fitted = mark_lost(fitted, lost_targets)
-    if lost is not None:
-        fitted = mark_lost(fitted, lost)
-    if told & problems.UNFITTED and not data.form.batch:
-        problems.refuse(data, w, fitted)
-    if told & problems.RANK_DEFICIENT and options["alpha"] > 0:
-        fitted = problems.of_full_rank(fitted, fit_intercept)
-    elif told & problems.RANK_DEFICIENT:
-        problems.say_singular(fitted, data.form, fit_intercept, on_singular)
+    flags, nonfinite_targets = problems.combined_flags(fitted.status), None
+    if flags & problems.NONFINITE and data.form.batch and data.form.R > 1:
+        data, fitted, nonfinite_targets = problems.replace_nonfinite_targets(engine, data, w, fitted, options)
+        flags = problems.combined_flags(fitted.status)
+    if flags & problems.MAYBE_OUT_OF_RANGE or problems.has_extreme_values(fitted, w is not None):
+        fitted = problems.refit_rescaled(engine, data, w, fitted, options)
+        flags = problems.combined_flags(fitted.status)
+    if w is not None and flags & problems.ILL_CONDITIONED and engine is not problems.reference_engine:
+        fitted = problems.refit_heavy_rows(data, w, fitted, options)
+        flags = problems.combined_flags(fitted.status)
+    if nonfinite_targets is not None:
+        fitted = mark_nonfinite(fitted, nonfinite_targets)
+    if invalid is not None:
+        fitted = mark_nonfinite(fitted, invalid)
+    if flags & problems.UNFITTED and not data.form.batch:
+        problems.raise_unfitted(data, w, fitted)
+    if flags & problems.RANK_DEFICIENT and options["alpha"] > 0:
+        fitted = problems.as_full_rank(fitted, fit_intercept)
+    elif flags & problems.RANK_DEFICIENT:
+        problems.report_singular(fitted, data.form, fit_intercept, on_singular)
     return RegressionFit._of(fitted, data.form, options["alpha"], fit_intercept)

@@ -1,4 +1,4 @@
-"""What `fastvae.regression` returns: estimates, how sure they are, and what is to be done with them."""
+"""`RegressionFit`, the result of `fastvae.regression`: estimates, inference, predictions and the summary."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.arrays import as_floating, give_back
+from .._core.arrays import as_floating, as_output
 from .._core.checks import check_device
 from .._core.numbers import is_integer
 from .._core.status import Status
@@ -15,9 +15,9 @@ from ..reference.regression.engine import Fitted
 from . import _summary
 from ._checks import Form
 from ._inference import Inference, check_level, tensor
-from ._predict import Center, about, center_of, is_far
+from ._predict import Center, center_of, is_far, predict_centered
 
-FIELDS = {  # and the dims of each behind the batch's
+FIELDS = {  # with the dims of each after the batch dims
     "coef": "RP",
     "intercept": "R",
     "standard_errors": "RP",
@@ -37,36 +37,46 @@ ESTIMATES = tuple(FIELDS)[:6]  # in the dtype of the data
 
 
 class RegressionFit(Inference):
-    """A fitted regression, or a batch of them. Made by `fit` and `Gram.solve`; frozen; pickles.
+    """A fitted regression, or a batch of them, returned by `fit` and `Gram.solve`. Immutable; can be pickled.
 
-    Of a batch ``fit[i]`` is the fit of problem i; slices, masks and arrays of numbers pick several; `len` and iteration
-    go over the first batch dim. R has no dim where y has none, and P has none where X is ``[N]``.
+    For a batch, ``fit[i]`` is the fit of problem i; slices, masks and index arrays select several; `len` and iteration
+    use the first batch dim. There is no dim for R if y has none, and no dim for P if X is ``[N]``.
 
     Attributes
     ----------
-    coef, intercept : ``[*batch, P]`` or ``[*batch, R, P]``; ``[*batch]`` or ``[*batch, R]``
-        W, as scikit-learn's ``coef_``, and b, 0 without an intercept.
-    standard_errors, intercept_standard_error : shaped as these
-        By sigma2_unbiased; statsmodels' ``bse``. NaN where that is. 0 for the intercept that is not there.
+    coef : ``[*batch, P]`` or ``[*batch, R, P]``
+        W, like scikit-learn's ``coef_``.
+    intercept : ``[*batch]`` or ``[*batch, R]``
+        b; 0 without an intercept.
+    standard_errors, intercept_standard_error : shaped like coef and intercept
+        Standard errors, from sigma2_unbiased; statsmodels' ``bse``. NaN where sigma2_unbiased is NaN; 0 for the
+        intercept if it is not estimated.
     sigma2 : ``[*batch]`` or ``[*batch, R]``
-        The maximum likelihood estimate RSS / N of the variance of a row of weight 1.
-    sigma2_unbiased : likewise
-        RSS / df; statsmodels' ``scale``. NaN where df <= 0, and under a ridge, where no df makes it unbiased.
-    log_likelihood, r2, rss : float64, likewise
-        In nats, +inf where RSS = 0; statsmodels' ``llf``. 1 - RSS / TSS, TSS about the mean of y, or about 0 without an
-        intercept. The sum of weighted squared residuals.
+        Maximum likelihood estimate RSS / N of the variance of a row of weight 1.
+    sigma2_unbiased : ``[*batch]`` or ``[*batch, R]``
+        RSS / df; statsmodels' ``scale``. NaN if df <= 0, and with a ridge penalty, for which no df makes it unbiased.
+    log_likelihood : float64 ``[*batch]`` or ``[*batch, R]``
+        In nats; +inf if RSS = 0; statsmodels' ``llf``.
+    r2 : float64 ``[*batch]`` or ``[*batch, R]``
+        1 - RSS / TSS, with TSS about the mean of y, or about 0 without an intercept.
+    rss : float64 ``[*batch]`` or ``[*batch, R]``
+        Sum of weighted squared residuals.
     condition : float64 ``[*batch]``
-        sqrt(|G| |G^-1|) in the 1-norm, G the Gram matrix of the columns, less their means if there is an intercept, and
-        scaled to unit norm. About the digits, as log10, that a change of the data in the last place can cost.
-    rank, rows, df : int64 ``[*batch]``
-        Of the columns, less their means if there is an intercept; the rows with w > 0; rows - rank, less 1 for an
-        intercept.
+        Condition number sqrt(|G| |G^-1|) in the 1-norm, G the Gram matrix of the columns (minus their means, if there
+        is an intercept), scaled to unit norm. Its log10 is about the number of digits that a change in the last digit
+        of the data can cost.
+    rank : int64 ``[*batch]``
+        Rank of the columns (minus their means, if there is an intercept).
+    rows : int64 ``[*batch]``
+        Number of rows with w > 0.
+    df : int64 ``[*batch]``
+        Residual degrees of freedom: rows - rank, minus 1 for an intercept.
     status : Status, or int64 ``[*batch]``
         Flags of `fastvae.Status`: REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT, NONFINITE, TOO_FEW_ROWS.
 
     Notes
     -----
-    Equivalent to statsmodels' ``RegressionResults``, for each problem of a batch.
+    Corresponds to statsmodels' ``RegressionResults``, for each problem of a batch.
 
     Examples
     --------
@@ -80,16 +90,16 @@ class RegressionFit(Inference):
     """
 
     __slots__ = (
-        *("_alpha", "_center", "_columns", "_covariance", "_far", "_fit_intercept", "_inverse_gram", "_made", "_numpy"),
-        "_targets",
+        *("_alpha", "_center", "_columns", "_covariance", "_far", "_fit_intercept", "_inverse_gram", "_numpy"),
+        *("_source", "_targets"),
         *FIELDS,
     )
 
-    _center: Any  # Center, [*batch, P] and [*batch, R]; None until asked for
+    _center: Any  # Center, [*batch, P] and [*batch, R]; None until first used
     _far: bool | None
     _inverse_gram: Callable[[], Tensor]  # [*batch, P, P]
     _covariance: Any
-    _made: Any  # what the fields are made of, when first asked for: 14 views would take as long as a small batch
+    _source: Any  # fields are created from it on first access: creating 14 views takes as long as fitting a small batch
 
     def __init__(self, **fields: Any) -> None:
         for name, value in fields.items():
@@ -97,7 +107,7 @@ class RegressionFit(Inference):
 
     @classmethod
     def _of(cls, fitted: Fitted, form: Form, alpha: float, fit_intercept: bool) -> "RegressionFit":
-        """Results of an engine as the caller has them."""
+        """Create it from the results of an engine."""
         P, inverse_gram = form.P, fitted.inverse_gram
         return cls(
             _alpha=alpha,
@@ -107,7 +117,7 @@ class RegressionFit(Inference):
             _covariance=None,
             _fit_intercept=fit_intercept,
             _inverse_gram=lambda: inverse_gram().reshape(*form.batch, P, P),
-            _made=(fitted, form),
+            _source=(fitted, form),
             _numpy=form.numpy,
             _targets=form.targets,
         )
@@ -115,31 +125,35 @@ class RegressionFit(Inference):
     def __getattr__(self, name: str) -> Any:
         if name not in FIELDS:
             raise AttributeError(f"a RegressionFit has no attribute {name!r}")
-        fitted, form = self._made
+        fitted, form = self._source
         if name == "status" and not form.batch:
             value: Any = Status(int(fitted.status))
         else:
-            shape = {"RP": form.over_coefficients(), "R": form.over_targets(), "": form.batch}[FIELDS[name]]
-            value = form.back(getattr(fitted, name), shape, form.dtype if name in ESTIMATES else None)
+            shape = {"RP": form.coef_shape(), "R": form.targets_shape(), "": form.batch}[FIELDS[name]]
+            value = form.to_output(getattr(fitted, name), shape, form.dtype if name in ESTIMATES else None)
         object.__setattr__(self, name, value)
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"a RegressionFit is frozen: {name} cannot be set")
+        raise AttributeError(f"a RegressionFit is immutable: {name} cannot be set")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a RegressionFit is frozen: {name} cannot be deleted")
+        raise AttributeError(f"a RegressionFit is immutable: {name} cannot be deleted")
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in self.__slots__}
-        state |= {"_center": self._about().map(Tensor.detach), "_inverse_gram": self._inverse_gram(), "_made": None}
+        state |= {
+            "_center": self._get_center().map(Tensor.detach),
+            "_inverse_gram": self._inverse_gram(),
+            "_source": None,
+        }
         return {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         V = state["_inverse_gram"]
         self.__init__(**state | {"_inverse_gram": lambda: V})  # type: ignore[misc]
 
-    # A batch
+    # Batches
 
     def __len__(self) -> int:
         if not self.batch_shape:
@@ -158,7 +172,7 @@ class RegressionFit(Inference):
             raise IndexError("the fit of one problem has no batch to index")
         at = index if isinstance(index, tuple) else (index,)
         if not all(is_integer(i) for i in at) or len(at) > len(batch):
-            # Numbers of the problems: no index then reaches into the dims of coefficients.
+            # Index the positions of the problems, so that no index reaches into the dims of coefficients.
             device = self.rank.device if isinstance(self.rank, Tensor) else "cpu"
             at = (torch.arange(math.prod(batch), device=device).reshape(batch)[index],)
         picked = at[0] if isinstance(at[0], Tensor) else None
@@ -175,9 +189,9 @@ class RegressionFit(Inference):
         return RegressionFit(
             **fields,
             _alpha=self._alpha,
-            _center=self._about().map(lambda t: pick(give_back(t, self._numpy))).map(tensor),
+            _center=self._get_center().map(lambda t: pick(as_output(t, self._numpy))).map(tensor),
             _far=None,
-            _made=None,
+            _source=None,
             _fit_intercept=self._fit_intercept,
             _columns=self._columns,
             _targets=self._targets,
@@ -195,50 +209,58 @@ class RegressionFit(Inference):
             return f"RegressionFit({what}{size})"
         return f"RegressionFit(coef={self.coef}, intercept={self.intercept}, status={self.status!r})"
 
-    # What follows from the estimates
+    # Derived quantities
 
     @property
     def covariance(self) -> Any:
-        """Var W = sigma2_unbiased (Xc'D Xc)^-1, ``[*batch, P, P]`` or ``[*batch, R, P, P]``, made when first asked for.
+        """Covariance Var W = sigma2_unbiased (Xc'D Xc)^-1, ``[*batch, P, P]`` or ``[*batch, R, P, P]``.
 
-        The pseudo-inverse where the columns are dependent. Equivalent to statsmodels' ``cov_params()`` without the row
-        and column of the constant.
+        Computed on first access, with the pseudo-inverse if the columns are dependent. Equivalent to statsmodels'
+        ``cov_params()`` without the row and column of the constant.
         """
         if self._covariance is None:
             V, scale = self._inverse_gram(), tensor(self.sigma2_unbiased)
             V = V if self._targets is None else V[..., None, :, :]
             V = (V * scale[..., None, None]).to(scale.dtype)
             V = V[..., 0, 0] if self._columns is None else V
-            object.__setattr__(self, "_covariance", give_back(V, self._numpy))
+            object.__setattr__(self, "_covariance", as_output(V, self._numpy))
         return self._covariance
 
-    def _about(self) -> Center:
-        """Where the fit is given as well as at the origin."""
+    def _get_center(self) -> Center:
+        """The center for predictions, see `_predict`."""
         if self._center is None:
-            fitted, form = self._made
+            fitted, form = self._source
             center = center_of(fitted.coef, fitted.mean_x, fitted.small_mean_x, fitted.mean_y)
             shapes = (*form.batch, form.P), (*form.batch, form.R)
             object.__setattr__(self, "_center", Center(*(t.reshape(s) for t, s in zip(center, shapes, strict=True))))
         return self._center
 
     def _is_far(self, W: Tensor, b: Tensor) -> bool:
-        """Whether W x loses digits that lie about the means."""
+        """Whether predictions must be computed about the means to keep their precision."""
         if self._far is None:
             sigma2 = tensor(self.sigma2).detach().reshape(b.shape)
-            object.__setattr__(self, "_far", is_far(self._about().map(Tensor.detach), W.detach(), b.detach(), sigma2))
+            object.__setattr__(
+                self, "_far", is_far(self._get_center().map(Tensor.detach), W.detach(), b.detach(), sigma2)
+            )
         return bool(self._far)
 
     def predict(self, X: Any) -> Any:
-        """W x + b for new rows: ``[*batch, M]`` or ``[*batch, M, R]``, in the promoted dtype, as array or tensor as X.
+        """Predict W x + b for new rows.
 
         Parameters
         ----------
-        X : array or tensor ``[*batch, M, P]``, or ``[M, P]`` for all problems; ``[M]`` where the fit was of ``[N]``
+        X : array or tensor ``[*batch, M, P]``
+            Or ``[M, P]``, the same rows for all problems; ``[M]`` if the fit had X of shape ``[N]``.
+
+        Returns
+        -------
+        array or tensor ``[*batch, M]`` or ``[*batch, M, R]``
+            In the promoted dtype, with the container type of X.
 
         Notes
         -----
-        Equivalent to scikit-learn's ``predict`` and ``X @ coef + intercept``. Where the data lie far from the origin it
-        is taken about their means, ``y0 + (X - x0) @ coef``, so that no digit of the fit is lost.
+        Equivalent to scikit-learn's ``predict`` and ``X @ coef + intercept``. For data far from the origin it is
+        computed about the means, as ``y0 + (X - x0) @ coef``, so that no precision of the fit is lost.
         """
         rows = as_floating("X", X)
         W, b = tensor(self.coef), tensor(self.intercept)
@@ -247,25 +269,27 @@ class RegressionFit(Inference):
         rows, W, b = rows.to(dtype), W.to(dtype), b.to(dtype)
         if self._columns is None:
             if rows.dim() != 1:
-                raise ValueError(f"X must have the shape [M], as the fit's had, got {list(rows.shape)}")
+                raise ValueError(f"X must have the shape [M], as in the fit, got {list(rows.shape)}")
             W, b = W.reshape(1, 1), b.reshape(1)
             if self._is_far(W, b):
-                return give_back(about(rows[:, None], W, self._about())[:, 0], not isinstance(X, Tensor))
-            return give_back(rows * W[0, 0] + b[0], not isinstance(X, Tensor))
+                return as_output(
+                    predict_centered(rows[:, None], W, self._get_center())[:, 0], not isinstance(X, Tensor)
+                )
+            return as_output(rows * W[0, 0] + b[0], not isinstance(X, Tensor))
         batch, P = self.batch_shape, self._columns
         lead = tuple(rows.shape[:-2])
-        fits = rows.dim() >= 2 and rows.shape[-1] == P and len(lead) in (0, len(batch))
-        if not fits or any(n not in (1, m) for n, m in zip(lead, batch, strict=False)):
+        valid = rows.dim() >= 2 and rows.shape[-1] == P and len(lead) in (0, len(batch))
+        if not valid or any(n not in (1, m) for n, m in zip(lead, batch, strict=False)):
             form = f"{[*batch, 'M', P]} or ['M', {P}]" if batch else f"['M', {P}]"
             form = form.replace("'", "")
-            raise ValueError(f"X must have the shape {form} to go with the fit, got {list(rows.shape)}")
-        one = self._targets is None
-        if self._far is False or not self._is_far(*((W[..., None, :], b[..., None]) if one else (W, b))):
-            y = (rows @ W[..., None])[..., 0] + b[..., None] if one else rows @ W.mT + b[..., None, :]
+            raise ValueError(f"X must have the shape {form} to match the fit, got {list(rows.shape)}")
+        single_target = self._targets is None
+        if self._far is False or not self._is_far(*((W[..., None, :], b[..., None]) if single_target else (W, b))):
+            y = (rows @ W[..., None])[..., 0] + b[..., None] if single_target else rows @ W.mT + b[..., None, :]
         else:
-            y = about(rows, W[..., None, :] if one else W, self._about())
-            y = y[..., 0] if one else y
-        return give_back(y, not isinstance(X, Tensor))
+            y = predict_centered(rows, W[..., None, :] if single_target else W, self._get_center())
+            y = y[..., 0] if single_target else y
+        return as_output(y, not isinstance(X, Tensor))
 
     def summary(
         self,
@@ -275,18 +299,27 @@ class RegressionFit(Inference):
         problem: int | tuple[int, ...] | None = None,
         target: int | None = None,
     ) -> str:
-        """A table of one problem for people to read, or an overview of a batch.
+        """Summarize one problem in a table of text, or a batch in an overview.
 
         Parameters
         ----------
         names : sequence of P strings
-            Of the columns; x1, x2, ... else.
+            Names of the columns; by default x1, x2, ...
         level : float
-            Of the confidence intervals.
+            Level of the confidence intervals.
         problem : int or tuple of ints
-            Which of a batch; None gives the overview.
+            Index of a problem of a batch; None gives the overview.
         target : int
-            Which of several; None gives the tables of all.
+            Index of a target; None gives the tables of all targets.
+
+        Returns
+        -------
+        str
+
+        Notes
+        -----
+        Corresponds to the ``summary()`` of statsmodels and R, except for the condition number, for which they use other
+        columns. Unknown values are shown as ``-``. A table requires SciPy.
 
         Examples
         --------
@@ -298,15 +331,10 @@ class RegressionFit(Inference):
           degrees of freedom               2    sigma             0.387298
           log-likelihood            -0.49522    condition                1
           computed in ...
-          condition: of the columns, less their means, at unit norm; statsmodels' Cond. No. is that of the raw design
+          condition: of the centred columns at unit norm; statsmodels' Cond. No. is that of the raw design matrix
         <BLANKLINE>
                        estimate   std error           t       P>|t|      [0.025      0.975]
         intercept           0.8       0.324       2.469      0.1323   -0.594219     2.19422
         dose                2.3      0.1732       13.28    0.005623     1.55476     3.04524
-
-        Notes
-        -----
-        Equivalent to statsmodels' ``summary()`` and R's, but for the condition, which is theirs of other columns. What
-        is not known is ``-``. A table needs SciPy.
         """
         return _summary.text(self, names, check_level(level), problem, target)

@@ -12,12 +12,12 @@ from .._core.numbers import is_integer
 from .._core.status import Status
 from ._inference import Inference
 
-WIDTH, GAP = 12, 2  # of a column of numbers, at least, and of what parts it from the one before
-SAID = {
-    Status.REFINED: "corrected by residuals in double-double",
+WIDTH, GAP = 12, 2  # minimum width of a column of numbers, and of the gap before it
+DESCRIPTIONS = {
+    Status.REFINED: "corrected with residuals in double-double",
     Status.DOUBLE_DOUBLE: "in double-double throughout",
-    Status.RANK_DEFICIENT: "columns linearly dependent: the solution is that of minimum norm",
-    Status.NONFINITE: "not fitted: the data hold inf or NaN",
+    Status.RANK_DEFICIENT: "columns linearly dependent: this is the minimum-norm solution",
+    Status.NONFINITE: "not fitted: the data contain inf or NaN",
     Status.TOO_FEW_ROWS: "not fitted: no row has a positive weight",
 }
 
@@ -41,14 +41,14 @@ def text(fit: Inference, names: Sequence[str] | None, level: float, problem: Any
         fit = fit[at]
     elif batch:
         return "\n".join(_overview(fit, target))
-    named = [f"x{i + 1}" for i in range(columns)] if names is None else [str(name) for name in names]
+    column_names = [f"x{i + 1}" for i in range(columns)] if names is None else [str(name) for name in names]
     title = "Linear regression" + (f" of problem {list(at)}" if problem is not None else "")
-    wanted = [None] if targets is None else [target] if target is not None else list(range(targets))
-    return "\n\n".join("\n".join(_table(fit, named, level, title, r)) for r in wanted)
+    shown = [None] if targets is None else [target] if target is not None else list(range(targets))
+    return "\n\n".join("\n".join(_table(fit, column_names, level, title, r)) for r in shown)
 
 
 def _table(fit: Inference, names: list[str], level: float, title: str, target: int | None) -> Iterator[str]:
-    """Lines of one problem and target."""
+    """The lines for one problem and target."""
 
     def of(value: Any) -> np.ndarray:
         value = _array(value)
@@ -64,7 +64,7 @@ def _table(fit: Inference, names: list[str], level: float, title: str, target: i
     ]
     yield title + ("" if target is None else f", target {target}")
     width = max(12, len(r2) + 2)
-    yield from (f"  {a:<20}{_word(b):>14}    {c:<{width}}{_word(d):>14}" for a, b, c, d in facts)
+    yield from (f"  {a:<20}{_dash_if_nan(b):>14}    {c:<{width}}{_dash_if_nan(d):>14}" for a, b, c, d in facts)
     notes = _notes(fit, math.isnan(unbiased), math.isnan(float(of(fit.rss))))
     yield from (f"  {note}" for note in (*notes, _condition_note(fit)))
     ends = f"[{(1 - level) / 2:.4g}", f"{(1 + level) / 2:.4g}]"
@@ -80,52 +80,57 @@ def _table(fit: Inference, names: list[str], level: float, title: str, target: i
     lines: list[tuple[str, ...]] = [("", "estimate", "std error", "t", "P>|t|", *ends)]
     for name, *numbers in rows:
         digits = (6, 4, 4, 4, 6, 6)
-        lines.append((name, *(_word(f"{v:.{d}g}") for v, d in zip(numbers, digits, strict=True))))
+        lines.append((name, *(_dash_if_nan(f"{v:.{d}g}") for v, d in zip(numbers, digits, strict=True))))
     yield from _aligned(lines)
 
 
-def _notes(fit: Inference, no_errors: bool, lost: bool) -> Iterator[str]:
-    """How it was computed, and why something is missing."""
-    status = Status(int(fit.status)) & (~Status(0) if lost else ~Status.NONFINITE)  # of another target else
-    said = [words for flag, words in SAID.items() if status & flag]
+def _notes(fit: Inference, no_errors: bool, unfitted: bool) -> Iterator[str]:
+    """How the fit was computed, and why results are missing."""
+    # NONFINITE may refer to another target.
+    status = Status(int(fit.status)) & (~Status(0) if unfitted else ~Status.NONFINITE)
+    descriptions = [words for flag, words in DESCRIPTIONS.items() if status & flag]
     how = status & (Status.DOUBLE_DOUBLE | Status.REFINED | Status.NONFINITE | Status.TOO_FEW_ROWS)
-    yield "computed in float64" if not how and not said else "; ".join(["computed in float64"] * (not how) + said)
+    yield (
+        "computed in float64"
+        if not how and not descriptions
+        else "; ".join(["computed in float64"] * (not how) + descriptions)
+    )
     if status & Status.RANK_DEFICIENT:
         yield f"rank {int(fit.rank)} of {1 if fit._columns is None else fit._columns}"
     if fit._alpha > 0:
         yield f"ridge, alpha = {fit._alpha:g}: estimates are biased, without standard errors; sigma is sqrt(RSS / N)"
     elif no_errors and not status & (Status.NONFINITE | Status.TOO_FEW_ROWS):
-        yield "no degrees of freedom are left, so there are no standard errors; sigma is sqrt(RSS / N)"
+        yield "no residual degrees of freedom, so no standard errors; sigma is sqrt(RSS / N)"
 
 
 def _overview(fit: Inference, target: int | None) -> Iterator[str]:
-    """Lines of a batch."""
+    """The lines for a batch."""
     batch, status = fit.batch_shape, _array(fit.status).ravel()
-    number = len(status)
-    yield f"Linear regressions: {number} problems" + (f" ({' x '.join(map(str, batch))})" if len(batch) > 1 else "")
-    told = [(int(np.count_nonzero(status == 0)), "in float64")]
-    lost = np.isnan(_array(fit.rss))
-    partly = (status & Status.NONFINITE != 0) & ~(lost if fit._targets is None else lost.all(-1)).ravel()
+    problems = len(status)
+    yield f"Linear regressions: {problems} problems" + (f" ({' x '.join(map(str, batch))})" if len(batch) > 1 else "")
+    counts = [(int(np.count_nonzero(status == 0)), "in float64")]
+    unfitted = np.isnan(_array(fit.rss))
+    partly = (status & Status.NONFINITE != 0) & ~(unfitted if fit._targets is None else unfitted.all(-1)).ravel()
     status = np.where(partly, status & ~Status.NONFINITE, status)
-    told += [(int(np.count_nonzero(status & flag)), words) for flag, words in SAID.items()]
-    told += [(int(np.count_nonzero(partly)), "with targets that are not fitted: they hold inf or NaN")]
-    yield from (f"  {count:>10}  {words}" for count, words in told if count)
+    counts += [(int(np.count_nonzero(status & flag)), text) for flag, text in DESCRIPTIONS.items()]
+    counts += [(int(np.count_nonzero(partly)), "with targets that are not fitted: they contain inf or NaN")]
+    yield from (f"  {count:>10}  {text}" for count, text in counts if count)
     yield ""
-    lines: list[tuple[str, ...]] = [("", "least", "25 %", "median", "75 %", "most")]
+    lines: list[tuple[str, ...]] = [("", "min", "25 %", "median", "75 %", "max")]
     for name, value in ((_r2_name(fit), fit.r2), ("sigma", fit.sigma2_unbiased), ("condition", fit.condition)):
         array = _array(value).astype(np.float64)
         array = array[..., target] if target is not None and name != "condition" and fit._targets else array
         array = np.sqrt(array) if name == "sigma" else array
         array = np.sort(array[~np.isnan(array)])
-        picked = array[np.round(np.linspace(0, len(array) - 1, 5)).astype(int)] if len(array) else [math.nan] * 5
-        lines.append((f"  {name:<16}", *(_word(f"{v:.5g}") for v in picked)))
+        quantiles = array[np.round(np.linspace(0, len(array) - 1, 5)).astype(int)] if len(array) else [math.nan] * 5
+        lines.append((f"  {name:<16}", *(_dash_if_nan(f"{v:.5g}") for v in quantiles)))
     yield from _aligned(lines)
     yield ""
     yield f"  {_condition_note(fit)}"
 
 
 def _aligned(lines: list[tuple[str, ...]]) -> Iterator[str]:
-    """Names to the left, numbers to the right, in columns that no number fills."""
+    """Align names to the left and numbers to the right, with a gap between columns."""
     names, *columns = zip(*lines, strict=True)
     widths = [max(WIDTH, GAP + max(map(len, column))) for column in columns]
     first = GAP + max(map(len, names))
@@ -134,17 +139,17 @@ def _aligned(lines: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _r2_name(fit: Inference) -> str:
-    """As statsmodels names it: without an intercept it is about 0, and no share of the variance."""
+    """The name statsmodels gives it: without an intercept, R^2 is about 0 and not a share of the variance."""
     return "R^2" if fit._fit_intercept else "R^2 (uncentered)"
 
 
 def _condition_note(fit: Inference) -> str:
-    about = "less their means, at unit norm" if fit._fit_intercept else "at unit norm"
-    return f"condition: of the columns, {about}; statsmodels' Cond. No. is that of the raw design"
+    columns = "centred columns" if fit._fit_intercept else "columns"
+    return f"condition: of the {columns} at unit norm; statsmodels' Cond. No. is that of the raw design matrix"
 
 
-def _word(number: str) -> str:
-    """What is not known is a dash."""
+def _dash_if_nan(number: str) -> str:
+    """A dash for NaN."""
     return "-" if number == "nan" else number
 
 

@@ -1,4 +1,4 @@
-"""scikit-learn estimators over the kernels. They need scikit-learn, the extra ``[sklearn]``."""
+"""Estimators with the interface of scikit-learn, computed by fastvae. They require the extra ``[sklearn]``."""
 
 from ._mixture import GaussianMixture
 from ._regression import LinearRegression

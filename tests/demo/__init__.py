@@ -1,1 +1,1 @@
-"""Of the main job."""
+"""Tests of the command line."""

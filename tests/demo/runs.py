@@ -1,4 +1,4 @@
-"""What the tests of the command line share: small runs, their files, and the one line of an error."""
+"""Shared by the tests of the command line: small runs, their files, and the line of an error message."""
 
 import re
 
@@ -9,8 +9,17 @@ import torch
 from fastvae.__main__ import main
 from fastvae.demo import pictures
 
-SMALL = ("--hidden", "16", "--latent", "3", "--epochs", "3", "--batch-size", "512")  # 3 steps an epoch, the last short
-BAR = re.compile(r"\d+/\d+ \[")  # tqdm's; where a step takes more than a second it writes s/step for step/s
+SMALL = (
+    "--hidden",
+    "16",
+    "--latent",
+    "3",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "512",
+)  # 3 steps per epoch, the last one smaller
+BAR = re.compile(r"\d+/\d+ \[")  # of tqdm, whose rate is step/s, or s/step if a step takes more than a second
 
 
 def train(out, *args):
@@ -18,7 +27,7 @@ def train(out, *args):
 
 
 def finished_run(out):
-    """A small run on the digits whose pictures nobody looks at."""
+    """A small finished run on the digits, without pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "draw_run", lambda *_: [])
         assert train(out, *SMALL) == 0
@@ -38,7 +47,7 @@ def assert_same_run(a, b):
 
 
 def line_of(err):
-    """The one line of an error on stderr, besides a progress bar."""
+    """The line of an error message on stderr, besides a progress bar."""
     assert "Traceback" not in err
     lines = [line for line in err.splitlines() if line.strip() and not BAR.search(line)]
     assert len(lines) == 1, err
@@ -46,7 +55,7 @@ def line_of(err):
 
 
 def error_of(capsys, code):
-    """The one line on stderr, besides a progress bar, of a command that failed with code 2."""
+    """The line on stderr, besides a progress bar, of a command that failed with exit status 2."""
     assert code == 2
     return line_of(capsys.readouterr().err)
 

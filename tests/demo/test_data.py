@@ -1,4 +1,4 @@
-"""The data of the command line: .csv files, labels, standardized tables, and where in a file an error is."""
+"""The data of the command line: .csv files, labels, standardized tables, and the positions of errors in files."""
 
 import csv
 import math
@@ -36,13 +36,13 @@ HEADER = 'height,"mass, kg",größe\n'
         (HEADER + LINES, NAMES),
         ("\n# made by hand\n" + HEADER + LINES.replace("\n", "\n\n", 3) + "# the end", NAMES),
         ((HEADER + LINES).replace("\n", "\r\n"), NAMES),
-        ("# a, b, c\n" + LINES, ["a", "b", "c"]),  # of numpy.savetxt
+        ("# a, b, c\n" + LINES, ["a", "b", "c"]),  # as written by numpy.savetxt
         ("# three columns\n" + LINES, None),
-        (",a,b\n" + LINES, ["", "a", "b"]),  # of pandas, with its index
+        (",a,b\n" + LINES, ["", "a", "b"]),  # as written by pandas, with its index
     ],
     ids=["mark", "mark and header", "header", "blanks and comments", "CRLF", "savetxt", "comment", "index"],
 )
-def test_a_table_keeps_all_rows_and_the_names_of_its_columns(tmp_path, content, names):
+def test_a_table_keeps_all_rows_and_column_names(tmp_path, content, names):
     path = tmp_path / "x.CSV"
     path.write_bytes(content.encode())
     read = data.load_data(str(path), "gaussian")
@@ -64,7 +64,7 @@ def with_cell(cell, header=HEADER, row=11):
         (with_cell("1_0"), "could not convert string '1_0' to a number at line 13, column 3 (größe)"),
         (with_cell("٣", "\n\n# b\n"), "could not convert string '٣' to a number at line 15, column 3"),
         (with_cell("1,1", ""), "the number of columns changed from 3 to 4 at line 12"),
-        (with_cell("two", "", 0), "could not convert string 'two' to a number at line 1, column 3; a header has no"),
+        (with_cell("two", "", 0), "could not convert string 'two' to a number at line 1, column 3; a header must not"),
         (with_cell("nan"), "1 values are NaN or infinite, the first at line 13, column 3 (größe)"),
         (with_cell("-inf", "# x\n\n"), "1 values are NaN or infinite, the first at line 14, column 3"),
         (with_cell("1e39"), "values as large as 1e+39 do not fit in float32, the first at line 13, column 3 (größe)"),
@@ -85,7 +85,7 @@ def test_a_table_in_another_encoding_is_malformed(tmp_path, capsys, encoding):
     assert "malformed: 'utf-8' codec can't decode" in error_of(capsys, train(tmp_path / "run", "--data", str(path)))
 
 
-def test_values_that_are_no_probabilities_are_named_by_their_place(tmp_path, capsys):
+def test_values_outside_0_to_1_are_named_by_position(tmp_path, capsys):
     x = rng.random((20, 3)).round(3)
     x[7, 1] = 1.5
     np.savetxt(tmp_path / "x.csv", x, delimiter=",", header="a,b,c", comments="")
@@ -141,14 +141,14 @@ def test_labels_of_any_kind_are_drawn(tmp_path, kind):
     assert [text.get_text() for text in figure.axes[0].texts] == (values if len(values) <= 10 else [])
 
 
-def test_names_with_dollars_are_no_formulas(run, tmp_path):
+def test_names_with_dollars_are_not_formulas(run, tmp_path):
     history, labels = state_of(run)["history"], np.array(["$_^$", "$"] * 20)
     pictures.save(pictures.draw_elbo(history, {"train": -2.0, "test": -3.0}, "$_^$.npz"), tmp_path / "elbo.png")
     pictures.save(pictures.draw_latents(VAE.mlp(5, latent=2), torch.randn(40, 5), labels), tmp_path / "latents.png")
     assert len(list(tmp_path.iterdir())) == 2
 
 
-# Columns of very different sizes, one of them constant, and one of which float32 has no digits but the leading ones.
+# Columns of very different scales, one of them constant, and one whose variation float32 cannot represent.
 MEAN, SCALE = np.array([1.6e9, -3.0, 2e-7, 5.25]), np.array([20.0, 1e4, 1e-8, 0.0])
 RAW = MEAN + SCALE * (rng.standard_normal((300, 1)) * [1, 1, -1, 1] + 0.3 * rng.standard_normal((300, 4)))
 TEST_ROW = int(torch.randperm(40, generator=torch.Generator().manual_seed(0))[0])
@@ -174,10 +174,10 @@ def test_a_raw_table_is_standardized_and_draws_are_in_its_units(standardized, tm
     assert np.all(np.abs(x.std(0) / np.where(spread == 0, 1, spread) - 1)[:3] < 0.3)
     expected = np.corrcoef(RAW[:, :3].T)
     assert np.abs(np.corrcoef(x[:, :3].T) - expected).max() < 0.15
-    assert np.abs(x[:, 3] - 5.25).max() < 6 * float(state_of(out)["model"]["log_scale"].exp())  # moved, not scaled
+    assert np.abs(x[:, 3] - 5.25).max() < 6 * float(state_of(out)["model"]["log_scale"].exp())  # shifted, not scaled
 
 
-def test_standardized_or_standardized_by_hand_is_the_same_run_with_the_jacobian(standardized, tmp_path, capsys):
+def test_standardizing_by_hand_is_the_same_run_up_to_the_jacobian(standardized, tmp_path, capsys):
     rows, _ = training.Run(training.Options(str(standardized / "x.npy")), tmp_path).data.split(0)
     mean, scale = RAW[rows].mean(0), RAW[rows].std(0)
     mean[3], scale[3] = 5.25, 1.0
@@ -193,12 +193,12 @@ def test_standardized_or_standardized_by_hand_is_the_same_run_with_the_jacobian(
         for part in ("train", "test"):
             for term, added in (("elbo", jacobian), ("log_likelihood", jacobian), ("kl", 0.0)):
                 assert entry[part][term] == pytest.approx(other[part][term] + added, abs=2e-3)
-    log_p, log_p_by_hand = (float(text.partition("draws a row: ")[2].split()[0]) for text in (line, by_hand_line))
+    log_p, log_p_by_hand = (float(text.partition("draws per row: ")[2].split()[0]) for text in (line, by_hand_line))
     assert log_p == pytest.approx(log_p_by_hand + jacobian, abs=0.02)
 
 
 @without_pictures
-def test_a_standardized_run_is_resumed_as_one(standardized, tmp_path, capsys):
+def test_a_standardized_run_is_resumed_as_standardized(standardized, tmp_path, capsys):
     path = str(standardized / "x.npy")
     assert train(tmp_path, "--data", path, "--standardize", *STANDARD, "--epochs", "11") == 0
     assert train(tmp_path, "--resume", "--epochs", "30") == 0
@@ -215,7 +215,7 @@ def test_a_standardized_run_is_resumed_as_one(standardized, tmp_path, capsys):
             (),
             "the ELBO is no longer finite in epoch 1: try a smaller --lr, or data nearer to unit scale by --stand",
         ),
-        (RAW, ("--standardize", "--likelihood", "bernoulli"), "--standardize belongs to a Gaussian or Laplace"),
+        (RAW, ("--standardize", "--likelihood", "bernoulli"), "--standardize is for a Gaussian or Laplace"),
         (
             np.where(np.arange(40)[:, None] == TEST_ROW, 1e30, 1e-30 * np.arange(40)[:, None]),
             ("--standardize",),
@@ -225,7 +225,7 @@ def test_a_standardized_run_is_resumed_as_one(standardized, tmp_path, capsys):
     ids=["raw", "bernoulli", "far"],
 )
 @without_pictures
-def test_what_cannot_be_trained_says_why(tmp_path, capsys, x, args, message):
+def test_data_that_cannot_be_trained_on_give_the_reason(tmp_path, capsys, x, args, message):
     code = train(tmp_path / "run", "--data", save(tmp_path / "x.npy", x * 1e15 if args == () else x), *SMALL, *args)
     assert message in error_of(capsys, code)
 

@@ -1,4 +1,4 @@
-"""Checkpoints that were altered or cut, disks that are full, and numbers too large: one line."""
+"""Altered or truncated checkpoints, full disks, and numbers that are too large give an error of one line."""
 
 import resource
 import zlib
@@ -42,7 +42,7 @@ def flip(content, place, bit=0):
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "history"])
-def test_an_altered_checkpoint_is_neither_sampled_from_nor_resumed(run, tmp_path, capsys, part):
+def test_an_altered_checkpoint_is_refused(run, tmp_path, capsys, part):
     state = state_of(run)
     if part == "history":
         state["history"][1]["test"]["kl"] += 1e-9
@@ -55,7 +55,7 @@ def test_an_altered_checkpoint_is_neither_sampled_from_nor_resumed(run, tmp_path
     assert expected in error_of(capsys, train(tmp_path, "--resume", "--epochs", "4"))
 
 
-def test_a_flipped_bit_in_the_weights_is_found(run, tmp_path, capsys):
+def test_a_flipped_bit_in_the_weights_is_detected(run, tmp_path, capsys):
     content = (run / "checkpoint.pt").read_bytes()
     weights = state_of(run)["model"]["decoder.2.weight"].numpy().tobytes()
     path = tmp_path / "checkpoint.pt"
@@ -66,7 +66,7 @@ def test_a_flipped_bit_in_the_weights_is_found(run, tmp_path, capsys):
 
 @settings(max_examples=60)
 @given(st.data())
-def test_a_mutilated_checkpoint_is_refused_or_unhurt(run, tmp_path, capsys, data):
+def test_a_corrupted_checkpoint_is_refused_or_intact(run, tmp_path, capsys, data):
     content = (run / "checkpoint.pt").read_bytes()
     if data.draw(st.booleans()):
         mutilated = content[: data.draw(st.integers(0, len(content) - 1))]
@@ -77,7 +77,7 @@ def test_a_mutilated_checkpoint_is_refused_or_unhurt(run, tmp_path, capsys, data
     path.write_bytes(mutilated)
     code = sample(path, "--num", 1, "--out", tmp_path / "x.npy")
     capsys_of = capsys.readouterr()
-    if code == 0:  # what differs is between the entries of the archive
+    if code == 0:  # the change is between the entries of the archive
         assert storage.load_checkpoint(path)["step"] == 9
         weights, expected = (state_of(out)["model"] for out in (tmp_path, run))
         assert all(torch.equal(weights[k], expected[k]) for k in expected)
@@ -88,7 +88,7 @@ def test_a_mutilated_checkpoint_is_refused_or_unhurt(run, tmp_path, capsys, data
 
 @settings(max_examples=60)
 @given(st.data())
-def test_a_mutilated_file_of_data_is_read_or_refused(tmp_path, data):
+def test_a_corrupted_data_file_is_read_or_refused(tmp_path, data):
     x = np.random.default_rng(0).standard_normal((12, 3))
     np.save(tmp_path / "a.npy", x)
     np.savez(tmp_path / "b.npz", x=x, y=np.array(["a", "b"] * 6))
@@ -105,7 +105,7 @@ def test_a_mutilated_file_of_data_is_read_or_refused(tmp_path, data):
 
 
 def load(path):
-    """The data, or what is said of them."""
+    """The data, or the error message."""
     try:
         return demo_data.load_data(path, "gaussian"), ""
     except storage.CommandError as error:
@@ -113,11 +113,11 @@ def load(path):
 
 
 class Unhelpful(Exception):
-    """Of a reader of some other kind of file, with nothing or several lines to say."""
+    """An error of a reader, with an empty message or one of several lines."""
 
 
 @pytest.mark.parametrize("error", [EOFError(), MemoryError(), zlib.error("Error -3"), Unhelpful("\n\none\ntwo")])
-def test_whatever_a_reader_raises_is_one_line(run, tmp_path, capsys, monkeypatch, error):
+def test_any_error_of_a_reader_is_one_line(run, tmp_path, capsys, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
@@ -159,7 +159,7 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(run, tmp_path, cap
 
 @pytest.mark.parametrize("name", ["x.png", "x.npy", "x.csv"])
 @without_pictures
-def test_a_full_disk_leaves_no_half_of_a_file(tmp_path, capsys, monkeypatch, full_disk, name):
+def test_a_full_disk_leaves_no_partial_file(tmp_path, capsys, monkeypatch, full_disk, name):
     path = save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((20, 4)))
     assert train(tmp_path / "run", "--data", path, *SMALL) == 0
     capsys.readouterr()
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_no_half_of_a_file(tmp_path, capsys, monkeypatch, ful
 
 
 @without_pictures
-def test_of_two_runs_into_one_folder_the_last_to_finish_is_there_and_whole(run, tmp_path, monkeypatch):
+def test_two_runs_into_one_folder_leave_the_last_one_complete(run, tmp_path, monkeypatch):
     take_step = training.Run.take_step
     begun: list[int] = []
 
@@ -191,9 +191,9 @@ def test_of_two_runs_into_one_folder_the_last_to_finish_is_there_and_whole(run, 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--num", 10**12), "argument --num: expected a whole number up to 2147483647, got '1000000000000'"),
-        (("--num", "9" * 5000), "argument --num: expected a whole number from 1 on"),
-        (("--seed", 2**31), "argument --seed: expected a whole number from 0 to 2147483647"),
+        (("--num", 10**12), "argument --num: expected an integer of at most 2147483647, got '1000000000000'"),
+        (("--num", "9" * 5000), "argument --num: expected an integer of at least 1"),
+        (("--seed", 2**31), "argument --seed: expected an integer from 0 to 2147483647"),
     ],
 )
 def test_numbers_that_are_too_large_are_refused_by_name(run, capsys, args, message):
@@ -203,7 +203,7 @@ def test_numbers_that_are_too_large_are_refused_by_name(run, capsys, args, messa
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda:99999999999999999999", "", "hpu", "vulkan"])
-def test_devices_on_which_no_number_can_be_read_are_refused(tmp_path, capsys, device):
+def test_devices_whose_numbers_cannot_be_read_are_refused(tmp_path, capsys, device):
     with pytest.raises(SystemExit, match=r"^2$"):
         train(tmp_path / "run", "--device", device)
     assert f"argument --device: '{device}' cannot be used here: " in capsys.readouterr().err
@@ -212,7 +212,7 @@ def test_devices_on_which_no_number_can_be_read_are_refused(tmp_path, capsys, de
 def test_what_does_not_fit_in_memory_is_one_line(run, tmp_path, capsys):
     before = resource.getrlimit(resource.RLIMIT_AS)
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (has + (4 << 30), before[1]))  # some systems promise more than they have
+    resource.setrlimit(resource.RLIMIT_AS, (has + (4 << 30), before[1]))  # some systems overcommit memory
     try:
         code = sample(run / "checkpoint.pt", "--num", MOST, "--out", tmp_path / "x.npy")
         assert error_of(capsys, code).startswith("fastvae: error: not enough memory: ")
@@ -226,13 +226,13 @@ def test_what_does_not_fit_in_memory_is_one_line(run, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_picture_has_room_for_so_many_draws(run, capsys):
+def test_the_number_of_draws_in_a_picture_is_limited(run, capsys):
     code = sample(run / "checkpoint.pt", "--num", 10**6)
-    assert "a picture has room for 10000 draws, for more use --out FILE.npy" in error_of(capsys, code)
+    assert "a picture has room for 10000 draws; for more, use --out FILE.npy" in error_of(capsys, code)
 
 
 @pytest.mark.parametrize("path", [".", "..", "/"])
-def test_a_folder_is_no_checkpoint(tmp_path, capsys, monkeypatch, path):
+def test_a_folder_is_not_a_checkpoint(tmp_path, capsys, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     assert "Is a directory" in error_of(capsys, sample(path))
 
@@ -245,7 +245,7 @@ def test_a_path_that_is_too_long_is_one_line(run, tmp_path, capsys):
     assert "File name too long" in error_of(capsys, sample(run / "checkpoint.pt", "--out", f"{long}.npy"))
 
 
-def test_the_picture_of_draws_hints_at_mean(run, tmp_path, capsys):
+def test_sampling_to_a_picture_mentions_mean(run, tmp_path, capsys):
     for args, hinted in (((), True), (("--mean",), False)):
         assert sample(run / "checkpoint.pt", "--num", 4, "--out", tmp_path / "x.png", *args) == 0
-        assert ("--mean draws E[x|z] without it" in capsys.readouterr().out) == hinted
+        assert ("use --mean for E[x|z], without it" in capsys.readouterr().out) == hinted

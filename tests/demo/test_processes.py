@@ -1,4 +1,4 @@
-"""What needs processes of its own: help without torch, streams that are closed, full or not read, kill -9."""
+"""Tests in their own processes: help without torch, streams that are closed, full or not read, kill -9."""
 
 import functools
 import json
@@ -34,7 +34,7 @@ USAGES = [
 ]
 
 
-def test_help_version_and_usage_errors_do_not_wait_for_torch():
+def test_help_version_and_usage_errors_do_not_import_torch():
     code = f"""
 import contextlib, io, sys
 sys.argv[0] = "/bin/fastvae"  # the command, not the library
@@ -51,14 +51,14 @@ print(*statuses, *set("torch numpy numba matplotlib sklearn tqdm".split()).inter
     assert in_python(code) == 4 * ["0"] + 5 * ["2"]
 
 
-def test_the_command_loads_a_public_name_when_it_is_asked_for(ended):
+def test_the_command_line_loads_public_names_on_access(ended):
     here = {name: getattr(fastvae, name) for name in fastvae.__all__}
     assert ended.names == [f"{n}:{getattr(v, '__module__', getattr(v, '__name__', ''))}" for n, v in here.items()]
     with pytest.raises(AttributeError, match=r"^module 'fastvae' has no attribute 'elbow'"):
         fastvae.elbow  # noqa: B018
 
 
-def test_the_likelihoods_of_the_command_line_are_those_of_the_library():
+def test_the_command_line_has_the_likelihoods_of_the_library():
     assert tuple(ALL_LIKELIHOODS) == LIKELIHOODS
 
 
@@ -155,7 +155,7 @@ os.write(report, json.dumps([names, statuses]).encode())
 
 @dataclass
 class Ended:
-    """How the cases ended: the folder they ran in, exit statuses, and what they wrote to stdout and stderr."""
+    """The results of the cases: the folder they ran in, exit statuses, and the output on stdout and stderr."""
 
     folder: Path
     names: list[str]
@@ -186,7 +186,7 @@ def ended(tmp_path_factory):
         ("sample 2>&-", 2, ""),
     ],
 )
-def test_as_a_shell_starts_it(tmp_path, redirected, status, said):
+def test_started_from_a_shell(tmp_path, redirected, status, said):
     command = ["sh", "-c", f'exec "$0" -m fastvae {redirected}', sys.executable]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
@@ -202,7 +202,7 @@ def test_a_closed_stdout_is_one_line(ended):
 
 
 @pytest.mark.parametrize("name", ["info, not read", "help, not read", "sample, not read"])
-def test_a_pipe_that_is_not_read_ends_without_a_word(ended, name):
+def test_a_pipe_that_is_not_read_ends_silently(ended, name):
     assert ended[name] == (128 + signal.SIGPIPE, "", "")
 
 
@@ -217,23 +217,23 @@ def test_a_run_whose_bar_or_report_cannot_be_written_is_trained_and_saved(ended,
 
 
 @pytest.mark.parametrize("name", ["error, full", "error, not read", "error, closed", "usage, full"])
-def test_an_error_that_nobody_hears_is_still_exit_code_2(ended, name):
+def test_an_error_that_cannot_be_printed_is_still_exit_code_2(ended, name):
     assert ended[name] == (2, "", "")
 
 
-def test_draws_are_written_where_what_is_said_of_them_is_not(ended):
+def test_draws_are_written_if_stdout_cannot_be(ended):
     assert ended["sample, nobody hears"] == (0, "  closed.npy\n", "")
     contents = {(ended.folder / name).read_bytes() for name in ("full.npy", "pipe.npy", "closed.npy")}
     assert len(contents) == 1
     assert contents.pop().startswith(b"\x93NUMPY")
 
 
-def test_a_name_that_is_not_utf_8_is_printed_escaped(ended):
+def test_a_file_name_that_is_not_utf_8_is_printed_escaped(ended):
     assert ended["name, not UTF-8"] == (0, "  \\udcff.npy\n", "")
     assert (ended.folder / "\udcff.npy").exists()
 
 
-def test_a_run_killed_while_it_saves_is_resumed_as_the_run_never_stopped(ended, monkeypatch):
+def test_a_run_killed_while_saving_resumes_to_match_an_uninterrupted_one(ended, monkeypatch):
     monkeypatch.setattr(pictures, "draw_run", lambda *_: [])
     assert ended["killed"][0] == -signal.SIGKILL
     out = ended.folder / "killed"
@@ -243,10 +243,10 @@ def test_a_run_killed_while_it_saves_is_resumed_as_the_run_never_stopped(ended, 
 
 
 @pytest.mark.parametrize("disabled", [False, True])
-def test_the_bar_says_that_kernels_compile_and_counts_no_compilation(tmp_path, capsys, monkeypatch, disabled):
+def test_the_bar_shows_compilation_and_does_not_count_it(tmp_path, capsys, monkeypatch, disabled):
     now, take_step, evaluate = [1e6], training.Run.take_step, training.Run.evaluate
 
-    def step(self, x):  # where the first compiles for 198 s, and the others take 10 ms
+    def step(self, x):  # the first takes 198 s for compilation, the others 10 ms
         now[0] += 198 if self.step == 0 else 0.01
         take_step(self, x)
 
@@ -274,7 +274,7 @@ def test_the_bar_says_that_kernels_compile_and_counts_no_compilation(tmp_path, c
     assert not any("s/step" in bar for bar in bars)
 
 
-def test_a_bar_of_a_file_with_any_name(tmp_path, capsys, monkeypatch):
+def test_the_bar_of_a_file_with_any_name(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pictures, "draw_run", lambda *_: [])
     path = write(tmp_path / "a{b}%s.csv", "1,2\n3,5\n" * 10)
     assert train(tmp_path / "run", "--data", path, *SMALL, "--latent", "1") == 0

@@ -1,4 +1,4 @@
-"""The main job: `python -m fastvae train | sample | info`, end to end on small runs, and how it fails."""
+"""The command line: `python -m fastvae train | sample | info`, end to end on small runs, and its errors."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ format_dict = tqdm.format_dict.fget
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Of a run that is only about numbers: to draw them takes longer than to train."""
+    """Skip the pictures, which take longer than training."""
     monkeypatch.setattr(pictures, "draw_run", lambda *_: [])
 
 
@@ -53,7 +53,7 @@ def test_train_writes_pictures_history_and_checkpoint(run):
 def test_the_test_elbo_of_the_digits_rises(tmp_path):
     assert train(tmp_path, "--epochs", "12", "--lr", "0.01") == 0
     elbos = [entry["test"]["elbo"] for entry in state_of(tmp_path)["history"]]
-    # predicting the training mean with the best one scale gives about -14 nats a row: more than that has been learned
+    # predicting the training mean with the best scale gives about -14 nats per row: the model must be better
     x = data.load_data(None, "gaussian")
     train_rows, test_rows = x.split(0)
     mean, scale = x.x[train_rows].mean(0), (x.x[train_rows] - x.x[train_rows].mean(0)).square().mean().sqrt()
@@ -64,8 +64,8 @@ def test_the_test_elbo_of_the_digits_rises(tmp_path):
 
 # in the midst of an epoch, at its very end, in the last epoch
 @pytest.mark.parametrize("stop_at", [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 3)), 7])
-def test_an_interrupted_run_resumed_is_the_run_never_stopped(run, tmp_path, monkeypatch, capsys, stop_at):
-    take_step, before = training.Run.take_step, signal.getsignal(signal.SIGINT)  # ignored, in a shell's background
+def test_a_resumed_run_matches_an_uninterrupted_one(run, tmp_path, monkeypatch, capsys, stop_at):
+    take_step, before = training.Run.take_step, signal.getsignal(signal.SIGINT)  # ignored in background jobs of a shell
 
     def take_step_then_press_ctrl_c(self, x):
         take_step(self, x)
@@ -83,20 +83,20 @@ def test_an_interrupted_run_resumed_is_the_run_never_stopped(run, tmp_path, monk
 
 
 @without_pictures
-def test_resume_goes_on_to_more_epochs(run, tmp_path):
+def test_resume_continues_to_more_epochs(run, tmp_path):
     assert train(tmp_path, *SMALL, "--epochs", "2") == 0
     assert train(tmp_path, "--resume", "--epochs", "3") == 0
     assert_same_run(tmp_path, run)
 
 
 @without_pictures
-def test_the_seed_decides_the_run(run, tmp_path):
+def test_the_seed_determines_the_run(run, tmp_path):
     assert train(tmp_path, *SMALL, "--seed", "1") == 0
     assert state_of(tmp_path)["history"] != state_of(run)["history"]
 
 
 @without_pictures
-def test_beta_weighs_the_kl_in_training_and_leaves_the_reported_bound_alone(run, tmp_path):
+def test_beta_weights_the_kl_in_training_but_not_the_reported_bound(run, tmp_path):
     assert train(tmp_path, *SMALL, "--beta", "50") == 0
     heavy, light = (state_of(out)["history"][-1]["test"] for out in (tmp_path, run))
     assert heavy["kl"] < light["kl"]
@@ -112,7 +112,7 @@ def test_beta_weighs_the_kl_in_training_and_leaves_the_reported_bound_alone(run,
         ("labelled.npz", lambda rng: rng.standard_normal((40, 64)), ["--latent", "2", "--scale", "1"]),  # flat images
     ],
 )
-def test_data_of_ones_own(tmp_path, name, array, args):
+def test_user_data(tmp_path, name, array, args):
     path, array = tmp_path / name, array(np.random.default_rng(0))
     if name.endswith("csv"):
         np.savetxt(path, array, delimiter=",", header="a,b,c,d,e", comments="")
@@ -146,7 +146,7 @@ def test_sample_draws_from_the_model(run, tmp_path):
     assert np.std(noise) == pytest.approx(scale, rel=4 / np.sqrt(2 * noise.size))
 
 
-def test_info_says_which_backend_answers(capsys):
+def test_info_names_the_backends(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert torch.__version__ in out
@@ -196,13 +196,13 @@ def test_bernoulli_needs_data_between_0_and_1(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--epochs", "0"], "argument --epochs: expected a whole number from 1 on, got '0'"),
-        (["--latent", "2.5"], "argument --latent: expected a whole number from 1 on, got '2.5'"),
+        (["--epochs", "0"], "argument --epochs: expected an integer of at least 1, got '0'"),
+        (["--latent", "2.5"], "argument --latent: expected an integer of at least 1, got '2.5'"),
         (["--scale", "0"], "argument --scale: expected a positive number or 'learned', got '0'"),
         (["--lr", "nan"], "argument --lr: expected a positive number, got 'nan'"),
-        (["--lr", "1e300"], "argument --lr: expected a number up to 1e30, got '1e300'"),
-        (["--beta", "-1"], "argument --beta: expected a number from 0 on"),
-        (["--seed", "-1"], "argument --seed: expected a whole number from 0 to"),
+        (["--lr", "1e300"], "argument --lr: expected a number of at most 1e30, got '1e300'"),
+        (["--beta", "-1"], "argument --beta: expected a nonnegative number"),
+        (["--seed", "-1"], "argument --seed: expected an integer from 0 to"),
         (["--device", "abacus"], "argument --device: 'abacus' cannot be used here"),
         (["--likelihood", "cauchy"], "argument --likelihood: invalid choice"),
         (["--momentum", "1"], "unrecognized arguments: --momentum 1"),
@@ -216,7 +216,7 @@ def test_bad_options_are_refused_by_name(tmp_path, capsys, args, message):
 
 
 @pytest.mark.parametrize("seconds", [0.01, 200.0])
-def test_a_progress_bar_is_told_from_an_error_at_any_speed(capsys, monkeypatch, seconds):
+def test_error_of_ignores_a_progress_bar_at_any_speed(capsys, monkeypatch, seconds):
     monkeypatch.setattr(tqdm, "format_dict", property(lambda bar: {**format_dict(bar), "elapsed": seconds * bar.n}))
     with tqdm(total=9, unit="step", desc="digits") as bar:
         bar.update(2)
@@ -224,9 +224,9 @@ def test_a_progress_bar_is_told_from_an_error_at_any_speed(capsys, monkeypatch, 
     assert error_of(capsys, 2) == "fastvae: error: the disk is full"
 
 
-def test_a_run_is_never_lost_by_accident(run, capsys):
+def test_a_run_is_not_overwritten_by_accident(run, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    assert "exists: --resume goes on with it" in error_of(capsys, train(run, *SMALL))
+    assert "exists: use --resume to continue" in error_of(capsys, train(run, *SMALL))
     assert "has finished its 3 epochs" in error_of(capsys, train(run, "--resume"))
     assert "--hidden 99 differs from the run to resume" in error_of(capsys, train(run, "--resume", "--hidden", "99"))
     code = train(run, *SMALL, "--overwrite", "--lr", "1e30")
@@ -251,14 +251,14 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 half a zip"])
-def test_a_malformed_checkpoint_is_said_to_be_one(tmp_path, capsys, content):
+def test_a_malformed_checkpoint_is_reported(tmp_path, capsys, content):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
     assert "is not a fastvae checkpoint" in error_of(capsys, main(["sample", str(path)]))
     assert "is not a fastvae checkpoint" in error_of(capsys, train(tmp_path, "--resume"))
 
 
-def test_checkpoints_that_are_not_ours(tmp_path, capsys):
+def test_other_checkpoints_are_refused(tmp_path, capsys):
     path = tmp_path / "checkpoint.pt"
     assert "no such checkpoint" in error_of(capsys, main(["sample", str(path)]))
     torch.save({"format": 99}, path)
@@ -285,7 +285,7 @@ def test_out_must_be_a_folder_and_sample_a_known_format(run, tmp_path, capsys):
 
 def test_bernoulli_has_no_scale(tmp_path, capsys):
     code = train(tmp_path / "run", "--likelihood", "bernoulli", "--scale", "1")
-    assert "--scale belongs to a Gaussian or Laplace" in error_of(capsys, code)
+    assert "--scale is for a Gaussian or Laplace" in error_of(capsys, code)
 
 
 def test_a_missing_package_of_the_demo_is_named(tmp_path):

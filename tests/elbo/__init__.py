@@ -1,1 +1,1 @@
-"""Of the ELBO, on every backend."""
+"""Tests of the ELBO, on every backend."""

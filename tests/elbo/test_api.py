@@ -15,12 +15,12 @@ from fastvae import Bernoulli, Gaussian
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 F64 = torch.float64
-# All sizes differ, so that no wrong dim goes unseen; five latent elements are one block of the noise and a part.
+# All sizes differ, so that a wrong dim is noticed; five latent elements are one block of the noise and a part.
 N, EVENT, LATENT, K = 3, (2, 4), (5,), 6
 REDUCE: dict[str, Any] = {"none": lambda t: t, "mean": torch.mean, "sum": torch.sum}
 SHAPES = {"scalar": (), "per-feature": EVENT, "per-element": (N, *EVENT)}
 
-# Name: (shape of its parameter, ours, torch's). A parameter is positive, as a scale must be.
+# Name: (shape of its parameter, our likelihood, torch's). Parameters are positive, as scales must be.
 LIKELIHOODS: dict[str, tuple[Any, Any, Any]] = {
     "unit": (None, lambda s: Gaussian(), lambda a, s: Normal(a, 1.0)),
     "float scale": (None, lambda s: Gaussian(0.7), lambda a, s: Normal(a, 0.7)),
@@ -34,7 +34,7 @@ LIKELIHOODS: dict[str, tuple[Any, Any, Any]] = {
     "tanh link, scale": ((), lambda s: Gaussian(s, link="tanh"), lambda a, s: Normal(a.tanh(), s)),
     "Bernoulli": (None, lambda s: Bernoulli(), lambda a, s: TorchBernoulli(logits=a)),
 }
-# free_bits = 0.6 has some elements on either side, see the test of free bits.
+# With free_bits = 0.6 some elements are above and some below, see the test of free bits.
 OPTIONS: dict[str, Any] = {
     "defaults": dict,
     "beta": lambda: {"beta": 0.3},
@@ -57,12 +57,12 @@ def randn(*shape):
 
 
 def data(likelihood, *shape):
-    """What the likelihood has a density for: numbers, or zeros and ones."""
+    """Data in the support of the likelihood: real numbers, or zeros and ones."""
     return torch.randint(2, shape).to(F64) if likelihood == "Bernoulli" else torch.randn(shape, dtype=F64)
 
 
 def truth(x, x_hat, mu, logvar, p_x, *, beta=1.0, free_bits=0.0, prior=None, num_samples=None):
-    """elbo, log-likelihood and KL, each [N], as torch.distributions has them; p_x makes a distribution of x_hat."""
+    """ELBO, log-likelihood and KL, each [N], by torch.distributions; p_x makes a distribution of x_hat."""
     log_p = p_x(x_hat).log_prob(x)
     log_likelihood = (log_p[None] if num_samples is None else log_p).mean(0).reshape(x.shape[0], -1).sum(1)
     mu_p, logvar_p = prior or (torch.zeros_like(mu), torch.zeros_like(mu))
@@ -73,7 +73,7 @@ def truth(x, x_hat, mu, logvar, p_x, *, beta=1.0, free_bits=0.0, prior=None, num
 
 
 def leaves_of(*values):
-    """The tensors that require grad, prior's two among them."""
+    """The tensors that require grad, including the two of a prior."""
     flat = [t for v in values for t in (v if isinstance(v, tuple) else (v,))]
     return [t for t in flat if isinstance(t, torch.Tensor) and t.requires_grad]
 
@@ -93,7 +93,7 @@ def assert_agree(ours, theirs, leaves, **tolerance):
 @pytest.mark.parametrize("reduction", REDUCE)
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_values_and_gradients_are_those_of_torch_distributions(likelihood, option, reduction):
+def test_values_and_gradients_match_torch_distributions(likelihood, option, reduction):
     shape, ours, theirs = LIKELIHOODS[likelihood]
     options = OPTIONS[option]()
     draws = () if "num_samples" not in options else (options["num_samples"],)
@@ -107,10 +107,10 @@ def test_values_and_gradients_are_those_of_torch_distributions(likelihood, optio
     assert torch.equal(elbo, terms.elbo)
 
 
-# What a decoder may return beside x_hat [R, *EVENT], R = N or K*N: log_scale in each shape that broadcasts to it.
+# What a decoder may return with x_hat [R, *EVENT], R = N or K*N: log_scale in each shape that broadcasts to it.
 @pytest.mark.parametrize("log_scale_shape", [None, (), EVENT, (1, *EVENT), ("R", 1, 1), ("R", *EVENT)])
 @pytest.mark.parametrize("num_samples", [None, 1, K])
-def test_a_decoder_is_called_once_and_gets_its_gradients(num_samples, log_scale_shape):
+def test_a_decoder_is_called_once_and_receives_gradients(num_samples, log_scale_shape):
     x, mu, logvar = data("", N, *EVENT), randn(N, *LATENT), randn(N, *LATENT)
     W, V = randn(*LATENT, math.prod(EVENT)), randn(*LATENT, math.prod(EVENT))
     constant = None if log_scale_shape is None or "R" in log_scale_shape else randn(*log_scale_shape)
@@ -127,7 +127,7 @@ def test_a_decoder_is_called_once_and_gets_its_gradients(num_samples, log_scale_
     assert len(seen) == 1
     zero = torch.zeros_like(mu)
     eps = fastvae.reparameterize(zero, zero, num_samples=num_samples or 1, seed=5)  # [K, N, *LATENT]
-    z = (Normal(mu, (logvar / 2).exp()).mean + (logvar / 2).exp() * eps).flatten(0, 1)  # k slowest
+    z = (Normal(mu, (logvar / 2).exp()).mean + (logvar / 2).exp() * eps).flatten(0, 1)  # k varies slowest
     torch.testing.assert_close(seen[0], z)
     out = decoder(z)
     x_hat, log_scale = out if isinstance(out, tuple) else (out, torch.zeros((), dtype=F64))
@@ -138,14 +138,14 @@ def test_a_decoder_is_called_once_and_gets_its_gradients(num_samples, log_scale_
     assert_agree(terms, expected, leaves)
 
 
-def test_decoder_and_reconstruction_are_one_bound():
+def test_decoder_and_reconstruction_give_the_same_bound():
     x, mu, logvar, W = data("", N, 4), randn(N, *LATENT), randn(N, *LATENT), randn(*LATENT, 4)
     z = fastvae.reparameterize(mu, logvar, seed=2)
     handed_in, called = fastvae.elbo(x, z @ W, mu, logvar), fastvae.elbo(x, lambda z: z @ W, mu, logvar, seed=2)
     assert_agree([handed_in], [called], [mu, logvar, W])
 
 
-# Bytes and bits stand for numbers, wherever a likelihood takes them.
+# uint8 and bool x, with every likelihood that accepts them.
 @pytest.mark.parametrize(
     ("x", "x_scale"),
     [
@@ -156,7 +156,7 @@ def test_decoder_and_reconstruction_are_one_bound():
 )
 @pytest.mark.parametrize("likelihood", [Gaussian(0.5), Bernoulli()])
 @pytest.mark.parametrize("num_samples", [None, K])
-def test_uint8_and_bool_x_are_the_numbers_they_stand_for(x, x_scale, likelihood, num_samples):
+def test_uint8_and_bool_x_match_floats(x, x_scale, likelihood, num_samples):
     x_hat, mu, logvar = randn(*([K] if num_samples else []), N, 4), randn(N, 5), randn(N, 5)
     options = {"likelihood": likelihood, "num_samples": num_samples, "reduction": "none"}
     as_float = x.to(F64) * (x_scale or 1.0)
@@ -164,24 +164,24 @@ def test_uint8_and_bool_x_are_the_numbers_they_stand_for(x, x_scale, likelihood,
     assert_agree(ours, fastvae.elbo_terms(as_float, x_hat, mu, logvar, **options), [x_hat, mu, logvar])
 
 
-def test_bernoulli_of_a_grey_value_is_minus_the_cross_entropy():
+def test_bernoulli_of_a_grey_value_is_the_negative_cross_entropy():
     x, x_hat, mu = torch.rand(N, 4, dtype=F64), randn(N, 4), randn(N, 5)
     ours = fastvae.elbo_terms(x, x_hat, mu, mu, likelihood=Bernoulli(), reduction="none").log_likelihood
     theirs = -torch.nn.functional.binary_cross_entropy_with_logits(x_hat, x, reduction="none").sum(1)
     assert_agree([ours], [theirs], [x_hat])
 
 
-def test_x_gets_its_gradient():
+def test_x_receives_a_gradient():
     x, x_hat, mu = randn(N, *EVENT), randn(N, *EVENT), randn(N, *LATENT)
     ours = fastvae.elbo_terms(x, x_hat, mu, mu, reduction="none")
     assert_agree(ours, truth(x, x_hat, mu, mu, lambda a: Normal(a, 1.0)), [x, x_hat, mu])
 
 
-# Each hands autograd another kind of upstream gradient; w is random.
+# Each gives autograd a different kind of upstream gradient; w is random.
 UPSTREAMS: dict[str, Any] = {
     "contiguous": lambda v, w: (v * w[0]).sum(),
     "stride 0": lambda v, w: v.sum(),
-    "stride 0 and scaled": lambda v, w: 65536 * v.mean(),  # as torch.amp.GradScaler has it
+    "stride 0 and scaled": lambda v, w: 65536 * v.mean(),  # as with torch.amp.GradScaler
     "a part of a cat": lambda v, w: (torch.cat([v, w[0], v.square()]) * w.flatten()[: 3 * N]).sum(),
     "a column": lambda v, w: (torch.stack([v, 2 * v, 3 * v], dim=1) * w[:3].T).sum(),
     "reversed": lambda v, w: (v.flip(0)[::2] * w[0, : (N + 1) // 2]).sum(),
@@ -201,7 +201,7 @@ def test_any_upstream_gradient_is_right(upstream, form):
     assert_agree([UPSTREAMS[upstream](ours, w)], [UPSTREAMS[upstream](theirs, w)], [mu, logvar, W])
 
 
-# Every likelihood, and with the one of most parameters every option that has derivatives of its own.
+# Every likelihood, and with the one with most parameters every option that has its own derivatives.
 @pytest.mark.parametrize(
     ("likelihood", "option"),
     [
@@ -209,7 +209,7 @@ def test_any_upstream_gradient_is_right(upstream, form):
         *(("per-element scale", name) for name in ("free bits", "prior", "broadcast prior, free bits", "draws")),
     ],
 )
-def test_first_and_second_derivatives_by_differences(likelihood, option):
+def test_first_and_second_derivatives_match_finite_differences(likelihood, option):
     shape, make, _ = LIKELIHOODS[likelihood]
     options = OPTIONS[option]()
     prior = options.pop("prior", ())
@@ -224,12 +224,12 @@ def test_first_and_second_derivatives_by_differences(likelihood, option):
         return fastvae.elbo(x, x_hat, mu, logvar, likelihood=make(*(rest[: len(s)] or [None])), prior=pair, **options)
 
     inputs = (x_hat, mu, logvar, *s, *prior)
-    # One random direction each, where the whole Jacobian would take ten times as long.
+    # One random direction each: the whole Jacobian would take ten times as long.
     assert gradcheck(f, inputs, fast_mode=True)
     assert gradgradcheck(f, inputs, fast_mode=True)
 
 
-def test_derivatives_through_sampling_and_decoder_by_differences():
+def test_derivatives_through_sampling_and_decoder_match_finite_differences():
     x, mu, logvar, W = data("", N, 4), randn(N, 2), randn(N, 2), randn(2, 4)
 
     def f(mu, logvar, W):
@@ -239,7 +239,7 @@ def test_derivatives_through_sampling_and_decoder_by_differences():
     assert gradgradcheck(f, (mu, logvar, W))
 
 
-def test_backward_twice_and_the_arguments_stay_as_they_were():
+def test_backward_twice_leaves_the_arguments_unchanged():
     x, mu, logvar, W = data("", N, 4), randn(N, 5), randn(N, 5), randn(5, 4)
     before = [t.detach().clone() for t in (x, mu, logvar, W)]
     loss = -fastvae.elbo(x, lambda z: z @ W, mu, logvar, seed=1)
@@ -247,7 +247,7 @@ def test_backward_twice_and_the_arguments_stay_as_they_were():
     kept = [g.clone() for g in first]
     second = torch.autograd.grad(loss, (mu, logvar, W), torch.tensor(2.0, dtype=F64))
     for a, b, c in zip(first, second, kept, strict=True):
-        assert torch.equal(a, c)  # the second backward wrote into none of the first's
+        assert torch.equal(a, c)  # the second backward did not write into the gradients of the first
         torch.testing.assert_close(b, 2 * a)
     assert all(torch.equal(a, b) for a, b in zip((x, mu, logvar, W), before, strict=True))
 
@@ -256,7 +256,7 @@ def test_backward_twice_and_the_arguments_stay_as_they_were():
 def test_free_bits_floor_the_batch_mean_of_each_latent_element():
     x, x_hat, mu, logvar = data("", N, 4), randn(N, 4), randn(N, 5), randn(N, 5)
     kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0))
-    floor = float(kl.detach().mean(0).sort().values[1:3].mean())  # two of the five elements lie below
+    floor = float(kl.detach().mean(0).sort().values[1:3].mean())  # two of the five elements are below
     below = kl.mean(0) <= floor
     assert below.sum() == 2
     for reduction, scale in [("mean", 1), ("sum", N)]:
@@ -271,7 +271,7 @@ def test_free_bits_floor_the_batch_mean_of_each_latent_element():
 
 
 @pytest.mark.parametrize("free_bits", [0.5, torch.tensor(0.5)])
-def test_free_bits_at_the_floor_pass_no_gradient_and_nan_stays_visible(free_bits):
+def test_free_bits_at_the_floor_pass_no_gradient_and_keep_nan(free_bits):
     x, mu = torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]], requires_grad=True)  # kl = 1/2 exactly
     fastvae.elbo(x, x, mu, torch.zeros(2, 1), free_bits=free_bits).backward()
     assert mu.grad is not None
@@ -296,7 +296,7 @@ def test_beta_0_switches_an_infinite_kl_off(beta, free_bits):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
-def test_beta_gets_minus_the_kl_as_its_gradient(value):
+def test_gradient_of_beta_is_minus_the_kl(value):
     x, mu, beta = data("", N, 4), randn(N, 5), leaf(torch.tensor(value))
     terms = fastvae.elbo_terms(x, x, mu, mu, beta=beta)
     torch.testing.assert_close(torch.autograd.grad(terms.elbo, beta, retain_graph=True)[0], -terms.kl.detach())
@@ -305,7 +305,7 @@ def test_beta_gets_minus_the_kl_as_its_gradient(value):
     )
 
 
-# Shapes of event and latent: a number a row; a picture; latents of two dims; none at all.
+# Shapes of event and latent: one number per row; a picture; latents with two dims; none at all.
 @pytest.mark.parametrize(("event", "latent"), [((), ()), ((1,), (5,)), ((3, 4, 5), (2, 3)), ((2, 3, 2, 2), (1,))])
 @pytest.mark.parametrize("num_samples", [None, 2])
 def test_any_number_of_event_and_latent_dims(event, latent, num_samples):
@@ -316,7 +316,7 @@ def test_any_number_of_event_and_latent_dims(event, latent, num_samples):
     assert_agree(ours, expected, [x_hat, mu, logvar])
 
 
-# Memory order: as convolutions leave it, on one side or both; columns of a wider tensor; a broadcast.
+# Memory formats: channels last, of one tensor or both; columns of a wider tensor; an expanded tensor.
 @pytest.mark.parametrize("which", ["x", "x_hat", "both", "mu", "expanded"])
 def test_any_memory_layout(which):
     x, x_hat, mu = data("", N, 2, 4, 6), randn(N, 2, 4, 6), randn(N, 5)

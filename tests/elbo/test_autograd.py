@@ -1,7 +1,7 @@
-"""The glue of the ELBO's kernels: one pass over the data, whose gradient is whose, and how long a buffer lives.
+"""The autograd functions of the ELBO's kernels: gradients in the forward pass, and the lifetime of their buffers.
 
-`launches` records each launch of the log-likelihood: None, or a weak reference to the memory of the dx_hat it formed;
-`kl_buffers` refers to the gradients of the KL that its launch formed in passing.
+`launches` records each launch of the log-likelihood: None, or a weak reference to the memory of the dx_hat it computed;
+`kl_buffers` has references to the gradients of the KL that were computed in the forward pass.
 """
 
 import gc
@@ -21,7 +21,7 @@ N, D, L, K = 3, 8, 4, 2
 
 
 def spy(monkeypatch, plan, name, formed, seen):
-    """Have a launcher note the memory of what it ``formed``, of its result."""
+    """Make a launcher record the memory of the gradients that ``formed`` selects from its result."""
     launch = getattr(plan, name)
 
     def record(*args, **options):
@@ -34,7 +34,7 @@ def spy(monkeypatch, plan, name, formed, seen):
 
 @pytest.fixture
 def launches(monkeypatch):
-    plan, seen = _backend.launcher("elbo.log_likelihood", "numba").Density, list[Any]()
+    plan, seen = _backend.kernel_module("elbo.log_likelihood", "numba").Density, list[Any]()
     spy(monkeypatch, plan, "evaluate", lambda result: result[2:3], seen)
     spy(monkeypatch, plan, "evaluate_plain", lambda dx_hat: [dx_hat], seen)
     return seen
@@ -42,14 +42,14 @@ def launches(monkeypatch):
 
 @pytest.fixture
 def kl_buffers(monkeypatch):
-    plan, seen = _backend.launcher("elbo.reparameterize", "numba").Latent, list[Any]()
+    plan, seen = _backend.kernel_module("elbo.reparameterize", "numba").Latent, list[Any]()
     spy(monkeypatch, plan, "forward", lambda result: result[4] or (), seen)
     spy(monkeypatch, plan, "forward_plain", lambda gradients: gradients, seen)
     return seen
 
 
 class Model:
-    """An encoder's output, two layers of a decoder, a scale and a prior, all leaves; the same numbers at every call."""
+    """The output of an encoder, two layers of a decoder, a scale and a prior, all leaves; always the same numbers."""
 
     def __init__(self, dtype=torch.float32):
         generator = torch.Generator().manual_seed(1)
@@ -65,8 +65,9 @@ class Model:
         return (z @ self.first).tanh() @ self.last
 
     def terms(self, backend="numba", x_hat=None, function=fastvae.elbo_terms, **options):
-        """In the decoder form with a scale and a prior; or of an x_hat, which "tensor" makes here, without the prior:
-        the KL is then launched with the bound, and its gradient has a buffer too.
+        """The terms with a decoder, a scale and a prior; or with an x_hat ("tensor" creates one) and without the prior.
+
+        The KL is then launched with the bound, and its gradient has a buffer too.
         """
         if isinstance(x_hat, str):
             x_hat, options = self.decoder(self.mu), {"prior": None, **options}
@@ -91,7 +92,7 @@ class Model:
 
 
 def bound(model, backend="numba", **options):
-    """The bound as `fastvae.elbo` has it, which asks for no other term."""
+    """The bound by `fastvae.elbo`, which does not compute the other terms."""
     return model.terms(backend, function=fastvae.elbo, **options)
 
 
@@ -108,7 +109,7 @@ def alive(refs):
     return sum(ref is not None and not ref.expired() for ref in refs)
 
 
-# As training steps have it.
+# As in training steps.
 FORMS: dict[str, dict[str, Any]] = {
     "mean": {},
     "sum": {"reduction": "sum"},
@@ -134,7 +135,7 @@ def test_forward_and_first_backward_are_one_launch_and_later_ones_recompute(laun
 
 @pytest.mark.parametrize("term", ["elbo", "log_likelihood"])
 def test_the_adaptive_weight_of_a_kl_vae(launches, term):
-    # Esser et al. (2021): the norms of two gradients at the last layer weigh two losses, then both go back at once.
+    # Esser et al. (2021): the norms of two gradients at the last layer weight two losses, which then have one backward.
     models = Model(), Model()
     for model, backend in zip(models, ("numba", "reference"), strict=True):
         terms = model.terms(backend)
@@ -156,8 +157,8 @@ def saved_on_cpu(f, x):
         return f(x)
 
 
-# How the loss is called, and whether each launch forms dx_hat: that of forward, then that of backward if there is one.
-# Under a checkpoint backward begins with another forward, which is a plain one if it is reentrant.
+# How the loss is computed, and whether each launch computes dx_hat: that of forward, then that of backward if there is
+# one. Under a checkpoint, backward starts with another forward, which is an ordinary one if it is reentrant.
 SITUATIONS: dict[str, tuple[Any, str, list[bool]]] = {
     "plain": (plain, "mean", [True]),
     "none": (plain, "none", [False, True]),
@@ -169,11 +170,11 @@ SITUATIONS: dict[str, tuple[Any, str, list[bool]]] = {
 
 @pytest.mark.parametrize("form", ["mean", "tensor", "tensor, plain"])
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_when_the_gradient_is_formed_and_that_it_goes_with_the_graph(launches, kl_buffers, situation, form):
+def test_when_the_gradient_is_formed_and_that_it_is_freed_with_the_graph(launches, kl_buffers, situation, form):
     around, reduction, expected = SITUATIONS[situation]
     options = {**FORMS[form], "reduction": reduction}
     ours, theirs = Model(), Model()
-    scale = torch.ones((), requires_grad=True)  # a reentrant checkpoint wants an argument that requires grad
+    scale = torch.ones((), requires_grad=True)  # a reentrant checkpoint needs an argument that requires grad
 
     def call():
         return around(lambda scale: -scale * bound(ours, **options).sum(), scale)
@@ -181,13 +182,13 @@ def test_when_the_gradient_is_formed_and_that_it_goes_with_the_graph(launches, k
     value = call()
     assert formed(launches) == expected[:1]
     assert alive(kl_buffers) == (2 if expected[0] and form != "mean" else 0)
-    assert alive(launches) == expected[0]  # it waits for backward, or is not there
+    assert alive(launches) == expected[0]  # kept for backward, or not computed
     value.backward()
     assert formed(launches) == expected
-    assert alive(launches) == 0  # though value, and so its graph, is still there
+    assert alive(launches) == 0  # although value, and so its graph, still exists
     (-bound(theirs, "reference", **options).sum()).backward()
     agree(ours.gradients(), theirs.gradients())
-    ours.clear()  # leaves may have the gradient of the KL itself
+    ours.clear()  # leaves may hold the buffer of the KL's gradient
     assert alive(kl_buffers) == 0
     del value
     launches.clear()
@@ -196,7 +197,7 @@ def test_when_the_gradient_is_formed_and_that_it_goes_with_the_graph(launches, k
     assert alive(launches) == alive(kl_buffers) == 0
 
 
-def test_no_buffer_outlives_a_backward_that_had_no_use_for_it(launches, kl_buffers):
+def test_no_buffer_outlives_a_backward_that_did_not_use_it(launches, kl_buffers):
     for loss in (lambda t: t.elbo + t.kl, lambda t: t.log_likelihood, lambda t: t.elbo * t.log_likelihood):
         model = Model()
         value = loss(model.terms(x_hat="tensor"))
@@ -206,13 +207,13 @@ def test_no_buffer_outlives_a_backward_that_had_no_use_for_it(launches, kl_buffe
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_no_gradient_is_formed_where_none_can_be_asked_for(launches, mode):
+def test_no_gradient_is_formed_if_none_can_be_requested(launches, mode):
     model = Model()
-    x_hat = model.decoder(model.mu)  # requires grad all the same
+    x_hat = model.decoder(model.mu)  # requires grad nevertheless
     with mode():
         value = model.terms(x_hat=x_hat).elbo
     agree([value], [model.terms("reference", x_hat=x_hat).elbo.detach()])
-    model.terms(x_hat=torch.zeros(N, D), likelihood=Gaussian()).elbo.backward()  # of mu and logvar alone
+    model.terms(x_hat=torch.zeros(N, D), likelihood=Gaussian()).elbo.backward()  # of mu and logvar only
     assert formed(launches) == [False, False]
 
 
@@ -221,15 +222,15 @@ def test_a_reconstruction_that_is_a_leaf_keeps_the_buffer_as_its_gradient(launch
     loss = -model.terms(x_hat=x_hat).elbo
     loss.backward()
     assert x_hat.grad is not None
-    assert StorageWeakRef(x_hat.grad.untyped_storage()) == launches[0]  # no copy: autograd saw the only owner
+    assert StorageWeakRef(x_hat.grad.untyped_storage()) == launches[0]  # no copy: autograd took over the buffer
     before = x_hat.grad.clone()
     del loss
     gc.collect()
     assert torch.equal(x_hat.grad, before)
 
 
-def test_a_decoded_scale_and_the_draws_go_with_the_graph():
-    # The graph of the decoder's log_scale leads back to the sampling: neither must be held by a cycle through it.
+def test_a_decoded_scale_and_the_draws_are_freed_with_the_graph():
+    # The graph of the decoder's log_scale includes the sampling: neither must be kept alive by a reference cycle.
     model, seen = Model(), list[Any]()
 
     def decoder(z):
@@ -246,14 +247,14 @@ def test_a_decoded_scale_and_the_draws_go_with_the_graph():
         assert all(ref.expired() for ref in seen)
 
 
-# Autograd may add into what it is handed, and a sum of losses makes it do so.
+# Autograd may accumulate into the gradients it receives, and does so for a sum of losses.
 def accumulated(model, backend, reduction):
     x_hat = model.decoder(model.mu)
     x_hat.retain_grad()
     a = bound(model, backend, x_hat=x_hat, reduction=reduction, prior=None).sum()
     b = bound(model, backend, x_hat=x_hat, reduction=reduction, prior=None, likelihood=fastvae.Laplace()).sum()
     (x_hat.square().sum() - a - 0.5 * b).backward(retain_graph=True)
-    (-a).backward(retain_graph=True)  # into the gradients that are there
+    (-a).backward(retain_graph=True)  # accumulates into existing gradients
     b.backward()
     return [x_hat.grad, *model.gradients()]
 
@@ -264,7 +265,7 @@ def test_a_reconstruction_used_several_times_accumulates(reduction):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_nothing_handed_in_is_written_to(reduction):
+def test_arguments_are_not_modified(reduction):
     model, x_hat, beta, seed = Model(), torch.randn(N, D, requires_grad=True), torch.tensor(0.5), torch.tensor(3)
     upstream = torch.full((N,) if reduction == "none" else (), 0.7)
     handed_in = [*vars(model).values(), x_hat, beta, seed, upstream]
@@ -283,11 +284,11 @@ def test_nothing_handed_in_is_written_to(reduction):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("upstream", [-1.0, 1.0, 0.5, 65536.0, 0.0])  # 65536: as torch.amp.GradScaler begins
+@pytest.mark.parametrize("upstream", [-1.0, 1.0, 0.5, 65536.0, 0.0])  # 65536: the initial scale of torch.amp.GradScaler
 @pytest.mark.parametrize("prior", [{}, {"prior": None}])
 def test_the_buffer_is_scaled_for_any_upstream(launches, upstream, reduction, dtype, prior):
     model, wide = Model(dtype), Model(dtype)
-    for name, t in vars(wide).items():  # the truth is float64's on the same numbers
+    for name, t in vars(wide).items():  # the truth: the same numbers in float64
         setattr(wide, name, t.detach().double().requires_grad_(t.requires_grad))
     x_hat = torch.linspace(-1, 1, N * D).view(N, D).to(dtype)
     results = []
@@ -327,7 +328,7 @@ def test_each_output_has_its_gradient(weighing, decoder, reduction):
     agree(*results, rtol=1e-4, atol=1e-5)
 
 
-# What a decoder's first operation hands back as the gradient of z [R, L]; w is [R, D].
+# What the first operation of a decoder returns as the gradient of z [R, L]; w is [R, D].
 DECODERS: dict[str, Any] = {
     "stride 0": lambda z, w: z.sum() * w,
     "one row for all": lambda z, w: z.sum(0).repeat(D // L) * w,
@@ -363,10 +364,10 @@ def test_a_gradient_penalty_goes_through_the_formulas(launches, reduction, decod
         second = torch.autograd.grad(penalty + terms.kl.sum(), model.leaves(), allow_unused=True)
         results.append([*(g for g in first if g is not None), *(g for g in second if g is not None)])
     agree(*results, rtol=1e-4, atol=1e-4)
-    assert len(launches) == 1  # forward: no opaque launch, whose graph would be lost, stands in for a formula
+    assert len(launches) == 1  # of forward: a launch in backward would have no graph
 
 
-def test_batched_gradients_leave_the_graph_in_order():
+def test_batched_gradients_leave_the_graph_intact():
     model, theirs, upstreams = Model(), Model(), torch.tensor([1.0, -2.0])
     loss = model.terms().elbo
     (jacobian,) = torch.autograd.grad(loss, model.last, upstreams, is_grads_batched=True, retain_graph=True)
@@ -376,7 +377,7 @@ def test_batched_gradients_leave_the_graph_in_order():
     agree([jacobian], [torch.stack([model.last.grad, -2 * model.last.grad])])
 
 
-# One tensor in two places has the sum of two gradients.
+# A tensor passed as two arguments has the sum of two gradients.
 TWICE: dict[str, Any] = {
     "mu as logvar": lambda m, h: (h, m.mu, m.mu, {}),
     "x_hat as log_scale": lambda m, h: (h, m.mu, m.logvar, {"likelihood": Gaussian(log_scale=h)}),
@@ -388,7 +389,7 @@ TWICE: dict[str, Any] = {
 
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("name", TWICE)
-def test_one_tensor_in_two_places(name, create_graph):
+def test_one_tensor_as_two_arguments(name, create_graph):
     results = []
     for backend in ("numba", "reference"):
         model = Model()

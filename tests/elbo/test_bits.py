@@ -1,4 +1,4 @@
-"""The Numba kernels of the ELBO where bits matter: collapse, overflow, NaN, batches and threads, the noise."""
+"""Bitwise properties of the ELBO's Numba kernels: collapse, overflow, NaN, batches and threads, the noise."""
 
 import itertools
 import math
@@ -12,8 +12,8 @@ from fastvae import Bernoulli, Gaussian, Laplace, reference
 from fastvae._core import backend as _backend
 from fastvae_kernels.numba.language import threads as _threads
 
-SEED = 0x1234_5678_9ABC_DEF0  # both words in use
-N, D, L = 7, 2100, 1030  # two chunks and two pieces a row, the second ones short
+SEED = 0x1234_5678_9ABC_DEF0  # both words are nonzero
+N, D, L = 7, 2100, 1030  # two chunks and two pieces per row, the second ones short
 
 
 def kl(mu, logvar, prior=None):
@@ -36,7 +36,7 @@ def same_bits(a, b):
 
 @pytest.fixture
 def many_chunks(monkeypatch):
-    """Have the smallest problem cut for the threads as finely as can be."""
+    """Split even the smallest problem over the threads as finely as possible."""
     monkeypatch.setattr(_threads, "SERIAL_BELOW", 0)
     monkeypatch.setattr(_threads, "LEAST_CHUNK", 1)
     before = torch.get_num_threads()
@@ -44,7 +44,7 @@ def many_chunks(monkeypatch):
     torch.set_num_threads(before)
 
 
-# Posterior collapse: phi(t) = t^2 / 2 + t^3 / 6 + O(t^4), where the textbook form has no correct digit in float32.
+# Posterior collapse: phi(t) = t^2 / 2 + t^3 / 6 + O(t^4); the textbook formula has no correct digit in float32.
 @pytest.mark.parametrize("t", [1e-8, -1e-8, 1e-5, -1e-3])
 def test_kl_has_six_digits_near_collapse(t):
     logvar = torch.full((1, 3), t)
@@ -57,7 +57,7 @@ def test_kl_has_six_digits_near_collapse(t):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_kl_is_never_negative(dtype):
-    sizes = torch.logspace(-44, 8, 2000, dtype=torch.float64).to(dtype)  # subnormal numbers of float32 among them
+    sizes = torch.logspace(-44, 8, 2000, dtype=torch.float64).to(dtype)  # including subnormal numbers of float32
     logvar = torch.cat([sizes, -sizes])[:, None]
     values = kl(torch.zeros_like(logvar), logvar)
     assert (values >= 0).all()
@@ -66,7 +66,7 @@ def test_kl_is_never_negative(dtype):
     assert (moved >= 0).all()
 
 
-# Within sight of float32's e^88.
+# Close to float32's limit e^88.
 @pytest.mark.parametrize("level", [80.0, -80.0])
 def test_gradients_stay_finite_at_extreme_logvar(level):
     leaves = [torch.full((2, 5), v, requires_grad=True) for v in (1.0, level, 0.0, 0.0)]
@@ -81,7 +81,7 @@ def test_gradients_stay_finite_at_extreme_logvar(level):
     assert all(g.isfinite().all() for g in torch.autograd.grad(bound, (mu, logvar)))
 
 
-# The start of a warm-up: an infinite KL, times 0, must leave value and gradients alone.
+# The start of a warm-up: an infinite KL, times 0, must not affect the value and the gradients.
 @pytest.mark.parametrize("beta", [0.0, torch.tensor(0.0)])
 @pytest.mark.parametrize(("level", "where"), [(1e4, "logvar"), (math.inf, "logvar"), (1e30, "mu"), (-1e4, "prior")])
 def test_beta_0_switches_an_infinite_kl_off(level, where, beta):
@@ -132,7 +132,7 @@ def test_nan_stays_in_its_own_row(name):
     assert terms.log_likelihood[2].isnan() == of_likelihood
     assert terms.kl[2].isnan() != of_likelihood
     assert z[2].isnan().any() == (name in ("mu", "logvar"))
-    touched = gradients[0 if of_likelihood else 1]  # of x_hat, of mu: at that very element
+    touched = gradients[0 if of_likelihood else 1]  # of x_hat, of mu: at the same element
     assert touched[2].isnan().nonzero().tolist() == ([[touched.shape[1] - 1]] if name != "logvar" else [])
 
 
@@ -146,12 +146,12 @@ def test_nan_passes_every_link(likelihood):
     assert torch.autograd.grad(values.sum(), x_hat)[0].isnan().nonzero().tolist() == [[1, 4]]
 
 
-def test_nan_stays_visible_under_free_bits_and_every_reduction():
+def test_nan_is_kept_under_free_bits_and_every_reduction():
     x, mu, logvar = torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(3, 5)
     mu[1, 3] = math.nan
     for reduction in ("mean", "sum"):
         assert elbo(x, x, mu, logvar, free_bits=1e3, reduction=reduction).isnan()
-    values = elbo(x, x, mu, logvar, free_bits=1e3, reduction="none")  # that element is kept, in its own row
+    values = elbo(x, x, mu, logvar, free_bits=1e3, reduction="none")  # NaN is kept, in its own row
     assert values.isnan().tolist() == [False, True, False]
 
 
@@ -178,7 +178,7 @@ def test_the_gradient_of_an_infinite_kl_is_infinite(dtype, logvar):
         assert (torch.autograd.grad(-value, logvar, retain_graph=True)[0] == math.inf).all()
 
 
-# Batch invariance: a row's bits are its own, wherever it stands and whoever stands beside it.
+# Batch invariance: the bits of a row do not depend on its position or on other rows.
 LIKELIHOODS: dict[str, Any] = {
     "unit": lambda s: Gaussian(),
     "per element": lambda s: Gaussian(log_scale=s),
@@ -188,7 +188,7 @@ LIKELIHOODS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("d", "latent"), [(D, L), (17, 5)])  # short rows share a unit of work with their neighbours
+@pytest.mark.parametrize(("d", "latent"), [(D, L), (17, 5)])  # short rows share a work unit
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_a_row_has_the_same_bits_in_any_batch(likelihood, d, latent):
     n = 400 if latent == 5 else N  # 204 rows of 5 elements are one unit
@@ -224,14 +224,14 @@ def test_a_draw_is_a_function_of_its_row(latent, dtype):
     assert same_bits(alone, whole[0])
 
 
-# 16: each row fills vectors; 4, 20: four rows do; 6: none do; 1024: one unit; 1028: and a piece of four elements
+# 16: each row fills vectors; 4, 20: four rows do; 6: none do; 1024: one unit; 1028: one unit and a piece of four
 WIDTHS = [1, 4, 6, 16, 20, 512, 1024, 1028, 2048]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("latent", WIDTHS)
-def test_rows_that_lie_dense_and_apart_have_the_same_bits(latent, dtype):
-    """The first are read and written where they are, the others through a scratch."""
+def test_contiguous_and_strided_rows_have_the_same_bits(latent, dtype):
+    """The first are read and written in place, the others through a scratch buffer."""
     encoded = torch.randn(53, 2 * latent, dtype=dtype)
 
     def run(mu, logvar, draws):
@@ -258,9 +258,9 @@ PLAIN: dict[str, Any] = {  # options; shapes of x and of the latent; dtype
 
 
 @pytest.mark.parametrize("case", PLAIN)
-def test_the_plain_way_has_the_same_bits_as_that_of_all_terms(case, monkeypatch):
+def test_the_plain_path_has_the_same_bits_as_all_terms(case, monkeypatch):
     options, shape, latent, dtype = PLAIN[case]
-    plan, taken = _backend.launcher("elbo.log_likelihood", "numba").Density, list[Any]()
+    plan, taken = _backend.kernel_module("elbo.log_likelihood", "numba").Density, list[Any]()
     launch = plan.evaluate_plain
 
     def record(*args):
@@ -294,7 +294,7 @@ def test_the_plain_way_has_the_same_bits_as_that_of_all_terms(case, monkeypatch)
 def test_nothing_is_written_but_the_results(latent):
     n, draws, guard = 53, 2, 64
     mu, logvar, dz = torch.randn(n, latent), torch.randn(n, latent), torch.randn(draws, n, latent)
-    plan = _backend.launcher("elbo.reparameterize", "numba").Latent(mu, logvar, None, draws, "mean")
+    plan = _backend.kernel_module("elbo.reparameterize", "numba").Latent(mu, logvar, None, draws, "mean")
     rooms = []
 
     def guarded(*shape):
@@ -313,7 +313,7 @@ def test_nothing_is_written_but_the_results(latent):
 
 
 def everything(reduction, n=N, d=D, latent=L):
-    """All values and gradients of a call that takes each kernel: two draws, free bits, a prior, a shared scale."""
+    """All values and gradients of a call that uses each kernel: two draws, free bits, a prior, a shared scale."""
     generator = torch.Generator().manual_seed(1)
     x, mu, logvar, s, a, mu_p, logvar_p, w = (
         torch.randn(shape, generator=generator)
@@ -348,7 +348,7 @@ def test_bits_do_not_depend_on_threads_or_runs(many_chunks, reduction, n, latent
             assert same_bits(a, b)
 
 
-def test_bits_do_not_depend_on_threads_at_the_size_that_takes_them():
+def test_bits_do_not_depend_on_threads_at_a_size_that_uses_them():
     before = torch.get_num_threads()
     x, x_hat, mu = (
         torch.randn(400, 5000),
@@ -368,11 +368,11 @@ def test_bits_do_not_depend_on_threads_at_the_size_that_takes_them():
         assert all(map(same_bits, a, b))
 
 
-# Portable noise: the reference's, whose words tests/kernels/test_noise.py checks one by one.
+# Portable noise: that of the reference, whose words tests/kernels/test_noise.py checks one by one.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("latent", [1, 3, 4, 6, 1023, 1030])
 @pytest.mark.parametrize("seed", [0, SEED, 2**63 - 1])
-def test_noise_is_the_references(seed, latent, dtype, tolerance):
+def test_noise_matches_the_reference(seed, latent, dtype, tolerance):
     zero = torch.zeros(9, latent, dtype=dtype)
     ours, theirs = (
         fastvae.reparameterize(zero, zero, num_samples=3, seed=seed, backend=b) for b in ("numba", "reference")
@@ -381,9 +381,9 @@ def test_noise_is_the_references(seed, latent, dtype, tolerance):
 
 
 @pytest.mark.parametrize("first_row", [1, 2**32 - 1, 2**40 + 3])  # 2^32 - 1: the high word changes within the call
-def test_rows_are_counted_from_first_row_forth_and_back(first_row):
+def test_rows_are_counted_from_first_row_in_forward_and_backward(first_row):
     mu, logvar, w = (torch.randn(3, 5, dtype=torch.float64) for _ in range(3))
-    plan = _backend.launcher("elbo.reparameterize", "numba").Latent(mu, logvar, None, None, "none")
+    plan = _backend.kernel_module("elbo.reparameterize", "numba").Latent(mu, logvar, None, None, "none")
     seed = torch.tensor(SEED)
     z = plan.forward(mu, logvar, None, seed, want_kl=False, first_row=first_row)[0]
     gradients = plan.backward(mu, logvar, None, seed, 1.0, None, w, None, None, first_row=first_row)

@@ -1,10 +1,10 @@
-"""The kernels of the ELBO within the error budget of DESIGN 8: values and every gradient, for every option; Triton's in
-its interpreter.
+"""The ELBO's kernels are within an error budget: values and all gradients, for every option; Triton in its interpreter.
 
     err(kernel) <= 2 err(reference in the same dtype) + 2 eps max|truth|
 
-Truth is the reference in float64 on the same inputs; err is the largest absolute error of a tensor. Where all inputs
-are float64 there is no better truth at hand: err(reference), of sums in another order, is taken as 8 eps max|truth|.
+Truth is the reference in float64 on the same inputs; err is the largest absolute error of a tensor. If all inputs are
+float64, there is no more accurate truth, and err(reference), of sums in another order, is assumed to be
+8 eps max|truth|.
 """
 
 from typing import Any
@@ -16,21 +16,21 @@ import fastvae
 from fastvae import Bernoulli, Gaussian
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
-N, EVENT, LATENT, K = 5, (3, 7, 2), (2, 3), 3  # 42 features are two vectors of 16 and a part, and no two sizes agree
+N, EVENT, LATENT, K = 5, (3, 7, 2), (2, 3), 3  # 42 features are two vectors of 16 and a part; all sizes differ
 BACKEND = "numba"  # set by the fixture `kernels`
 
 
 def later(*values):
-    """A case for --long alone."""
+    """A case that runs only with --long."""
     return pytest.param(*values, marks=pytest.mark.long)
 
 
-REDUCTIONS = ("none", "mean", later("sum"))  # "sum" is "mean" with another factor
+REDUCTIONS = ("none", "mean", later("sum"))  # "sum" is "mean" with a different factor
 
 
 @pytest.fixture(params=["numba", "triton"], autouse=True)
 def kernels(request):
-    """The backend whose kernels are tried."""
+    """The backend whose kernels are tested."""
     global BACKEND
     BACKEND = request.param
 
@@ -40,15 +40,15 @@ def wide(t):
 
 
 def narrower(dtype):
-    """What a value in this dtype was computed in at some place, where not all inputs are float64."""
+    """The lowest precision in which a value of this dtype may have been computed, if not all inputs are float64."""
     return F32 if dtype == F64 else dtype
 
 
 def within_budget(call, *inputs, fixed=()):
-    """What ``call(backend, *inputs)`` returns, and its gradients for a random weighting of all that, keep the budget.
+    """Check the results of ``call(backend, *inputs)``, and their gradients for random weights, against the budget.
 
-    ``fixed`` are the positions of inputs that get no gradient. The weights of two values are never alike: the gradients
-    of an ELBO and its KL would cancel, and leave their rounding errors.
+    ``fixed`` are the positions of inputs without gradient. Two results never have equal weights: the gradients of an
+    ELBO and its KL would cancel, and leave only rounding errors.
     """
     weights: list[Any] = []
 
@@ -56,7 +56,7 @@ def within_budget(call, *inputs, fixed=()):
         given = [None if t is None else convert(t).detach() for t in inputs]
         leaves = [t.requires_grad_() for i, t in enumerate(given) if i not in fixed and t is not None]
         values = call(backend, *given)
-        if not weights:  # the same upstream gradient for all, random in each row
+        if not weights:  # the same upstream gradients for both, random in each row
             weights.extend(4**i * (0.5 + torch.rand_like(v, dtype=F32)) for i, v in enumerate(values))
         total = sum((w.to(v.dtype) * v).sum() for w, v in zip(weights, values, strict=True))
         return *(v.detach() for v in values), *torch.autograd.grad(total, leaves)
@@ -79,7 +79,7 @@ def bound_alone(*args, **options):
     return [fastvae.elbo(*args, **options)]
 
 
-# Name: the shape of a tensor log_scale (r stands for the rows), and the likelihood made of it.
+# Name: the shape of a tensor log_scale (r is the number of rows), and the likelihood made from it.
 LIKELIHOODS: dict[str, tuple[Any, Any]] = {
     "unit": (None, lambda s: Gaussian()),
     "float scale": (None, lambda s: Gaussian(0.3)),
@@ -100,8 +100,8 @@ LIKELIHOODS: dict[str, tuple[Any, Any]] = {
 }
 
 
-# Each pair takes a second to compile. bfloat16 shares the arithmetic of float32: loads and stores are tried there. What
-# differs in the shape of log_scale alone shares its kernel with another; tanh differs from sigmoid in one function.
+# Each pair takes a second to compile. bfloat16 shares the arithmetic of float32, so loads and stores are tested there.
+# Cases that differ only in the shape of log_scale share a kernel; tanh differs from sigmoid in one function.
 OF_ITS_OWN = ("unit", "scalar", "per feature", "per element", "sigmoid", "Bernoulli")
 
 
@@ -129,7 +129,7 @@ def test_every_likelihood(name, dtype, reduction):
         within_budget(call, *inputs, fixed=[0])
 
 
-# A scale of the draws has a place of its own in each row of x_hat, one of the data the same for all draws.
+# A scale per draw has one value for each row of x_hat; a scale per data point has the same value for all draws.
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize(
     "shape", [(), EVENT, (N, *EVENT), (N, 1, 1, 1), (K, 1, 1, 1, 1), (K, N, 1, 1, 1), (K, 1, *EVENT)]
@@ -151,7 +151,7 @@ def test_a_link_and_a_scale_of_each_feature():
     within_budget(call, *(torch.randn(N, d) for d in (42, 42, 2)), 0.5 * torch.randn(42), fixed=[0])
 
 
-def test_a_fixed_scale_of_each_element_takes_a_kernel_that_writes_no_gradient_of_it():
+def test_a_fixed_scale_per_element_uses_a_kernel_without_its_gradient():
     def call(backend, x, x_hat, mu, s):
         return [fastvae.elbo(x, x_hat, mu, mu, likelihood=Gaussian(log_scale=s), backend=backend)]
 
@@ -160,8 +160,8 @@ def test_a_fixed_scale_of_each_element_takes_a_kernel_that_writes_no_gradient_of
         within_budget(call, *inputs, fixed=[0, 3])
 
 
-# A scale is summed over blocks of rows: 1000 rows are 16 blocks of 63, the last one shorter. In one float32 sum each,
-# and with the same sign, errors would add up.
+# The gradient of a scale is summed over blocks of rows: 1000 rows are 16 blocks of 63, the last one shorter. In one
+# float32 sum of terms of the same sign, errors would add up.
 def test_the_gradient_of_a_scale_that_many_rows_share():
     def call(backend, x, x_hat, mu, s):
         return [fastvae.elbo(x, x_hat, mu, mu, likelihood=Gaussian(log_scale=s), backend=backend)]
@@ -172,7 +172,7 @@ def test_the_gradient_of_a_scale_that_many_rows_share():
         )
 
 
-# Name: the shapes of the prior's two tensors, and the other options. At free bits 0.6 some elements lie on each side.
+# Name: the shapes of the prior's two tensors, and the other options. With free bits 0.6 some elements are on each side.
 OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "beta": ((), {"beta": 0.3}),
     "beta tensor": ((), {"beta": torch.tensor(0.3)}),
@@ -186,7 +186,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "prior of numbers": (((), (1,)), {}),
     "prior, free bits": ((LATENT, (N, *LATENT)), {"free_bits": 0.6}),
 }
-FIRST = ("beta", "free bits", "prior")  # of float64
+FIRST = ("beta", "free bits", "prior")  # tested in float64 without --long
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -213,7 +213,7 @@ def test_every_option_of_the_kl(name, dtype, reduction):
         within_budget(call, *(t.to(dtype) for t in inputs), fixed=fixed)
 
 
-# Each option of the KL shares a kernel with sampling; the decoder is elementwise, so that it adds no errors.
+# Each option of the KL shares a kernel with sampling; the decoder is elementwise, so it adds no errors.
 DECODED: dict[str, dict[str, Any]] = {
     "one": {},
     "draws": {"num_samples": K},
@@ -272,7 +272,7 @@ def test_mixed_dtypes(dtypes):
 @pytest.mark.parametrize("num_samples", [None, K])
 @pytest.mark.parametrize("likelihood", [Gaussian(0.5), Bernoulli()])
 @pytest.mark.parametrize(("x_dtype", "x_scale"), [(torch.uint8, 1 / 255), (torch.uint8, 1.0), (torch.bool, None)])
-def test_bytes_and_bits(x_dtype, x_scale, likelihood, num_samples):
+def test_uint8_and_bool(x_dtype, x_scale, likelihood, num_samples):
     def call(backend, x, x_hat, mu):
         options = {"likelihood": likelihood, "x_scale": x_scale, "num_samples": num_samples, "backend": backend}
         return fastvae.elbo_terms(x, x_hat, mu, mu, **options)
@@ -290,15 +290,15 @@ SHAPES = [
     (1, (17,), (5,)),  # one row
     (1, (1,), (1,)),  # one element
     (3, (), ()),  # the rows are numbers
-    (3, (15,), (3,)),  # one short of a vector; part of a block of the noise
+    (3, (15,), (3,)),  # one less than a vector; part of a block of the noise
     (3, (16,), (4,)),
     (2, (CHUNK,), (PIECE,)),  # one chunk, one piece: exactly full
     (2, (CHUNK + 1,), (PIECE + 1,)),
-    (3, (5000,), (2 * PIECE + 3,)),  # several
-    (2, (2, 3, 400), (2, 513)),  # a row cut within its dims
+    (3, (5000,), (2 * PIECE + 3,)),  # several chunks and pieces
+    (2, (2, 3, 400), (2, 513)),  # a row split within its dims
     (300, (2,), (5,)),  # more rows than a unit of short latent rows takes, 1024 / 5
-    (2, (3,), (PIECE - 1,)),  # one short of a piece: its width is rounded up to whole blocks of the noise
-    (3, (4,), (PIECE // 2 + 1,)),  # one row a unit
+    (2, (3,), (PIECE - 1,)),  # one less than a piece: its width is rounded up to whole blocks of the noise
+    (3, (4,), (PIECE // 2 + 1,)),  # one row per unit
     (3, (4,), (0,)),  # no latent element, no feature
     (3, (0,), (2,)),
     (0, (4,), (2,)),  # an empty batch
@@ -308,7 +308,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("reductions", [("none", "sum"), later(("sum", "none"))])
 @pytest.mark.parametrize(("n", "event", "latent"), SHAPES)
-def test_every_way_a_shape_is_cut(n, event, latent, reductions):
+def test_every_way_a_shape_is_split(n, event, latent, reductions):
     shapes = ((n, *event), (n, *event), (n, *latent), (n, *latent))
     for scale, reduction in zip(((), event), reductions, strict=True):
 
@@ -322,7 +322,7 @@ def test_every_way_a_shape_is_cut(n, event, latent, reductions):
     within_budget(lambda b, *args: bound_alone(*args, reduction=reductions[1], backend=b), *inputs, fixed=[0])
 
 
-# Views of x, x_hat (both [N, 4, 6]) and mu, logvar (both [N, 6]), made of a leaf of the shape that stands before them.
+# Views of x, x_hat (both [N, 4, 6]) and mu, logvar (both [N, 6]), made from a leaf of the shape given before them.
 LAYOUTS: dict[str, Any] = {
     "columns": ((N, 4, 12), lambda t: t[..., ::2]),
     "first half of each row": ((N, 4, 12), lambda t: t[..., :6]),
@@ -375,7 +375,7 @@ def test_the_posterior_as_two_chunks_of_the_encoders_output():
 
 @pytest.mark.parametrize("num_samples", [None, 2])
 @pytest.mark.parametrize("scale", [(), (3, 1, 1), (3, 4, 5), (N, 3, 4, 5)])
-def test_channels_last_is_read_and_written_as_it_lies(scale, num_samples):
+def test_channels_last_is_read_and_written_in_place(scale, num_samples):
     x, x_hat = torch.randn(N, 3, 4, 5), torch.randn(num_samples or 1, N, 3, 4, 5)
     x = x.to(memory_format=torch.channels_last)
 
@@ -393,7 +393,7 @@ def test_channels_last_is_read_and_written_as_it_lies(scale, num_samples):
 
 
 def test_slices_of_two_dtypes():
-    # one of them is copied to the other's dtype, and has rows of another stride then
+    # one of them is copied to the dtype of the other, and its rows then have a different stride
     mu, logvar = torch.randn(N, 8)[:, :4], torch.randn(N, 4, dtype=F64)
     for a, b in ((mu, logvar), (logvar, mu)):
         ours, theirs = (fastvae.kl_divergence(a, b, backend=backend) for backend in (BACKEND, "reference"))

@@ -1,4 +1,4 @@
-"""What is remembered of a call serves none that differs from it in anything a plan was made from."""
+"""A cached call is not used for a call that differs in anything its launch plans depend on."""
 
 from typing import Any
 
@@ -11,23 +11,23 @@ from fastvae._elbo import call as elbo_call
 N, D, L = 4, 4, 2
 
 
-def alike(dtype=torch.float32):
-    """x, x_hat, mu, logvar: as the call that is remembered had them, but for the dtype."""
+def base_arguments(dtype=torch.float32):
+    """x, x_hat, mu, logvar of the cached call, except for the dtype."""
     return {name: torch.randn(N, size).to(dtype) for name, size in {"x": D, "x_hat": D, "mu": L, "logvar": L}.items()}
 
 
-def spread(t):
-    """The same numbers in every other column of a tensor, as no dense one has them."""
+def strided(t):
+    """The same numbers in every second column of a tensor, so not contiguous."""
     return torch.stack([t, t], -1)[..., 0]
 
 
-# What else is given, from the tensors as they were: each has another layout, another type or is another option.
+# What is changed in the call: each case has another layout, type or option.
 OTHERS: dict[str, Any] = {
     "x_hat, turned": lambda t: {"x_hat": t["x_hat"].T.contiguous().T},
     "x, turned": lambda t: {"x": t["x"].T.contiguous().T},
-    "x, spread": lambda t: {"x": spread(t["x"])},
-    "mu, spread": lambda t: {"mu": spread(t["mu"])},
-    "logvar, spread": lambda t: {"logvar": spread(t["logvar"])},
+    "x, spread": lambda t: {"x": strided(t["x"])},
+    "mu, spread": lambda t: {"mu": strided(t["mu"])},
+    "logvar, spread": lambda t: {"logvar": strided(t["logvar"])},
     "x, float64": lambda t: {"x": t["x"].double()},
     "x_hat, float64": lambda t: {"x_hat": t["x_hat"].double()},
     "mu, float64": lambda t: {"mu": t["mu"].double()},
@@ -85,12 +85,16 @@ def evaluate(function, arguments):
 @pytest.mark.parametrize("function", [fastvae.elbo, fastvae.elbo_terms])
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("of_decoder", [False, True])
-def test_a_call_that_differs_is_not_taken_for_the_one_before(function, other, of_decoder, monkeypatch):
-    tensors = alike()
+def test_a_different_call_does_not_use_the_cached_plan(function, other, of_decoder, monkeypatch):
+    tensors = base_arguments()
     before = {**tensors, **({"x_hat": lambda z: z.repeat(1, 2), "seed": 1} if of_decoder else {})}
     found = []
-    for others in ([], [before], [{**before, "likelihood": fastvae.Gaussian(link="sigmoid")}, alike(torch.float64)]):
-        monkeypatch.setattr(elbo_call, "KNOWN", {})
+    for others in (
+        [],
+        [before],
+        [{**before, "likelihood": fastvae.Gaussian(link="sigmoid")}, base_arguments(torch.float64)],
+    ):
+        monkeypatch.setattr(elbo_call, "CACHE", {})
         for arguments in others * 2:
             function(**arguments)
         now = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in tensors.items()}

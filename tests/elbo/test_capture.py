@@ -1,8 +1,7 @@
-"""The Triton kernels in CUDA graphs. For `make gpu`, in a process of its own and after all others: a failure in a
-capture spoils whatever the process does next.
+"""The Triton kernels in CUDA graphs. For `make gpu`, in its own process and last: a failed capture breaks the process.
 
-A kernel is loaded at its first launch, and nothing can be loaded while a graph is captured: so the very step that is
-captured runs once before.
+A kernel is loaded at its first launch, and nothing can be loaded while a graph is captured, so the captured step runs
+once before.
 """
 
 from typing import Any
@@ -21,7 +20,7 @@ N, D, L = 64, 784, 20
 
 
 def captured_with_outputs(step):
-    """A graph of a step, warmed up before, and the tensors that a replay writes to."""
+    """A graph of a step, captured after a warm-up, and the tensors that a replay writes to."""
     outputs: list[Any] = []
     return captured(lambda: outputs.append(step())), outputs[-1]
 
@@ -33,7 +32,7 @@ def _seeded():
         yield
 
 
-def test_a_captured_step_draws_afresh_at_each_replay():
+def test_a_captured_step_draws_new_noise_at_each_replay():
     x, mu, logvar, W = torch.zeros(N, D), torch.zeros(N, L), torch.zeros(N, L), torch.ones(L, D)
 
     def step():

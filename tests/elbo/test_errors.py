@@ -1,4 +1,4 @@
-"""Every bad argument is refused in one line that names the argument, what it is and what was expected."""
+"""Every invalid argument raises an error of one line that names the argument, what was expected and what was given."""
 
 import inspect
 import math
@@ -17,7 +17,7 @@ from fastvae import Bernoulli, Gaussian
 from fastvae._core import backend as _backend
 from fastvae._elbo import call as elbo_call
 
-N, D, L, K = 3, 4, 2, 5  # all different, so that a message with the wrong dim is seen
+N, D, L, K = 3, 4, 2, 5  # all different, so that a message with the wrong dim is noticed
 
 
 def zeros(*shape, **options):
@@ -29,7 +29,7 @@ def bytes_(*shape):
 
 
 def decoder(*outputs, shape=(N, D)):
-    """One that returns x_hat of this shape, and these behind it."""
+    """A decoder that returns x_hat of this shape, followed by these outputs."""
     return lambda z: (zeros(*shape), *outputs) if outputs else zeros(*shape)
 
 
@@ -39,14 +39,14 @@ def elbo(**changes):
 
 
 def refused(error, message, call, *args, **options):
-    """The call raises this error, its message has this pattern and one line."""
+    """Check that the call raises this error, with a message of one line that matches the pattern."""
     with pytest.raises(error, match=message) as caught:
         call(*args, **options)
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
 
 
-# What of the arguments is changed, the type of the error, a pattern of its message.
+# The arguments that are changed, the type of the error, a pattern of its message.
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     # mu and logvar
     "integer mu": ({"mu": zeros(N, L).int()}, TypeError, r"^mu must be a floating-point .*got a int32 tensor"),
@@ -56,7 +56,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "logvar of one std": (
         {"logvar": zeros(N, 1)},
         ValueError,
-        r"^mu and logvar must have one shape \[N, \*latent\], got \[3, 2\] and \[3, 1\]",
+        r"^mu and logvar must have the same shape \[N, \*latent\], got \[3, 2\] and \[3, 1\]",
     ),
     "logvar elsewhere": ({"logvar": zeros(N, L, device="meta")}, ValueError, r"^logvar .*device of mu, cpu, got meta"),
     # x
@@ -78,7 +78,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "x_hat flattened": (
         {"x": zeros(N, 2, 2)},
         ValueError,
-        r"^x_hat must have the shape \[N, \*event\] = \[3, 2, 2\] to go with x, got \[3, 4\]",
+        r"^x_hat must have the shape \[N, \*event\] = \[3, 2, 2\] to match x, got \[3, 4\]",
     ),
     "x_hat without draws": (
         {"num_samples": K},
@@ -149,7 +149,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         f"two scales: {name}": (
             {"x_hat": decoder(zeros()), "likelihood": likelihood},
             ValueError,
-            r"^the decoder returned a log_scale, but the likelihood has a scale of its own: give Gaussian\(\)",
+            r"^the decoder returned a log_scale, but the likelihood has a scale of its own: use Gaussian\(\)",
         )
         for name, likelihood in {
             "float": Gaussian(0.5),
@@ -161,7 +161,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "likelihood's class": (
         {"likelihood": Gaussian},
         TypeError,
-        r"^likelihood must be fastvae\.Gaussian.*got the class Gaussian: write the \(\)",
+        r"^likelihood must be fastvae\.Gaussian.*got the class Gaussian: add \(\)",
     ),
     "likelihood's name": ({"likelihood": "bernoulli"}, TypeError, r"^likelihood must be .*, got 'bernoulli'"),
     "no likelihood": ({"likelihood": None}, TypeError, r"^likelihood must be .*or an object with.*got NoneType"),
@@ -239,7 +239,7 @@ def test_elbo_refuses(changes, error, message):
     refused(error, message, elbo, **changes)
 
 
-# The other functions check what they share with elbo; where num_samples is all that x_hat lacks, they have no x_hat.
+# The other functions check the arguments they share with elbo; they have no x_hat to which num_samples could apply.
 SHARED = [
     (function, name)
     for function in (fastvae.reparameterize, fastvae.kl_divergence)
@@ -270,8 +270,12 @@ def test_options_are_keywords():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"scale": 0.5, "log_scale": 0.0}, ValueError, r"^scale and log_scale are two spellings .*give one"),
-        ({"scale": torch.ones(()), "log_scale": torch.ones(())}, ValueError, r"^scale and log_scale are two spellings"),
+        ({"scale": 0.5, "log_scale": 0.0}, ValueError, r"^scale and log_scale are mutually exclusive: give one"),
+        (
+            {"scale": torch.ones(()), "log_scale": torch.ones(())},
+            ValueError,
+            r"^scale and log_scale are mutually exclusive",
+        ),
         ({"scale": 0.0}, ValueError, r"^scale must be positive and finite, got 0\.0"),
         ({"scale": -1}, ValueError, r"^scale must be positive and finite, got -1"),
         ({"scale": math.nan}, ValueError, r"^scale must be positive and finite, got nan"),
@@ -300,34 +304,34 @@ def call(op, **options):
 
 
 @pytest.mark.parametrize("op", _backend.KERNELS)
-def test_a_backend_that_cannot_serve_says_why(op, monkeypatch):
+def test_an_unsupported_call_gives_the_reason(op, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(elbo_call, "KNOWN", {})  # calls of other tests were served, and would be again
+    monkeypatch.setattr(elbo_call, "CACHE", {})  # calls cached by other tests would not be checked again
     refused(
         fastvae.BackendError,
-        rf"^backend='triton' cannot serve {op}: it runs on cuda tensors, these are on cpu",
+        rf"^backend='triton' does not support {op}: it runs on cuda tensors, these are on cpu",
         call,
         op,
         backend="triton",
     )
     monkeypatch.setitem(_backend.HAS_KERNEL, (op, "numba"), False)
-    message = rf"^backend='numba' cannot serve {op}: it has no kernel for this yet"
+    message = rf"^backend='numba' does not support {op}: it has no kernel for this yet"
     refused(fastvae.BackendError, message, call, op, backend="numba")
     monkeypatch.setitem(_backend.INSTALLED, "numba", False)
-    message = rf"^backend='numba' cannot serve {op}: numba is not installed"
+    message = rf"^backend='numba' does not support {op}: numba is not installed"
     refused(fastvae.BackendError, message, call, op, backend="numba")
-    call(op)  # auto never fails for want of a kernel
+    call(op)  # auto never fails because there is no kernel
     call(op, backend="reference")
 
 
-def test_the_environment_replaces_auto_and_nothing_else(monkeypatch):
+def test_the_environment_replaces_only_auto(monkeypatch):
     monkeypatch.setitem(_backend.HAS_KERNEL, ("elbo", "numba"), False)
-    monkeypatch.setattr(elbo_call, "KNOWN", {})  # calls that were served are not looked into again
+    monkeypatch.setattr(elbo_call, "CACHE", {})  # cached calls would not be checked again
     monkeypatch.setattr(_backend, "DEFAULT", "cuda")
     refused(ValueError, r"^FASTVAE_BACKEND must be one of auto, triton, numba, reference, got 'cuda'", elbo)
     elbo(backend="reference")
     monkeypatch.setattr(_backend, "DEFAULT", "numba")
-    refused(fastvae.BackendError, r"^backend='numba' cannot serve elbo", elbo)
+    refused(fastvae.BackendError, r"^backend='numba' does not support elbo", elbo)
     monkeypatch.setattr(_backend, "DEFAULT", "reference")
     elbo()
     code = "from fastvae._core import backend as _backend; print(_backend.requested('auto'))"
@@ -336,7 +340,7 @@ def test_the_environment_replaces_auto_and_nothing_else(monkeypatch):
     assert run.stdout == "reference\n"
 
 
-def test_vae_passes_the_errors_on():
+def test_vae_raises_the_same_errors():
     vae = fastvae.VAE.mlp(D, latent=L, hidden=3)
     refused(ValueError, r"^x_scale must be given with uint8 x", vae.elbo, bytes_(N, D))
     refused(ValueError, r"^reduction must be one of", vae.elbo, zeros(N, D), reduction="avg")

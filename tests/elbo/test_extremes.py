@@ -1,7 +1,7 @@
 """Scales so small that their inverse overflows: values and gradients against closed forms in mpmath.
 
-0 * inf is NaN where the truth is 0 or finite. A pixel that a ReLU decoder reproduces exactly drives its learned
-log_scale there; so does a prior that has collapsed.
+There, 0 * inf would be NaN although the truth is 0 or finite. A pixel that a ReLU decoder reproduces exactly drives its
+learned log_scale to such values, as does a collapsed prior.
 """
 
 import mpmath
@@ -19,7 +19,7 @@ HALF_LOG_2PI = float(mpmath.log(2 * mpmath.pi) / 2)
 
 
 def kl_and_gradients(mu, logvar, mu_p, logvar_p):
-    """Exact, of one latent element: the KL, and its derivatives in the four."""
+    """The exact KL of one latent element, and its four derivatives."""
     d, s = mpmath.mpf(mu) - mpmath.mpf(mu_p), mpmath.exp(-mpmath.mpf(logvar_p))
     t = mpmath.mpf(logvar) - mpmath.mpf(logvar_p)
     excess = mpmath.expm1(t) / 2
@@ -35,7 +35,7 @@ ELEMENTS = [
     (0.0, -400.0, 0.0, -400.0),
     (3e-20, -92.0, 1e-20, -91.0),
     (1e-38, -200.0, 0.0, -200.0),  # dmu overflows, the rest does not
-    (1e-40, -150.0, 0.0, -150.0),  # a product by way of which the derivative in logvar_p underflows
+    (1e-40, -150.0, 0.0, -150.0),  # a product in the derivative with respect to logvar_p may underflow
     (1.0, -90.0, 0.0, -90.0),
     (0.5, 60.0, -0.5, 90.0),
 ]
@@ -58,7 +58,7 @@ def test_the_kl_to_a_narrow_prior(element, backend):
         sum_ = torch.tensor(6 * exact[0], dtype=torch.float64).float()
         torch.testing.assert_close(value.detach(), sum_, rtol=1e-5, atol=1e-5)
         for g, truth in zip(gradients, exact[1:], strict=True):
-            exact_g = torch.tensor(truth, dtype=torch.float64).float()  # inf where float32 has no such number
+            exact_g = torch.tensor(truth, dtype=torch.float64).float()  # inf where it overflows float32
             torch.testing.assert_close(g, exact_g.expand(2, 3), rtol=1e-5, atol=1e-6)
 
 
@@ -89,16 +89,20 @@ def test_data_that_the_decoder_reproduces(likelihood, form, log_scale, backend, 
         torch.testing.assert_close(g.sum(), torch.tensor(-5.0))
 
 
-# log_scale and the residual: products in float32's range by way of an e^-log_scale beyond it, and beyond it themselves
+# log_scale and residual: e^-log_scale overflows float32, and the product with the residual is in range, or is not
 RESIDUALS = [(-90.0, 1e-30), (-90.0, 1e-3), (-130.0, 1e-44), (-150.0, 1e-40), (-200.0, 1e-38), (-90.0, 1.0)]
-RESIDUALS += [(-44.2, 1.0), (-88.6, 1.0), (-300.0, 1.0)]  # twice the derivative in log_scale is out of range
+RESIDUALS += [
+    (-44.2, 1.0),
+    (-88.6, 1.0),
+    (-300.0, 1.0),
+]  # twice the derivative with respect to log_scale is out of range
 
 
 @each_backend
 @pytest.mark.parametrize(("log_scale", "residual"), RESIDUALS)
 @pytest.mark.parametrize("form", SCALES)
 @pytest.mark.parametrize("likelihood", [Gaussian, Laplace])
-def test_a_residual_beside_a_scale_whose_inverse_overflows(likelihood, form, log_scale, residual, backend):
+def test_a_residual_with_a_scale_whose_inverse_overflows(likelihood, form, log_scale, residual, backend):
     x, mu = torch.full((1, 5), residual), torch.zeros(1, 1)
     x_hat, s = torch.zeros(1, 5, requires_grad=True), SCALES[form](log_scale, (1, 5))
     value = fastvae.elbo(x, x_hat, mu, mu, likelihood=likelihood(log_scale=s), reduction="sum", backend=backend)
@@ -110,12 +114,12 @@ def test_a_residual_beside_a_scale_whose_inverse_overflows(likelihood, form, log
         exact, slopes = -r - log_scale - mpmath.log(2), (inverse, r - 1)
     gradients = torch.autograd.grad(value, [x_hat, s] if isinstance(s, torch.Tensor) else [x_hat])
     for got, want in zip((value.detach(), *(g.sum() for g in gradients)), (exact, *slopes), strict=False):
-        # a rounding of log_scale is one of e^-log_scale times 130 and more
+        # a rounding error of log_scale is 130 or more of e^-log_scale
         torch.testing.assert_close(got, torch.tensor(float(5 * want), dtype=torch.float64).float(), rtol=1e-5, atol=0)
 
 
 @each_backend
-def test_a_log_scale_of_more_digits_than_the_data(backend):
+def test_a_log_scale_of_higher_precision_than_the_data(backend):
     residual, z = torch.full((1, 1), 1e-30), torch.zeros(1, 1)
     s = torch.full((1,), -300.0, dtype=torch.float64, requires_grad=True)
     value = fastvae.elbo(residual, z, z, z, likelihood=Laplace(log_scale=s), reduction="sum", backend=backend)
@@ -126,7 +130,7 @@ def test_a_log_scale_of_more_digits_than_the_data(backend):
 
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_tiny_scale_of_which_the_square_is_none(dtype, backend):
+def test_a_tiny_scale_whose_square_underflows(dtype, backend):
     scale = {torch.float32: 1e-20, torch.float64: 1e-170}[dtype]
     residual = torch.tensor([[0.0, 1.0, -2.0]], dtype=dtype) * scale
     mu = torch.zeros(1, 1, dtype=dtype)

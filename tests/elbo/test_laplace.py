@@ -1,6 +1,6 @@
-"""The Laplace likelihood: its formula against torch.distributions, and both backends' kernels against its formula.
+"""The Laplace likelihood: its formula against torch.distributions, and the kernels of both backends against that.
 
-What all likelihoods share is tested in `test_*elbo*.py`, with the Gaussian for the most part.
+What all likelihoods have in common is tested in the other files of this folder, mostly with the Gaussian.
 """
 
 import math
@@ -25,7 +25,7 @@ LINKS: dict[str, Any] = {"identity": lambda a: a, "sigmoid": torch.sigmoid, "tan
 SHAPES = {"scalar": (), "per feature": EVENT, "per channel": (3, 1, 1), "per element": (N, *EVENT)}
 
 
-# A parameter is positive, as a scale must be. Its shape, and the likelihood and scale made of it.
+# The shape of a parameter, which is positive as a scale must be, and the likelihood and scale made from it.
 FORMS: dict[str, tuple[Any, Any, Any]] = {
     "unit": (None, lambda s, link: Laplace(link=link), lambda s: 1.0),
     "float scale": (None, lambda s, link: Laplace(0.7, link=link), lambda s: 0.7),
@@ -40,7 +40,7 @@ FORMS: dict[str, tuple[Any, Any, Any]] = {
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("form", FORMS)
-def test_the_formula_is_that_of_torch_distributions(form, link):
+def test_the_formula_matches_torch_distributions(form, link):
     shape, make, scale_of = FORMS[form]
     x, x_hat = torch.randn(N, *EVENT, dtype=F64), torch.randn(K, N, *EVENT, dtype=F64, requires_grad=True)
     s = None if shape is None else (torch.rand(shape, dtype=F64) + 0.5).requires_grad_()
@@ -55,14 +55,14 @@ def test_the_formula_is_that_of_torch_distributions(form, link):
 
 
 @pytest.mark.parametrize("link", LINKS)
-def test_its_gradients_are_those_of_finite_differences_away_from_the_kink(link):
+def test_gradients_match_finite_differences_away_from_the_kink(link):
     x_hat, s = torch.randn(2, 6, dtype=F64, requires_grad=True), torch.randn(6, dtype=F64, requires_grad=True)
     x = LINKS[link](x_hat.detach()) + torch.tensor([0.3, -0.2, 1.0, -2.0, 0.1, -0.1], dtype=F64)
     assert torch.autograd.gradcheck(lambda a, s: Laplace(log_scale=s, link=link).log_prob(x, a), (x_hat, s))
     assert torch.autograd.gradgradcheck(lambda a, s: Laplace(log_scale=s, link=link).log_prob(x, a), (x_hat, s))
 
 
-# Each combination of dtype, link, form of the scale and values or gradients is a kernel of its own: a second each.
+# Each combination of dtype, link, form of the scale, and values or gradients has its own kernel: a second each.
 CASES = [
     ("unit", "identity", F32, "none"),
     *(("unit", "identity", dtype, "mean") for dtype in (F32, BF16)),
@@ -77,7 +77,7 @@ CASES = [
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize(("form", "link", "dtype", "reduction"), CASES)
-def test_kernels_keep_the_error_budget(backend, form, link, dtype, reduction, monkeypatch):
+def test_kernels_are_within_the_error_budget(backend, form, link, dtype, reduction, monkeypatch):
     monkeypatch.setattr(budget, "BACKEND", backend)
     shape, make, _ = FORMS[form]
 
@@ -93,7 +93,7 @@ def test_kernels_keep_the_error_budget(backend, form, link, dtype, reduction, mo
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("shape", [(), EVENT, (K, N, *EVENT)])
-def test_draws_keep_it(backend, shape, monkeypatch):
+def test_draws_are_within_the_error_budget(backend, shape, monkeypatch):
     monkeypatch.setattr(budget, "BACKEND", backend)
 
     def call(backend, x, x_hat, mu, s):
@@ -106,7 +106,7 @@ def test_draws_keep_it(backend, shape, monkeypatch):
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize(("x_dtype", "x_scale"), [(torch.uint8, 1 / 255), (torch.bool, None)])
-def test_bytes_and_bits_keep_it(backend, x_dtype, x_scale, monkeypatch):
+def test_uint8_and_bool_are_within_the_error_budget(backend, x_dtype, x_scale, monkeypatch):
     monkeypatch.setattr(budget, "BACKEND", backend)
 
     def call(backend, x, x_hat, mu):
@@ -117,10 +117,10 @@ def test_bytes_and_bits_keep_it(backend, x_dtype, x_scale, monkeypatch):
     budget.within_budget(call, x, torch.randn(N, *EVENT), torch.randn(N, L), fixed=[0])
 
 
-# Where x is x_hat: not rare where both are bytes, bits or bfloat16. The gradient of torch's abs is 0 there.
+# x equals x_hat often if both are uint8, bool or bfloat16. The gradient of torch's abs is 0 there.
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 @pytest.mark.parametrize("reduction", ["none", "sum"])  # recomputed, and in one pass
-def test_the_gradient_is_0_where_x_is_x_hat(backend, reduction):
+def test_the_gradient_is_0_where_x_equals_x_hat(backend, reduction):
     x = torch.randint(3, (N, 42), dtype=torch.uint8)
     x_hat = torch.randint(3, (N, 42)).float().requires_grad_()
     likelihood, mu = Laplace(0.25), torch.zeros(N, L)
@@ -134,7 +134,7 @@ def test_the_gradient_is_0_where_x_is_x_hat(backend, reduction):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_nan_stays_visible_and_in_its_place(backend):
+def test_nan_is_kept_and_stays_in_its_place(backend):
     x, x_hat, mu = torch.zeros(3, 42), torch.zeros(3, 42), torch.zeros(3, L)
     x_hat[1, 4] = math.nan
     x_hat.requires_grad_()
@@ -154,7 +154,7 @@ def test_a_decoder_may_return_the_log_scale(backend):
     for b in (backend, "reference"):
         W, V, mu, logvar = given = [t.clone().requires_grad_() for t in leaves]
         terms = fastvae.elbo_terms(x, decoder(W, V), mu, logvar, likelihood=Laplace(), num_samples=2, seed=1, backend=b)
-        # twice: the second is differentiated through the formulas
+        # twice: the second time through the formulas
         first = torch.autograd.grad(terms.elbo, given, retain_graph=True)
         again = torch.autograd.grad(terms.elbo, given, create_graph=True)
         second = torch.autograd.grad(torch.stack([g.square().sum() for g in again]).sum(), given)
@@ -179,7 +179,7 @@ def test_in_a_graph():
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
-def test_its_scale_is_best_at_the_mean_distance():
+def test_the_optimal_scale_is_the_mean_absolute_residual():
     x, x_hat, mu = torch.randn(N, 42, dtype=F64), torch.randn(N, 42, dtype=F64), torch.zeros(N, L, dtype=F64)
     best = (x - x_hat).abs().mean()
     for shape in ((), (1,)):
@@ -195,7 +195,8 @@ def test_draws_of_x_have_its_distribution():
     assert torch.equal(likelihood.mean(x_hat), x_hat.tanh())
     x, again = (likelihood.sample(x_hat, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(x, again)
-    u = TorchLaplace(x_hat.tanh(), 0.5).cdf(x).sort().values  # uniform; the bound is the 1e-6 quantile of Kolmogorov's
+    # u is uniform; the bound is the 1e-6 quantile of the Kolmogorov-Smirnov statistic.
+    u = TorchLaplace(x_hat.tanh(), 0.5).cdf(x).sort().values
     assert (u - torch.linspace(0, 1, len(u))).abs().max() < 2.7 / math.sqrt(len(u))
 
 
@@ -211,11 +212,11 @@ def test_a_vae_learns_its_scale():
     assert fixed.scale == 0.5
 
 
-def test_what_it_refuses():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"^scale must be positive and finite, got 0\.0"):
         Laplace(0.0)
     x, mu = torch.zeros(N, 6), torch.zeros(N, L)
-    with pytest.raises(ValueError, match=r"the likelihood has a scale of its own: give Laplace\(\)"):
+    with pytest.raises(ValueError, match=r"the likelihood has a scale of its own: use Laplace\(\)"):
         fastvae.elbo(x, lambda z: (x, x), mu, mu, likelihood=Laplace(0.5))
 
 
@@ -238,7 +239,7 @@ def test_the_recipe_quotes_the_sources_and_names_files_that_exist():
     for step in steps:
         for block in re.findall(r"```python\n(.*?)```", step, re.DOTALL):
             lines = [line.strip() for line in block.splitlines()]
-            source = (ROOT / step.split("`")[1]).read_text(encoding="utf-8")  # the file that the step opens with
+            source = (ROOT / step.split("`")[1]).read_text(encoding="utf-8")  # the file named at the start of the step
             assert "\n".join(lines) in "\n".join(line.strip() for line in source.splitlines())
             quoted += 1
     assert quoted == 4

@@ -1,7 +1,7 @@
 """The ELBO's kernels as operations of a graph: opcheck, and the comparisons that it cannot make.
 
-`backend="numba"` under `torch.compile` takes them. Graphs are compiled by "aot_eager", which runs the same operations
-as Inductor without its code generation; one test goes through Inductor.
+`backend="numba"` uses them under `torch.compile`. Graphs are compiled by "aot_eager", which runs the same operations
+as Inductor without its code generation; one test uses Inductor.
 """
 
 from typing import Any
@@ -42,15 +42,15 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_
 
 @pytest.fixture
 def launched(backend, monkeypatch):
-    """The operations on the kernels of this backend, Triton's in the interpreter."""
+    """The operations with the kernels of this backend, Triton in the interpreter."""
     monkeypatch.setitem(elbo_library.BACKEND_OF, "cpu", backend)
-    elbo_call.KNOWN.clear()
+    elbo_call.CACHE.clear()
     yield
-    elbo_call.KNOWN.clear()
+    elbo_call.CACHE.clear()
 
 
 def for_both(cases):
-    """Each with Numba's kernels; with Triton's those whose results lie in another order, the others for --long."""
+    """Each case with Numba; with Triton those whose results have another memory format, the others only with --long."""
     layouts = ("plain", "draws", "columns", "channels last")
     triton = [pytest.param("triton", name, marks=() if name in layouts else pytest.mark.long) for name in cases]
     return pytest.mark.parametrize(("backend", "name"), [*(("numba", name) for name in cases), *triton])
@@ -108,7 +108,7 @@ def test_opcheck_log_likelihood(backend, name):
 
 
 class Problem:
-    """An encoder's output, a decoder, a scale, a prior: all leaves."""
+    """The output of an encoder, a decoder, a scale and a prior, all leaves."""
 
     def __init__(self, rows=N):
         self.mu, self.logvar, self.W, self.V = leaf(rows, L), leaf(rows, L), leaf(L, D), leaf(L, D)
@@ -122,7 +122,7 @@ class Problem:
         return [t for t in vars(self).values() if t.requires_grad]
 
 
-# What a caller may ask of elbo_terms, as a function of the problem: x, x_hat and options.
+# Calls of elbo_terms, as functions of the problem: x, x_hat and options.
 OPTIONS: dict[str, Any] = {
     "decoder": lambda p: (p.x, lambda z: z @ p.W, {}),
     "tensor": lambda p: (p.x, p.mu @ p.W, {"reduction": "sum"}),
@@ -145,7 +145,7 @@ OPTIONS: dict[str, Any] = {
         {"num_samples": K, "x_scale": 1 / 255, "likelihood": Bernoulli()},
     ),
     "bool": lambda p: (p.x > 0.5, lambda z: z @ p.W, {"likelihood": Bernoulli()}),
-    "half": lambda p: (p.x, lambda z: (z @ p.W).half(), {}),  # by the formula, within the graph
+    "half": lambda p: (p.x, lambda z: (z @ p.W).half(), {}),  # computed by the formula, within the graph
 }
 WEIGHINGS: dict[str, Any] = {
     "elbo": lambda t: -t.elbo.sum(),
@@ -153,7 +153,7 @@ WEIGHINGS: dict[str, Any] = {
 }
 
 
-# Sizes that are symbols try more than sizes that are numbers; each option of an operation is tried once.
+# Symbolic sizes test more than static ones; each option of an operation is tested once.
 STATIC = ("decoder",)
 DYNAMIC = ("decoded scale", "prior, free bits", "draws, bytes", "half", "none")
 
@@ -179,13 +179,13 @@ def test_compiled_equals_eager(name, dynamic):
         ours, theirs = compiled(p, weighing, "numba"), loss(p, weighing, "auto")
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         gradients = (torch.autograd.grad(v, p.leaves(), allow_unused=True) for v in (ours, theirs))
-        for a, b in zip(*gradients, strict=True):  # an operation has a zero where a Function may have None
+        for a, b in zip(*gradients, strict=True):  # an operation returns zeros where a Function may return None
             zero = torch.zeros(())
             torch.testing.assert_close(zero if a is None or not a.any() else a, zero if b is None or not b.any() else b,
                                        rtol=1e-4, atol=1e-5)  # fmt: skip
 
 
-def test_inductor_too_and_two_calls_in_one_graph_have_noise_of_their_own():
+def test_inductor_and_two_calls_in_one_graph_have_independent_noise():
     torch._dynamo.reset()
     p = Problem()
 
@@ -212,7 +212,7 @@ def test_inductor_too_and_two_calls_in_one_graph_have_noise_of_their_own():
 
 
 def graphs():
-    """A backend that counts the graphs it is given."""
+    """A backend that counts the graphs it compiles."""
     seen = []
 
     def backend(gm, inputs):
@@ -222,7 +222,7 @@ def graphs():
     return seen, backend
 
 
-def test_a_warm_up_of_20_betas_is_at_most_2_graphs():
+def test_a_warm_up_of_20_betas_compiles_at_most_2_graphs():
     torch._dynamo.reset()
     seen, backend = graphs()
     p = Problem()
@@ -276,7 +276,7 @@ def test_a_gradient_of_a_gradient_goes_through_the_formulas():
     torch.testing.assert_close(second, torch.autograd.grad(penalty, leaves), rtol=1e-3, atol=1e-3)
 
 
-def test_what_no_kernel_serves_is_refused_in_a_graph_as_well():
+def test_unsupported_calls_are_refused_in_a_graph_too():
     torch._dynamo.reset()
     p = Problem()
 

@@ -1,4 +1,4 @@
-"""The ELBO's kernels and the rest of torch: what they leave to the reference, memory, threads, other processes."""
+"""The ELBO's kernels and other features of torch: calls computed by the reference, memory, threads, processes."""
 
 import itertools
 import threading
@@ -20,7 +20,7 @@ N, D, L = 3, 8, 4
 
 
 def data(dtype=torch.float32):
-    """x, W, mu, logvar, log_scale: the last four get gradients."""
+    """x, W, mu, logvar, log_scale: the last four require gradients."""
     x, *leaves = (torch.randn(s).to(dtype) for s in ((N, D), (L, D), (N, L), (N, L), (D,)))
     return x, *(t.requires_grad_() for t in leaves)
 
@@ -30,7 +30,7 @@ def bound(x, W, mu, logvar, log_scale, **options):
     return fastvae.elbo(x, lambda z: z @ W, mu, logvar, **options)
 
 
-# What runs f(x, W, mu, logvar, log_scale) under a mode in which no kernel can take it, and what the error says.
+# Functions that run f(x, W, mu, logvar, log_scale) in a mode that no kernel supports, and what the error says.
 TRANSFORMS: dict[str, tuple[Any, str]] = {
     "grad": (lambda f, *t: torch.func.grad(f, (1, 2, 3, 4))(*t), "torch.func transform"),
     "vmap": (lambda f, *t: torch.func.vmap(f)(*(torch.stack([s, s + 1]) for s in t)), "torch.func transform"),
@@ -47,16 +47,16 @@ def dual(f, *tensors):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_transforms_go_to_the_reference_and_are_refused_by_name(name):
+def test_transforms_use_the_reference_and_are_refused_by_name(name):
     transform, reason = TRANSFORMS[name]
     tensors = [t.detach() for t in data(torch.float64)]
     ours, theirs = (
         transform(lambda *t, b=backend: bound(*t, backend=b), *tensors) for backend in ("auto", "reference")
     )
     torch.testing.assert_close(ours, theirs)
-    with pytest.raises(BackendError, match=f"numba.*cannot serve elbo: .*{reason}"):
+    with pytest.raises(BackendError, match=f"numba.*does not support elbo: .*{reason}"):
         transform(lambda *t: bound(*t, backend="numba"), *tensors)
-    with pytest.raises(BackendError, match=f"numba.*cannot serve reparameterize: .*{reason}"):
+    with pytest.raises(BackendError, match=f"numba.*does not support reparameterize: .*{reason}"):
         transform(lambda *t: fastvae.reparameterize(*t[2:4], backend="numba").sum(), *tensors)
 
 
@@ -66,7 +66,7 @@ def test_a_trace_holds_no_constant():
     torch.testing.assert_close(graph(*others), bound(*others, beta=0.5))
 
 
-# dynamic=True: the batch grows between the two calls, in one graph. A graph takes seconds, so options go together.
+# dynamic=True: the batch grows between the two calls, in one graph. A graph takes seconds, so options are combined.
 COMPILED: dict[str, dict[str, Any]] = {
     "a scale, prior, free bits, none": {
         "prior": (torch.ones(L), torch.tensor(0.3)),
@@ -130,7 +130,7 @@ UNSERVED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("name", UNSERVED)
-def test_what_no_kernel_serves_auto_leaves_to_the_reference_and_numba_refuses(name, reduction):
+def test_unsupported_calls_use_the_reference_with_auto_and_are_refused_by_numba(name, reduction):
     change, reason = UNSERVED[name]
     x, _, mu, logvar, _ = data()
     given: dict[str, Any] = {"x": x, "x_hat": torch.randn(N, D, requires_grad=True), "mu": mu, "logvar": logvar}
@@ -141,11 +141,11 @@ def test_what_no_kernel_serves_auto_leaves_to_the_reference_and_numba_refuses(na
         gradients = torch.autograd.grad(terms.elbo.sum(), [mu, logvar])
         results.append([*terms, *gradients])
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)  # z may differ by an ulp of fp16 after rounding
-    with pytest.raises(BackendError, match=f"^backend='numba' cannot serve elbo: .*{reason}"):
+    with pytest.raises(BackendError, match=f"^backend='numba' does not support elbo: .*{reason}"):
         fastvae.elbo(**given, backend="numba")
 
 
-def test_what_differs_from_a_known_call_only_in_what_is_refused_is_refused():
+def test_an_invalid_call_that_resembles_a_cached_one_is_refused():
     x, x_hat, mu = torch.randn(N, D), torch.randn(N, D), torch.randn(N, L)
     fastvae.elbo(x, x_hat, mu, mu, backend="numba")
     with pytest.raises(BackendError, match="x requires grad"):
@@ -162,7 +162,7 @@ def test_what_differs_from_a_known_call_only_in_what_is_refused_is_refused():
         fastvae.elbo(x, x_hat[:, :-1], mu, mu, backend="numba")
 
 
-def test_a_subclass_of_tensor_goes_to_the_reference():
+def test_a_subclass_of_tensor_uses_the_reference():
     class Tagged(torch.Tensor):
         pass
 
@@ -171,18 +171,18 @@ def test_a_subclass_of_tensor_goes_to_the_reference():
     torch.testing.assert_close(
         bound(x, W, tagged, logvar, s).as_subclass(torch.Tensor), bound(x, W, mu, logvar, s, backend="reference")
     )
-    with pytest.raises(BackendError, match="Tagged is no plain tensor"):
+    with pytest.raises(BackendError, match="Tagged is not a plain tensor"):
         bound(x, W, tagged, logvar, s, backend="numba")
     parameter = torch.nn.Parameter(mu.detach())
     torch.testing.assert_close(bound(x, W, parameter, logvar, s, backend="numba"), bound(x, W, mu, logvar, s))
 
 
 def peak(f):
-    """The most bytes that torch held at once during f, beyond what was there; buffers kept from others count."""
+    """Peak memory that torch allocated during f, in bytes; reused buffers count."""
     buffers.forget()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         f()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # each an allocation
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # one per allocation
     sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     return max(itertools.accumulate(sizes, initial=0))
 
@@ -274,7 +274,7 @@ print(int(agree(step(), truth)))
     assert in_python(code) == ["0", "1", "1", "1", "1", "1"]
 
 
-def test_it_works_where_no_cache_can_be_written():
+def test_it_works_without_a_writable_cache():
     code = """
 import torch, warnings
 from numba.core import caching
@@ -305,15 +305,15 @@ def test_another_default_device_changes_nothing():
         return bound, z, *torch.autograd.grad(bound + z.sum(), [x_hat, mu, scale])
 
     here = run()
-    elbo_call.KNOWN.clear()
+    elbo_call.CACHE.clear()
     with torch.device("meta"):
         there = run()
-    elbo_call.KNOWN.clear()
+    elbo_call.CACHE.clear()
     for a, b in zip(here, there, strict=True):
         assert torch.equal(a, b)
 
 
-def test_a_gradient_can_be_differentiated_where_the_posterior_has_none():
+def test_a_gradient_can_be_differentiated_if_the_posterior_has_none():
     x, x_hat, mu = torch.randn(5, 7), torch.randn(5, 7, requires_grad=True), torch.randn(5, 2)
     value = fastvae.elbo(x, x_hat, mu, mu, reduction="sum", backend="numba")
     (gradient,) = torch.autograd.grad(value, [x_hat], create_graph=True)

@@ -1,4 +1,4 @@
-"""The digits of the ELBO: the KL against mpmath, dtypes and their error budget, autocast, transforms, compilation."""
+"""Accuracy of the ELBO: the KL against mpmath, dtypes and their error budget, autocast, transforms, compilation."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ WIDE = [torch.float32, F64]
 
 
 def ulps(actual, exact):
-    """Errors in units in the last place of the exact values, which are mpmath's."""
+    """Errors in units in the last place of the exact values, computed by mpmath."""
     kind = actual.numpy().dtype.type
     spacing = [float(np.spacing(abs(kind(float(e))))) for e in exact]
     return max(float(abs(mpmath.mpf(float(a)) - e)) / s for a, e, s in zip(actual, exact, spacing, strict=True))
@@ -35,7 +35,7 @@ def exact_phi(t):
 
 
 def logvars(dtype):
-    """Both signs, 1e-30 to 80, densest around the seam at 0.9; enough for the vector loop and for its remainder."""
+    """Both signs, 1e-30 to 80, densest around the branch at 0.9; enough for the vector loop and its remainder."""
     wide = torch.logspace(-30, math.log10(80), 1501, dtype=F64)
     seam = torch.linspace(0.85, 0.95, 301, dtype=F64)
     size = torch.cat([wide, seam, torch.tensor([1e-45, 0.0], dtype=F64)]).to(dtype)
@@ -47,7 +47,7 @@ def kl(mu, logvar, prior=None, **options):
 
 
 @pytest.mark.parametrize("dtype", WIDE)
-def test_phi_is_good_to_four_ulp_everywhere(dtype):
+def test_phi_is_accurate_to_four_ulp_everywhere(dtype):
     t = logvars(dtype)[:, None]
     value = kl(torch.zeros_like(t), t)  # half of phi: halving is exact
     assert (value >= 0).all()
@@ -55,7 +55,7 @@ def test_phi_is_good_to_four_ulp_everywhere(dtype):
 
 
 @pytest.mark.parametrize("dtype", WIDE)
-def test_the_derivative_of_phi_is_good_to_eight_ulp(dtype):
+def test_the_derivative_of_phi_is_accurate_to_eight_ulp(dtype):
     t = logvars(dtype)[:, None].requires_grad_()
     (dt,) = torch.autograd.grad(kl(torch.zeros_like(t), t, reduction="sum"), t)
     with mpmath.workdps(120):
@@ -63,16 +63,16 @@ def test_the_derivative_of_phi_is_good_to_eight_ulp(dtype):
 
 
 @pytest.mark.parametrize("dtype", WIDE)
-def test_kl_with_a_mean_is_good_to_four_ulp(dtype):
+def test_kl_with_a_mean_is_accurate_to_four_ulp(dtype):
     t = logvars(dtype)[:, None]
-    mu = (torch.randn(t.shape, dtype=F64) * t.double().abs()).to(dtype)  # neither term hides the other
+    mu = (torch.randn(t.shape, dtype=F64) * t.double().abs()).to(dtype)  # both terms are of similar size
     with mpmath.workdps(120):
         exact = [(mpmath.mpf(float(m)) ** 2 + exact_phi(v)) / 2 for m, v in zip(mu, t, strict=True)]
     assert ulps(kl(mu, t), exact) <= 4
 
 
 @pytest.mark.parametrize("dtype", WIDE)
-def test_kl_to_a_prior_is_as_good_as_its_condition_allows(dtype):
+def test_kl_to_a_prior_is_as_accurate_as_its_condition_allows(dtype):
     eps = torch.finfo(dtype).eps
     mu, logvar, mu_p, logvar_p = (3 * torch.randn(500, 1, dtype=dtype) for _ in range(4))
     actual = kl(mu, logvar, (mu_p, logvar_p))
@@ -80,11 +80,11 @@ def test_kl_to_a_prior_is_as_good_as_its_condition_allows(dtype):
         with mpmath.workdps(50):
             a, m, v, m_p, v_p = (mpmath.mpf(float(t)) for t in row)
             exact = ((m - m_p) ** 2 * mpmath.exp(-v_p) + mpmath.expm1(v - v_p) - (v - v_p)) / 2
-            # rounding logvar - logvar_p, or logvar_p / 2, costs as many ulp as the exponent is large
+            # rounding logvar - logvar_p, or logvar_p / 2, costs a number of ulp proportional to the exponent
             assert abs(a - exact) <= (4 + abs(v - v_p) + abs(v_p)) * eps * exact
 
 
-def test_kl_keeps_its_digits_near_collapse():
+def test_kl_is_accurate_near_collapse():
     value = kl(torch.zeros(1, 1), torch.full((1, 1), 1e-8))
     logvar = float(torch.tensor(1e-8))
     assert float(value) == pytest.approx(logvar**2 / 4, rel=1e-6)  # phi = t^2 / 2 + O(t^3)
@@ -131,7 +131,7 @@ def test_both_directions_of_the_kl(dtype):
         torch.testing.assert_close(whole, getattr(forth, reduction)())
 
 
-# +-80: within sight of float32's e^88. -1e7: its powers overflow. Gradients that are finite must come out so.
+# +-80: close to float32's limit e^88. -1e7: its powers overflow. Gradients that are finite must be computed as finite.
 @pytest.mark.parametrize("level", [80.0, -80.0, -1e7])
 def test_gradients_stay_finite_at_extreme_logvar(level):
     mu, logvar, mu_p, logvar_p = (torch.full((2, 3), v, requires_grad=True) for v in (1.0, level, 0.0, 0.0))
@@ -145,7 +145,7 @@ def test_gradients_stay_finite_at_extreme_logvar(level):
     assert all(g.isfinite().all() for g in torch.autograd.grad(z.sum(), (mu, logvar)))
 
 
-# The budget of DESIGN 8, against float64 on the same rounded inputs: at most twice torch's own error in that dtype.
+# Error budget, against float64 on the same rounded inputs: at most twice the error of torch in the same dtype.
 def torch_form(x, x_hat, mu, logvar, likelihood):
     p_x = {
         "Gaussian": lambda: Normal(x_hat, 1.0),
@@ -161,9 +161,9 @@ def our_form(x, x_hat, mu, logvar, likelihood):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("likelihood", ["Gaussian", "Laplace", "Bernoulli"])
-@pytest.mark.parametrize("scale", [1.0, 1e-2])  # at 1e-2 the posterior has all but collapsed
-def test_dtypes_keep_the_error_budget(dtype, likelihood, scale):
-    x = (torch.rand(16, 50) < 0.5).to(dtype)  # 50 features: sums long enough for bf16 to lose digits
+@pytest.mark.parametrize("scale", [1.0, 1e-2])  # at 1e-2 the posterior has almost collapsed
+def test_dtypes_are_within_the_error_budget(dtype, likelihood, scale):
+    x = (torch.rand(16, 50) < 0.5).to(dtype)  # 50 features: sums long enough for bfloat16 to lose accuracy
     leaves = [t.to(dtype) for t in (torch.randn(16, 50), scale * torch.randn(16, 7), scale * torch.randn(16, 7))]
 
     def run(form, dtype):
@@ -177,12 +177,12 @@ def test_dtypes_keep_the_error_budget(dtype, likelihood, scale):
     for a, b, e in zip(ours, theirs, exact, strict=True):
         budget = 2 * (b.double() - e).abs().max() + 2 * torch.finfo(dtype).eps * e.abs().max()
         assert (a.double() - e).abs().max() <= budget
-    torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-5, atol=0)  # sums are in float32 in any case
+    torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-5, atol=0)  # sums are always in float32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["scale", "log_scale"])
-def test_a_half_precision_scale_is_computed_wide(dtype, name):
+def test_a_half_precision_scale_is_computed_in_float32(dtype, name):
     x, x_hat, mu = torch.randn(3, 4).to(dtype), torch.randn(3, 4).to(dtype), torch.zeros(3, 2, dtype=dtype)
     s = (torch.rand(4) + 0.5).to(dtype).requires_grad_()
     likelihood = Gaussian(s) if name == "scale" else Gaussian(log_scale=s)
@@ -193,7 +193,7 @@ def test_a_half_precision_scale_is_computed_wide(dtype, name):
     assert torch.autograd.grad(value.sum(), s)[0].dtype == dtype
 
 
-def test_mixed_dtypes_are_computed_in_the_widest():
+def test_mixed_dtypes_are_computed_in_the_widest_dtype():
     x, x_hat, mu, logvar = torch.randn(3, 4), torch.randn(3, 4), torch.randn(3, 2), torch.randn(3, 2)
     leaves = [x_hat.bfloat16().requires_grad_(), mu.half().requires_grad_(), logvar.double().requires_grad_()]
     value = fastvae.elbo(x, *leaves)
@@ -225,7 +225,7 @@ def test_autocast_changes_nothing_here(likelihood, dtype):
         assert torch.equal(a, b)
 
 
-def test_an_autocast_decoder_gives_a_float32_bound_and_float32_gradients():
+def test_an_autocast_decoder_gives_a_float32_bound_and_gradients():
     decoder, mu = torch.nn.Linear(2, 4), torch.randn(3, 2, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         low = fastvae.elbo(torch.ones(3, 4), decoder, mu, mu, seed=1)
@@ -235,7 +235,7 @@ def test_an_autocast_decoder_gives_a_float32_bound_and_float32_gradients():
     torch.testing.assert_close(low, fastvae.elbo(torch.ones(3, 4), decoder, mu, mu, seed=1), rtol=0.02, atol=0.02)
 
 
-# torch.func sees the same function as autograd does.
+# torch.func differentiates the same function as autograd.
 FUNC_OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "draws, free bits": {"num_samples": 3, "free_bits": 0.2},
@@ -271,8 +271,8 @@ def test_batched_gradients_agree_with_single_ones():
     torch.testing.assert_close(jacobian[1], row)
 
 
-# Dynamo stops compiling after eight graphs of one function: a KL warm-up of twenty betas must not need them.
-# (Left to itself, Dynamo gives each float a graph of its own once it has seen a tensor in its place.)
+# Dynamo stops compiling after eight graphs of one function: a KL warm-up of twenty betas must not need as many.
+# (By default, Dynamo compiles a graph for each float once it has seen a tensor as the same argument.)
 BETAS: dict[str, Any] = {
     "floats": [i / 19 for i in range(20)],
     "tensors": [torch.tensor(i / 19) for i in range(20)],
@@ -280,7 +280,7 @@ BETAS: dict[str, Any] = {
 }
 
 
-# In a graph both take the reference's formulas; eager, `auto` takes kernels.
+# In a graph both use the formulas of the reference; in eager mode, `auto` uses kernels.
 in_a_graph = pytest.mark.parametrize(
     "each_backend", ["auto", pytest.param("reference", marks=pytest.mark.long)], indirect=True
 )
@@ -309,7 +309,7 @@ def test_compiled_in_one_piece_it_equals_eager_for_every_beta(betas):
 
 
 @in_a_graph
-def test_compiled_calls_without_seed_draw_anew():
+def test_compiled_calls_without_seed_draw_new_noise():
     torch._dynamo.reset()
     mu = torch.zeros(3, 2)
     compiled = torch.compile(

@@ -1,4 +1,4 @@
-"""One bad row of a batch leaves the values and the gradients of all other rows as they are, to the last bit."""
+"""A bad row of a batch does not change a bit of the values and gradients of the other rows."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 import fastvae
 from fastvae import Bernoulli, Gaussian, Laplace
 
-N, D, L = 37, 9, 5  # no whole number of blocks or vectors
+N, D, L = 37, 9, 5  # no multiples of blocks or vectors
 
 LIKELIHOODS = {
     "plain": lambda s: Gaussian(),
@@ -19,7 +19,7 @@ LIKELIHOODS = {
 
 
 def evaluate(given, likelihood, decoder, backend):
-    """The terms of each row, and the gradients of a weighting of them."""
+    """The terms of each row, and the gradients of a weighted sum of them."""
     leaves = {name: t.clone().requires_grad_(name != "x") for name, t in given.items()}
     x, x_hat, mu, logvar, s = leaves.values()
     out = (lambda z: x_hat + 0.1 * z[:, :1]) if decoder else x_hat
@@ -35,7 +35,7 @@ def evaluate(given, likelihood, decoder, backend):
 @pytest.mark.parametrize("decoder", [False, True], ids=["x_hat", "decoder"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
-def test_a_bad_row_says_nothing_of_the_others(value, likelihood, decoder, backend):
+def test_a_bad_row_does_not_affect_the_others(value, likelihood, decoder, backend):
     given = {"x": torch.rand(N, D), "x_hat": torch.randn(N, D), "mu": torch.randn(N, L), "logvar": torch.randn(N, L)}
     given["s"] = torch.randn(N, D)
     want = evaluate(given, likelihood, decoder, backend)

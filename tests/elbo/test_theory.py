@@ -1,4 +1,4 @@
-"""The ELBO where the truth is known: the linear-Gaussian model, whose log p(x) and posterior are closed forms.
+"""The ELBO of the linear-Gaussian model, whose log p(x) and posterior are known in closed form.
 
 z ~ N(0, I)    x | z ~ N(W z + b, s^2 I)    x ~ N(b, W W' + s^2 I)
 z | x ~ N(V W'(x - b) / s^2, V)    V = (I + W'W / s^2)^-1
@@ -18,7 +18,7 @@ from fastvae import VAE, Bernoulli, Gaussian
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 F64 = torch.float64
-N, D, L = 4, 5, 2  # a few data, more features than latents
+N, D, L = 4, 5, 2  # few data points, more features than latents
 S = 0.7  # the scale of x given z
 
 
@@ -36,7 +36,7 @@ class Linear(NamedTuple):
 
     @property
     def logvar(self):
-        """The diagonal of the posterior, as the encoder would say it."""
+        """The log of the diagonal of the posterior covariance, as an encoder would return it."""
         return self.covariance.diagonal().log().expand(N, L)
 
     @property
@@ -44,13 +44,13 @@ class Linear(NamedTuple):
         return MultivariateNormal(self.b, self.W @ self.W.mT + S**2 * torch.eye(D)).log_prob(self.x)
 
     def expected_log_likelihood(self, mu, logvar):
-        """E_q[log p(x|z)]: the residual at the mean, and the spread of q as W passes it on."""
+        """E_q[log p(x|z)], from the residual at the mean and the covariance of q transformed by W."""
         residual = (self.x - self.decoder(mu)).square().sum(1) + logvar.exp() @ self.W.square().sum(0)
         return -0.5 * (residual / S**2 + D * math.log(2 * math.pi * S**2))
 
 
 def linear(orthogonal):
-    """With orthogonal columns of W the posterior is diagonal, and q can be it; else it cannot."""
+    """With orthogonal columns of W the posterior is diagonal, so q can be equal to it; otherwise it cannot."""
     W = torch.randn(D, L, dtype=F64)
     W = torch.linalg.qr(W).Q * torch.tensor([1.5, 0.4]) if orthogonal else W + 0.5 * W.flip(1)
     b, x = torch.randn(D, dtype=F64), 1.5 * torch.randn(N, D, dtype=F64)
@@ -58,17 +58,17 @@ def linear(orthogonal):
     return Linear(W, b, x, (x - b) @ W @ covariance / S**2, covariance)
 
 
-def some_q():
+def random_q():
     return torch.randn(N, L, dtype=F64), torch.randn(N, L, dtype=F64) - 1
 
 
 def mean_and_error(draws):
-    """Of the last dim: its mean, and the standard error of that."""
+    """Mean over the last dim, and its standard error."""
     return draws.mean(-1), draws.std(-1) / math.sqrt(draws.shape[-1])
 
 
 def test_log_p_is_the_bound_plus_the_kl_to_the_posterior():
-    model, (mu, logvar) = linear(orthogonal=True), some_q()
+    model, (mu, logvar) = linear(orthogonal=True), random_q()
     bound = model.expected_log_likelihood(mu, logvar) - fastvae.kl_divergence(mu, logvar)
     gap = fastvae.kl_divergence(mu, logvar, (model.mean, model.logvar))
     assert (gap > 0.1).all()  # q is not the posterior
@@ -78,9 +78,9 @@ def test_log_p_is_the_bound_plus_the_kl_to_the_posterior():
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
-@pytest.mark.parametrize("over", ["draws", "rows"])  # both must be fresh noise
+@pytest.mark.parametrize("over", ["draws", "rows"])  # the noise must be independent over both
 def test_the_sampled_likelihood_averages_to_the_analytic_one(orthogonal, over):
-    model, (mu, logvar) = linear(orthogonal), some_q()
+    model, (mu, logvar) = linear(orthogonal), random_q()
     R = 20_000  # for standard errors below 2 %
     x, mu_r, logvar_r = (t.repeat_interleave(R, 0) if over == "rows" else t for t in (model.x, mu, logvar))
     options: dict[str, Any] = {"likelihood": Gaussian(S), "reduction": "none", "seed": 11}
@@ -97,10 +97,10 @@ def test_the_sampled_likelihood_averages_to_the_analytic_one(orthogonal, over):
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
-def test_the_expected_bound_is_below_log_p_and_touches_it_at_the_posterior(orthogonal):
+def test_the_expected_bound_is_below_log_p_and_tight_at_the_posterior(orthogonal):
     model, R = linear(orthogonal), 20_000
     posterior = MultivariateNormal(model.mean, model.covariance)
-    for mu, logvar in [some_q(), (model.mean, model.logvar)]:
+    for mu, logvar in [random_q(), (model.mean, model.logvar)]:
         gap = kl_divergence(MultivariateNormal(mu, logvar.exp().diag_embed()), posterior)
         rows = (t.repeat_interleave(R, 0) for t in (mu, logvar))
         x = model.x.repeat_interleave(R, 0)
@@ -127,7 +127,7 @@ def test_no_encoder_gradient_ascent_on_mu_and_logvar_finds_the_posterior():
 
 
 def test_gradient_ascent_on_the_decoder_finds_the_maximum_likelihood():
-    # With q the posterior at each step this is EM, and for one latent probabilistic PCA has the answer in closed form.
+    # With q the posterior at each step this is EM, and with one latent probabilistic PCA has a closed-form solution.
     N, D = 400, 3
     x = torch.randn(N, 1, dtype=F64) @ torch.tensor([[2.0, 1.0, -1.0]], dtype=F64) + 0.5 * torch.randn(N, D, dtype=F64)
     W, b, log_s = (torch.full(s, v, dtype=F64, requires_grad=True) for s, v in [((1, D), 0.5), ((D,), 0.0), ((), 0.0)])
@@ -145,7 +145,7 @@ def test_gradient_ascent_on_the_decoder_finds_the_maximum_likelihood():
         optimizer.step()
         scheduler.step()
     values, vectors = torch.linalg.eigh(x.T.cov(correction=0))
-    noise = values[:-1].mean()  # Tipping & Bishop (1999): s^2 is the mean of the variances left out
+    noise = values[:-1].mean()  # Tipping & Bishop (1999): s^2 is the mean of the discarded variances
     signal = (values[-1] - noise) * vectors[:, -1].outer(vectors[:, -1])
     torch.testing.assert_close((2 * log_s).exp().detach(), noise, rtol=0.03, atol=0)
     torch.testing.assert_close((W.mT @ W).detach(), signal, rtol=0, atol=0.1)
@@ -153,7 +153,7 @@ def test_gradient_ascent_on_the_decoder_finds_the_maximum_likelihood():
 
 
 class Encoder(nn.Module):
-    """The same affine map of the data for every model: exact where it is the posterior's."""
+    """An affine map of the data, equal to the exact posterior unless shifted or widened."""
 
     def __init__(self, model, shift=0.0, widen=0.0):
         super().__init__()
@@ -182,7 +182,7 @@ def test_importance_sampling_converges_to_log_p_from_below(monkeypatch):
     vae = linear_vae(model, shift=0.3, widen=0.7)  # wider than the posterior: weights of finite variance
     estimate = vae.log_likelihood(model.x, num_samples=20_000, seed=1)
     torch.testing.assert_close(estimate, model.log_p, rtol=0, atol=0.05)
-    monkeypatch.setattr("fastvae.vae.ROWS_AT_ONCE", 3 * N)  # in pieces: the same draws
+    monkeypatch.setattr("fastvae.vae.MAX_DECODER_ROWS", 3 * N)  # several decoder calls: the same draws
     pieces = vae.log_likelihood(model.x, num_samples=200, seed=1)
     monkeypatch.undo()
     torch.testing.assert_close(vae.log_likelihood(model.x, num_samples=200, seed=1), pieces)
@@ -198,11 +198,11 @@ def test_one_importance_sample_is_the_bound():
     seeds = range(400)
     weights = torch.stack([vae.log_likelihood(model.x, num_samples=1, seed=s) for s in seeds], -1)
     bounds = torch.stack([vae.elbo(model.x, reduction="none", seed=s).detach() for s in seeds], -1)
-    mean, error = mean_and_error(weights - bounds)  # the one samples the KL which the other has in closed form
+    mean, error = mean_and_error(weights - bounds)  # one samples the KL, the other computes it in closed form
     assert (mean.abs() < 5 * error).all()
 
 
-def test_ancestral_samples_have_the_models_moments():
+def test_ancestral_samples_have_the_moments_of_the_model():
     model, R = linear(orthogonal=False), 40_000
     vae = linear_vae(model)
     x = vae.sample(R)
@@ -214,13 +214,13 @@ def test_ancestral_samples_have_the_models_moments():
     assert ((noiseless.T.cov() - model.W @ model.W.mT).abs() < 5 * spread.sqrt()).all()
 
 
-def test_reconstruction_is_the_mean_at_the_mean_of_q():
+def test_reconstruction_is_decoded_from_the_mean_of_q():
     model = linear(orthogonal=False)
     torch.testing.assert_close(linear_vae(model).reconstruct(model.x), model.decoder(model.mean))
 
 
-def test_bernoulli_evidence_by_summing_all_data():
-    # Two binary features have four values of x; their probabilities, estimated by importance sampling, add to 1.
+def test_bernoulli_evidence_sums_to_one_over_all_data():
+    # Two binary features have four values of x; their probabilities, estimated by importance sampling, sum to 1.
     x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     encoder = lambda x: (x - 0.5, torch.zeros(4, 2))  # noqa: E731
     vae = VAE(encoder, nn.Linear(2, 2), latent=2, likelihood=Bernoulli())

@@ -1,4 +1,4 @@
-"""The ELBO in the loops that people train with: mixed precision, gradient accumulation, data-parallel processes."""
+"""The ELBO in common training loops: mixed precision, gradient accumulation, data-parallel processes."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ N, D, L = 6, 8, 4
 
 
 class Model(nn.Module):
-    """Two linear maps; the same first weights each time."""
+    """Two linear maps, always with the same initial weights."""
 
     def __init__(self):
         super().__init__()

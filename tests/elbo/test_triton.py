@@ -1,8 +1,8 @@
-"""The Triton kernels: in Triton's interpreter, as all tests are run, or on a GPU, by `make gpu`.
+"""The Triton kernels: in Triton's interpreter, like all tests, or on a GPU, by `make gpu`.
 
-It needs torch and pytest alone, so that it runs from a bare checkout: ``PYTHONPATH=.:kernels python -m pytest
---noconftest -c /dev/null tests/elbo/test_triton.py``. Options and dtypes one by one: `test_budget.py`.
-Captured in CUDA graphs: `test_capture.py`, in a process of its own.
+This file needs only torch and pytest, so it runs from a bare checkout: ``PYTHONPATH=.:kernels python -m pytest
+--noconftest -c /dev/null tests/elbo/test_triton.py``. Options and dtypes are tested one by one in `test_budget.py`, and
+CUDA graphs in `test_capture.py`, in its own process.
 """
 
 import warnings
@@ -31,7 +31,7 @@ def _seeded():
 
 @pytest.fixture
 def poisoned():
-    """Memory that nothing was written to holds NaN."""
+    """Fill uninitialized memory with NaN."""
     settings: Any = torch.utils.deterministic
     before, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, True
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -43,7 +43,7 @@ def poisoned():
 
 
 class Problem:
-    """A linear decoder between tensors of given sizes, and all gradients."""
+    """A call with a linear decoder and given sizes, and all its gradients."""
 
     def __init__(self, N=5, D=37, L=6, dtype=F32, likelihood=Gaussian, scale=None, prior=False, x=None, **options):
         self.x = (torch.rand(N, D) if likelihood is Bernoulli else torch.randn(N, D)).to(dtype) if x is None else x
@@ -137,16 +137,16 @@ def test_an_empty_batch(reduction, poisoned):
     Problem(N=0, reduction=reduction).check()
     Problem(N=0, reduction=reduction, free_bits=0.1, scale=()).check()
     Problem(N=0, reduction=reduction, scale=(37,)).check()
-    Problem(N=0, reduction=reduction, D=5000, L=2050).check()  # rows in chunks, if there were any
+    Problem(N=0, reduction=reduction, D=5000, L=2050).check()  # a size whose rows are processed in chunks
 
 
 def test_an_empty_batch_writes_nowhere():
     room = torch.full((4,), 7.0)
     x, mu = torch.randn(0, 5000), torch.randn(0, 2050)
     how = {"likelihood": "gaussian", "link": "identity", "num_samples": None, "reduction": "none", "x_scale": None}
-    density = _backend.launcher("elbo.log_likelihood", "triton").Density(x, x, None, elbo_dtype=F32, **how)
+    density = _backend.kernel_module("elbo.log_likelihood", "triton").Density(x, x, None, elbo_dtype=F32, **how)
     density.evaluate(x, x, 0.0, room[1:1], None, room[2:2], want_log_lik=False)
-    latent = _backend.launcher("elbo.reparameterize", "triton").Latent(mu, mu, None, None, "none")
+    latent = _backend.kernel_module("elbo.reparameterize", "triton").Latent(mu, mu, None, None, "none")
     latent.forward(mu, mu, None, None, neg_kl=room[3:3])
     assert (room == 7).all()
 
@@ -169,7 +169,7 @@ def test_a_second_backward_and_any_upstream():
         torch.testing.assert_close(dx_hat, upstream[:, None] * (x - x_hat).detach(), rtol=2e-6, atol=1e-6)
 
 
-def test_a_gradient_of_float16_is_scaled_before_it_is_rounded():
+def test_a_float16_gradient_is_scaled_before_rounding():
     x, x_hat, mu = torch.zeros(64, 7), torch.linspace(1e-6, 2e-5, 448).view(64, 7).to(F16), torch.zeros(64, 2)
     (gradient,) = torch.autograd.grad(65536 * bound(x, x_hat.requires_grad_(), mu), [x_hat])  # as a GradScaler does
     torch.testing.assert_close(gradient.float(), -1024 * x_hat.detach().float(), rtol=1e-3, atol=0)
@@ -184,7 +184,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(D):
         assert torch.equal(alone, together[n : n + 1])
 
 
-def test_layouts_are_read_as_they_lie():
+def test_layouts_are_read_in_place():
     x, both, mu = torch.randn(6, 80)[:, :40], torch.randn(6, 80), torch.randn(6, 16)[:, ::2]
     for x_hat in (both[:, 40:], both[:, ::2], both.T.contiguous().T[:, :40]):
         torch.testing.assert_close(bound(x, x_hat, mu), fastvae.elbo(x, x_hat, mu, mu, backend="reference"))
@@ -199,7 +199,7 @@ def test_a_row_too_long_to_count_is_refused():
         bound(row, row, torch.zeros(1, 1))
 
 
-def test_the_noise_is_that_of_every_backend():
+def test_the_noise_is_the_same_in_every_backend():
     mu, logvar = torch.zeros(40, 18, dtype=F64), torch.zeros(40, 18, dtype=F64)
     seed = 2**62 + 12345
     for dtype, digits in ((F32, 2e-6), (F64, 1e-12)):
@@ -208,7 +208,7 @@ def test_the_noise_is_that_of_every_backend():
         assert float((eps - truth).abs().max()) <= digits
 
 
-def test_extreme_variances_have_finite_gradients_and_small_ones_their_digits():
+def test_extreme_variances_have_finite_and_small_ones_accurate_gradients():
     logvar = torch.tensor([[-80.0, 80.0, 1e-8, -1e-8]], requires_grad=True)
     kl = fastvae.kl_divergence(torch.zeros(1, 4), logvar, reduction="sum", backend="triton")
     kl.backward()
@@ -218,7 +218,7 @@ def test_extreme_variances_have_finite_gradients_and_small_ones_their_digits():
     torch.testing.assert_close(small, torch.tensor([0.25e-16]), rtol=1e-6, atol=0)
 
 
-def test_its_gradient_can_be_differentiated():
+def test_gradients_can_be_differentiated():
     x, x_hat, mu = torch.randn(5, 7), torch.randn(5, 7, requires_grad=True), torch.randn(5, 2)
     (gradient,) = torch.autograd.grad(bound(x, x_hat, mu, reduction="sum"), [x_hat], create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), [x_hat])
@@ -226,7 +226,7 @@ def test_its_gradient_can_be_differentiated():
 
 
 @on_gpu
-def test_numbers_may_stand_on_the_cpu():
+def test_numbers_may_be_on_the_cpu():
     def number(value):
         return torch.tensor(value, device="cpu", requires_grad=True)
 
@@ -246,7 +246,7 @@ def test_numbers_may_stand_on_the_cpu():
 
 @on_gpu
 @pytest.mark.parametrize("free_bits", [0.0, 0.1])
-def test_nothing_waits_for_the_gpu(free_bits):
+def test_no_call_synchronizes_the_gpu(free_bits):
     problem = Problem(N=64, D=784, L=20, scale=(), free_bits=free_bits, beta=torch.tensor(0.5))
     problem("triton")
     torch.cuda.synchronize()
@@ -258,7 +258,7 @@ def test_nothing_waits_for_the_gpu(free_bits):
 
 
 @on_gpu
-def test_streams_and_threads_do_not_disturb_each_other():
+def test_streams_and_threads_are_independent():
     problem = Problem(N=512, D=784, L=20)
     want = problem("triton")
     torch.cuda.synchronize()
@@ -270,7 +270,7 @@ def test_streams_and_threads_do_not_disturb_each_other():
         return found
 
     with ThreadPoolExecutor(2) as pool:
-        for got in (step for found in pool.map(work, range(2)) for step in found):  # raises what `work` raised
+        for got in (step for found in pool.map(work, range(2)) for step in found):  # raises the errors of `work`
             for a, b in zip(got[:3], want[:3], strict=True):
                 assert torch.equal(a, b)
 
@@ -290,7 +290,7 @@ def test_forward_and_backward_need_the_memory_of_one_gradient():
 @on_gpu
 @pytest.mark.parametrize("name", ["plain", "draws", "each row", "prior", "free bits", "a scale of features"])
 def test_compiled_in_one_piece_it_equals_eager(name):
-    torch._dynamo.reset()  # or the sizes of the others become symbols
+    torch._dynamo.reset()  # or sizes of other tests would become symbolic
     problem = Problem(**PROBLEMS[name])
     W, mu, logvar, *rest = problem.leaves
 
@@ -312,7 +312,7 @@ def test_compiled_in_one_piece_it_equals_eager(name):
 @on_gpu
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_the_operations_of_a_graph_pass_opcheck(dtype):
-    from fastvae._elbo import library as elbo_library  # registers them
+    from fastvae._elbo import library as elbo_library  # registers the operations
 
     assert elbo_library.BACKEND_OF["cuda"] == "triton"
     mu, logvar, x_hat = (torch.randn(5, 6).to(dtype).requires_grad_() for _ in range(3))

@@ -1,4 +1,4 @@
-"""`fastvae.VAE`: its prior and its likelihood hold in every method, follow the module, and errors name the argument."""
+"""`fastvae.VAE`: all methods use its prior and likelihood, which move with the module; errors name the argument."""
 
 import copy
 import math
@@ -31,13 +31,13 @@ def exact(prior, m):
 
 
 def linear(likelihood=None, heads=1, **options):
-    """Networks of double precision, as most here compare numbers."""
+    """Linear networks in double precision, for comparisons of numbers."""
     decoder = nn.Linear(L, D) if heads == 1 else Heads(heads)
     return VAE(lambda x: (x[:, :L], x[:, :L]), decoder, latent=L, likelihood=likelihood, **options).double()
 
 
 class Heads(nn.Linear):
-    """A decoder that returns so many outputs."""
+    """A decoder that returns the given number of outputs."""
 
     def __init__(self, heads):
         super().__init__(L, D)
@@ -48,7 +48,7 @@ class Heads(nn.Linear):
 
 
 @pytest.mark.parametrize("kind", [nn.Parameter, lambda t: t])
-def test_the_prior_holds_in_every_method(kind):
+def test_the_prior_is_used_by_every_method(kind):
     vae = exact((kind(torch.tensor([5.0])), kind(torch.zeros(1))), 5.0)
     x = torch.tensor([[5.0], [3.0], [8.5]])
     truth = torch.distributions.Normal(5.0, math.sqrt(2)).log_prob(x)[:, 0]
@@ -78,11 +78,11 @@ def test_a_learned_prior_is_a_parameter_and_another_a_buffer():
     assert exact(None, 0.0).prior is None
 
 
-def test_what_is_the_vaes_own_is_no_option_of_a_call():
+def test_prior_and_likelihood_are_no_options_of_a_call():
     vae, x = linear(), torch.randn(N, D, dtype=torch.float64)
     for name, value in (("prior", (torch.zeros(L), torch.zeros(L))), ("likelihood", Bernoulli())):
         for method in (vae.elbo, vae.elbo_terms):
-            with pytest.raises(TypeError, match=rf"^{name} is the VAE's own.*VAE\(\.\.\., {name}=\.\.\.\)$"):
+            with pytest.raises(TypeError, match=rf"^{name} belongs to the VAE.*VAE\(\.\.\., {name}=\.\.\.\)$"):
                 method(x, **{name: value})
     with pytest.raises(TypeError, match=r"^prior must be a pair"):
         linear(prior=torch.zeros(L))
@@ -93,7 +93,7 @@ def test_what_is_the_vaes_own_is_no_option_of_a_call():
 @pytest.mark.parametrize("shape", [(), (D,), (N, D), (N, 1)])
 @pytest.mark.parametrize("kind", [Gaussian, Laplace])
 def test_log_likelihood_takes_a_scale_of_every_shape(kind, shape, monkeypatch):
-    monkeypatch.setattr(fastvae.vae, "ROWS_AT_ONCE", 3 * N)  # three draws a piece
+    monkeypatch.setattr(fastvae.vae, "MAX_DECODER_ROWS", 3 * N)  # three draws per decoder call
     x, scale = torch.randn(N, D, dtype=torch.float64), torch.rand(shape, dtype=torch.float64) + 0.5
     vae = linear(kind(scale))
     each = scale.expand(N, D)
@@ -122,7 +122,7 @@ def test_a_constant_scale_follows_the_module():
 
 
 class Student(nn.Module):
-    """A likelihood that is a module, with a parameter called scale; of log_prob alone."""
+    """A likelihood that is a module, with a parameter named scale, and only the method log_prob."""
 
     def __init__(self, shape=(7,)):
         super().__init__()
@@ -132,7 +132,7 @@ class Student(nn.Module):
         return torch.distributions.StudentT(self.scale.square().sum(), x_hat, 1.0).log_prob(x)
 
 
-def test_a_likelihood_that_is_a_module_is_a_part_of_it():
+def test_a_likelihood_that_is_a_module_becomes_a_submodule():
     vae, x = linear(Student()), torch.randn(N, D, dtype=torch.float64)
     (-vae.elbo(x, seed=0)).backward()
     assert vae.likelihood.scale.grad is not None
@@ -146,7 +146,7 @@ def test_a_likelihood_that_is_a_module_is_a_part_of_it():
 
 
 @pytest.mark.parametrize("method", ["elbo", "elbo_terms", "sample", "reconstruct", "log_likelihood"])
-def test_more_heads_than_the_likelihood_knows(method):
+def test_more_outputs_than_the_likelihood_supports(method):
     def call(vae):
         argument = 2 if method == "sample" else torch.rand(N, D, dtype=torch.float64)
         return getattr(vae, method)(argument)
@@ -161,7 +161,7 @@ def test_more_heads_than_the_likelihood_knows(method):
     call(linear(Gaussian(), heads=2))
 
 
-def test_x_that_the_encoder_cannot_take():
+def test_x_that_the_encoder_does_not_accept():
     vae: Any = VAE.mlp((2, D), latent=L, hidden=3)
     for method in (vae.elbo, vae.elbo_terms, vae.reconstruct, vae.log_likelihood, vae.encode):
         with pytest.raises(TypeError, match=r"^x must be a torch\.Tensor, got ndarray"):
@@ -177,7 +177,7 @@ def test_x_that_the_encoder_cannot_take():
             vae.sample(n)
 
 
-def test_what_elbo_refuses_the_other_methods_refuse():
+def test_other_methods_refuse_what_elbo_refuses():
     vae: Any = VAE.mlp(D, latent=L, hidden=3, likelihood="bernoulli")
     pixels = torch.randint(256, (N, D), dtype=torch.uint8)
     per_row: Any = VAE(vae.encoder, vae.decoder, latent=L, likelihood=Gaussian(torch.ones(N, D)))
@@ -199,7 +199,7 @@ def test_what_elbo_refuses_the_other_methods_refuse():
         per_row.sample(2)
 
 
-def test_values_that_log_likelihood_looks_at():
+def test_values_that_log_likelihood_checks():
     vae = VAE.mlp(D, latent=L, hidden=3, likelihood="bernoulli")
     with pytest.warns(UserWarning, match=r"^x of a Bernoulli likelihood must be between 0 and 1, got 7"):
         vae.log_likelihood(torch.full((N, D), 7.0), 3)
@@ -211,7 +211,7 @@ def test_values_that_log_likelihood_looks_at():
 
 
 @pytest.mark.parametrize("latent", [2.5, -1, (2, -2), "2", True])
-def test_a_latent_that_is_no_shape(latent):
+def test_a_latent_that_is_not_a_shape(latent):
     with pytest.raises(TypeError, match=r"^latent must be an int or a tuple of ints, none negative, got"):
         VAE(nn.Linear(D, L), nn.Linear(L, D), latent=latent)
     with pytest.raises((TypeError, ValueError), match=r"^latent must be (an int, got|at least 1, got -1)"):
@@ -225,7 +225,7 @@ def test_draws_have_the_dtype_of_the_decoder():
     assert vae.sample(3, mean=True).dtype is torch.float32
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_numbers_are_accepted():
     sizes: Any = {"event": np.int64(D), "latent": np.int64(L), "hidden": np.int64(3), "scale": np.float32(0.5)}
     vae: Any = VAE.mlp(**sizes)
     assert vae.sample(np.int64(2)).shape == (2, D)

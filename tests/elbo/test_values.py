@@ -1,4 +1,4 @@
-"""Values of arguments: what check_values=True refuses, the one warning without it, the numbers that options take."""
+"""Values of arguments: what check_values=True refuses, the warning without it, the numbers that options accept."""
 
 import math
 import warnings
@@ -19,7 +19,7 @@ def arguments() -> dict[str, Any]:
 
 
 def bad(t, value=math.nan):
-    """The same tensor with that value in row 2, place 1."""
+    """The same tensor with the value in row 2, column 1."""
     t = t.clone()
     t[2, 1] = value
     return t
@@ -28,7 +28,7 @@ def bad(t, value=math.nan):
 @pytest.mark.parametrize("function", [fastvae.elbo, fastvae.elbo_terms])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["x", "x_hat", "mu", "logvar"])
-def test_infinities_and_nan_are_refused_with_their_place(name, value, function):
+def test_infinities_and_nan_are_refused_with_their_position(name, value, function):
     given = arguments()
     given[name] = bad(given[name], value)
     function(**given)
@@ -36,7 +36,7 @@ def test_infinities_and_nan_are_refused_with_their_place(name, value, function):
         function(**given, check_values=True)
 
 
-def test_the_other_tensors():
+def test_all_other_tensors_are_checked():
     given, one = arguments(), torch.ones(N, D)
     fastvae.elbo(**given, likelihood=Gaussian(one), prior=(given["mu"], given["logvar"]), check_values=True)
     cases: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ def test_the_other_tensors():
             fastvae.elbo(**(given | changes), check_values=True)
 
 
-def test_it_counts_them_and_changes_no_result():
+def test_invalid_values_are_counted_and_results_unchanged():
     given = arguments()
     torch.manual_seed(0)
     assert torch.equal(fastvae.elbo(**given, seed=1), fastvae.elbo(**given, seed=1, check_values=True))
@@ -63,7 +63,7 @@ def test_it_counts_them_and_changes_no_result():
     assert fastvae.elbo(*empty, reduction="sum", check_values=True) == 0
 
 
-WRONG = {  # x of a Bernoulli likelihood, x_scale, what is said of it
+WRONG = {  # x of a Bernoulli likelihood, x_scale, the error message
     "bytes": (
         torch.full((N, D), 255, dtype=torch.uint8),
         1.0,
@@ -83,31 +83,31 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_x_beyond_the_range_of_a_bernoulli_likelihood(name):
+def test_x_outside_the_range_of_a_bernoulli_likelihood(name):
     x, x_scale, message = WRONG[name]
     given = arguments() | {"x": x, "x_scale": x_scale, "likelihood": Bernoulli()}
-    fastvae._elbo.call.KNOWN.clear()  # this may not be the first call of its kind in this process
-    with pytest.warns(UserWarning, match=f"^{message}; the bound then means nothing") as seen:
+    fastvae._elbo.call.CACHE.clear()  # a cached call would not be checked
+    with pytest.warns(UserWarning, match=f"^{message}; the bound is then meaningless") as seen:
         fastvae.elbo(**given)
     assert seen[0].filename == __file__
     with warnings.catch_warnings(action="error"):
-        fastvae.elbo(**given)  # said once
+        fastvae.elbo(**given)  # warned about only once
     with pytest.raises(ValueError, match=f"^{message}"):
         fastvae.elbo(**given, check_values=True)
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_x_within_the_range_of_a_bernoulli_likelihood(name):
+def test_x_inside_the_range_of_a_bernoulli_likelihood(name):
     x, x_scale = RIGHT[name]
     given = arguments() | {"x": x, "x_scale": x_scale, "likelihood": Bernoulli()}
-    fastvae._elbo.call.KNOWN.clear()
+    fastvae._elbo.call.CACHE.clear()
     with warnings.catch_warnings(action="error"):
         fastvae.elbo(**given)
         fastvae.elbo(**given, check_values=True)
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
-def test_numbers_of_numpy_are_numbers(backend):
+def test_numpy_numbers_are_accepted(backend):
     given = arguments()
     for name in ("beta", "free_bits"):
         want = fastvae.elbo(**(given | {name: 2.0}), backend=backend)

@@ -1,7 +1,7 @@
-"""Tensors whose memory does not hold their values: negated or zero by a flag that torch sets; sparse and nested ones.
+"""Tensors whose memory does not hold their values: lazily negated, zero by a flag of torch, sparse, and nested ones.
 
-A view such as ``c.conj().imag`` shares the memory of c, with the other sign. Results must be those of a plain tensor
-with the same values, for every argument, every output and every upstream gradient.
+A view such as ``c.conj().imag`` shares the memory of c, with the opposite sign. Results must be those for an ordinary
+tensor with the same values, for every argument, every output and every upstream gradient.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ FUNCTIONS = {  # and the arguments that each reads
     of_draws: ["mu", "logvar"],
     of_the_kl: ["mu", "logvar", "mu_p", "logvar_p"],
 }
-# What is done about it is done before any backend is chosen: one case of each function for Triton.
+# Such tensors are materialized before a backend is chosen, so one case of each function suffices for Triton.
 CASES = [
     pytest.param(function, name, backend, id=f"{backend}-{function.__name__}-{name}")
     for backend in ("auto", "reference", "triton")
@@ -64,7 +64,7 @@ CASES = [
 
 
 def evaluate(function, t, backend, upstream=lambda g: g, changed=None):
-    """Values, and the gradients of a weighting of them; arguments that are ``changed`` are made of the leaves t."""
+    """Values, and the gradients of a weighted sum of them; ``changed`` makes arguments from the leaves t."""
     values = function(t | (changed or {}), backend)
     leaves = [v for v in t.values() if v.requires_grad]
     weights = [upstream(torch.linspace(0.5, 1, v.numel()).view(v.shape)) for v in values]
@@ -83,10 +83,10 @@ def check(ours, theirs):
 
 
 @pytest.mark.parametrize(("function", "name", "backend"), CASES)
-def test_a_negated_view_is_read_with_its_sign(function, name, backend):
+def test_a_negated_view_is_read_with_the_right_sign(function, name, backend):
     plain = leaves(tensors())
     want = evaluate(function, plain, "reference")
-    evaluate(function, plain, backend)  # a plain call of this layout is known
+    evaluate(function, plain, backend)  # a call with ordinary tensors of this layout is cached
     view = negated(plain[name])
     assert view.is_neg()
     check(evaluate(function, plain, backend, changed={name: view}), want)
@@ -96,7 +96,7 @@ def test_a_negated_view_is_read_with_its_sign(function, name, backend):
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 @pytest.mark.parametrize("upstream", [negated, zero])
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_an_upstream_gradient_of_that_kind(function, upstream, backend):
+def test_a_lazy_upstream_gradient(function, upstream, backend):
     t = leaves(tensors())
     want = evaluate(function, t, "reference", lambda g: g if upstream is negated else torch.zeros_like(g))
     check(evaluate(function, t, backend, upstream), want)
@@ -113,7 +113,7 @@ def test_zeros_without_memory_are_zeros(function, name, backend):
 @pytest.mark.parametrize("backend", ["auto", "reference", "triton"])
 @pytest.mark.parametrize("make", [negated, zero])
 @pytest.mark.parametrize("name", ["beta", "free_bits", "seed"])
-def test_numbers_in_tensors_of_that_kind(name, make, backend):
+def test_numbers_in_lazy_tensors(name, make, backend):
     t, number = tensors(), torch.tensor(5) if name == "seed" else torch.tensor(0.5)
     options: dict[str, Any] = {"beta": 0.7, "seed": 1}
 
@@ -158,14 +158,14 @@ NOT_DENSE: dict[str, Any] = {
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("kind", NOT_DENSE)
 @pytest.mark.parametrize("name", ["x", "x_hat", "mu", "logvar"])
-def test_what_is_not_dense_is_refused_by_its_name(name, kind, backend):
+def test_tensors_that_are_not_dense_are_refused_by_name(name, kind, backend):
     t = tensors()
     with pytest.raises(TypeError, match=rf"^{name} must be a dense tensor, got "):
         of_a_plain_call(t | {name: NOT_DENSE[kind](t[name])}, backend)
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
-def test_what_is_not_dense_elsewhere_is_refused_too():
+def test_tensors_that_are_not_dense_are_refused_elsewhere_too():
     t, sparse = tensors(), torch.eye(N, L).to_sparse()
     calls = {
         "mu": lambda: fastvae.kl_divergence(sparse, t["logvar"]),

@@ -1,1 +1,1 @@
-"""Of Gaussian mixtures, on every backend."""
+"""Tests of Gaussian mixtures, on every backend."""

@@ -1,4 +1,4 @@
-"""Mixtures to test with: data, starts, and how much a fit may move when its data are rounded."""
+"""Shared by the tests of mixtures: data, initial mixtures, and how much a fit changes if its data are rounded."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ EPS = np.finfo(float).eps
 
 
 def data(N=120, D=2, K=3, batch=(), seed=0):
-    """Overlapping blobs, so that EM takes some iterations; nothing symmetric by accident."""
+    """Overlapping blobs, so that EM takes several iterations, without accidental symmetry."""
     g = np.random.default_rng(seed)
     centres = 3 * g.normal(size=(*batch, K, D))
     labels = np.arange(N) % K
@@ -18,7 +18,7 @@ def data(N=120, D=2, K=3, batch=(), seed=0):
 
 
 def start(X, K=3, kind="full", seed=0):
-    """Random means of the size of the data, all covariances that of the data: of the batch dims of X."""
+    """Random means of the scale of the data, and covariances equal to that of the data, with the batch dims of X."""
     g = np.random.default_rng(seed)
     *batch, D = X.mean(-2).shape
     residual = X - X.mean(-2, keepdims=True)
@@ -46,26 +46,26 @@ def dense(mixture):
 
 
 def one_of(mixture, index):
-    """The mixture of one problem of a batch."""
+    """The mixture of a single problem of a batch."""
     weights, means, covariances, kind = mixture
     return gmm.Mixture(weights[index], means[index], covariances[index], kind)
 
 
 def as_torch(mixture, dtype=torch.float64):
-    """Of tensors."""
+    """The mixture with tensors."""
     weights, means, covariances = (torch.tensor(t, dtype=dtype) for t in mixture[:3])
     return gmm.Mixture(weights, means, covariances, mixture.covariance_type)
 
 
 def as_numpy(fit):
-    """Of arrays that were tensors."""
+    """The fit with arrays instead of tensors."""
     weights, means, covariances = (t.numpy() for t in fit.mixture[:3])
     mixture = gmm.Mixture(weights, means, covariances, fit.mixture.covariance_type)
     return gmm.MixtureFit(mixture, *(t.numpy() for t in fit[1:]))
 
 
 def numbers(fit):
-    """All that a fit found, for comparison."""
+    """All results of a fit, for comparison."""
     return *fit.mixture[:3], np.asarray(fit.log_likelihood), np.asarray(fit.lower_bounds)
 
 
@@ -80,8 +80,10 @@ def identical(a, b):
 
 
 def rounding(fit_to, X, times=20.0, draws=3):
-    """What rounding may do to each number of a fit: `times` the most it moves when every element of X is moved by one
-    rounding, and a few roundings of its own size.
+    """How much rounding may change each result of a fit.
+
+    `times` the largest change when every element of X is changed by one rounding error, plus a few rounding errors of
+    the result.
     """
     at = numbers(fit_to(X))
     moved = [0.0] * len(at)
@@ -93,7 +95,7 @@ def rounding(fit_to, X, times=20.0, draws=3):
 
 
 def close(got, want, budget):
-    """Each number within its budget; budgets may be left over."""
+    """Check each result against its budget; there may be more budgets than results."""
     for a, b, allowed in zip(got, want, budget[: len(got)], strict=True):
         assert np.shape(a) == np.shape(b)
         assert (np.abs(a - b) <= allowed).all(), f"{np.max(np.abs(a - b) / allowed):.2g} of what is allowed"

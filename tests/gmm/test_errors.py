@@ -1,4 +1,4 @@
-"""Every bad argument of fastvae.gmm is refused in one line that names it, what it is and what was expected."""
+"""Every invalid argument of fastvae.gmm raises an error of one line that names it, and what was expected and given."""
 
 import inspect
 import math
@@ -14,7 +14,7 @@ from fastvae import Status, gmm
 from ..refusals import refused, zeros
 from .mixtures import KINDS, data, start
 
-N, D, K = 20, 2, 3  # all different, so that a message with the wrong dim is seen
+N, D, K = 20, 2, 3  # all different, so that a message with the wrong dim is noticed
 X = data(N=N)
 MIXTURE = start(X)
 RESP = np.full((N, K), 1 / K)
@@ -24,7 +24,7 @@ def changed(**fields):
     return MIXTURE._replace(**fields)
 
 
-# What of a call of fit is changed, the type of the error, a pattern of its message.
+# The arguments of fit that are changed, the type of the error, a pattern of its message.
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     # X
     "a list": ({"X": X.tolist()}, TypeError, r"^X must be a NumPy array or a torch\.Tensor, got list"),
@@ -160,17 +160,17 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "init's weights": (
         {"init": changed(weights=np.ones(2) / 2)},
         ValueError,
-        r"^init's weights must have the shape \[\*batch, 3\] to go with means \[3, 2\] and .*'full', got \[2\]",
+        r"^init's weights must have the shape \[\*batch, 3\] to match means \[3, 2\] and .*'full', got \[2\]",
     ),
     "init's covariances": (
         {"init": changed(covariances=np.ones((K, D)))},
         ValueError,
-        r"^init's covariances must have the shape \[\*batch, 3, 2, 2\] to go with .*'full', got \[3, 2\]",
+        r"^init's covariances must have the shape \[\*batch, 3, 2, 2\] to match .*'full', got \[3, 2\]",
     ),
     "init's batches": (
         {"init": changed(weights=np.ones((4, K)), means=np.ones((5, K, D)))},
         ValueError,
-        r"^the batch dims of init's weights and of its other parameters must broadcast, got \[4\] and \[5\]",
+        r"^the batch dims of init's weights and its other parameters must broadcast, got \[4\] and \[5\]",
     ),
     "init elsewhere": (
         {"init": changed(means=zeros(K, D, device="meta"))},
@@ -195,7 +195,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "init's variance": (
         {"init": changed(covariances=np.stack([np.eye(2), -np.eye(2), np.eye(2)]))},
         ValueError,
-        r"^component 1 has a covariance that is not positive definite at init: raise reg_covar, now 1e-06, lower",
+        r"^component 1 has a covariance that is not positive definite at init: increase reg_covar, now 1e-06, decrease",
     ),
     "restarts of a Mixture": (
         {"init": MIXTURE, "n_init": 2},
@@ -219,7 +219,7 @@ def test_fit_refuses(changes, error, message):
 
 
 def call(function, **changes):
-    """The function, its arguments good but for the changes."""
+    """Call the function with valid arguments, except for the changes."""
     names = inspect.signature(function).parameters
     good = {"X": X, "mixture": MIXTURE, "resp": RESP, "n": 5}
     return function(**({k: v for k, v in good.items() if k in names} | changes))
@@ -227,7 +227,7 @@ def call(function, **changes):
 
 SCORES = (gmm.score_samples, gmm.predict_proba, gmm.predict, gmm.aic, gmm.bic)
 OF_MIXTURES: list[Any] = [gmm.e_step, gmm.em_step, gmm.elbo, *SCORES]
-VALUES = ("NaN", "inf", "too few rows", "no weight", "NaN weight")  # only fit looks at them
+VALUES = ("NaN", "inf", "too few rows", "no weight", "NaN weight")  # checked only by fit
 SHARED = [
     (function, name)
     for function in (gmm.m_step, *OF_MIXTURES)
@@ -249,7 +249,7 @@ def test_the_other_functions_share_their_checks():
 @pytest.mark.parametrize("function", [*OF_MIXTURES, gmm.sample, gmm.n_parameters])
 def test_functions_of_mixtures_refuse(function):
     refused(TypeError, r"^mixture must be a fastvae\.gmm\.Mixture, got tuple", call, function, mixture=tuple(MIXTURE))
-    message = r"^mixture's weights must have the shape \[\*batch, 3\] to go with .*got \[2\]"
+    message = r"^mixture's weights must have the shape \[\*batch, 3\] to match .*got \[2\]"
     refused(ValueError, message, call, function, mixture=changed(weights=np.ones(2)))
     if "X" in inspect.signature(function).parameters:
         message = r"^mixture's means must have .* the D of X, 2, got \[3, 4\]"
@@ -298,19 +298,21 @@ def test_options_are_keywords():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_degenerate_is_said(kind, each_backend):
+def test_the_degenerate_component_is_named(kind, each_backend):
     far = start(X, kind=kind)
     far.means[1] = 1e6
-    where = r": raise reg_covar, now 1e-06, lower n_components, now 3, or fit with on_degenerate='rescue'$"
+    where = r": increase reg_covar, now 1e-06, decrease n_components, now 3, or use on_degenerate='rescue'$"
     refused(
         ValueError, rf"^component 1 has no rows in iteration 1{where}", gmm.fit, X, 3, covariance_type=kind, init=far
     )
     equal = np.ones((N, D))
-    message = r"^a component of the start, init='kmeans', has no rows or a singular covariance: raise reg_covar, now 0"
+    message = (
+        r"^a component of the start, init='kmeans', has no rows or a singular covariance: increase reg_covar, now 0"
+    )
     refused(ValueError, message, gmm.fit, equal, 2, covariance_type=kind, reg_covar=0)
     near = start(X, kind=kind)._replace(means=np.ones((3, 2)))
     what = "the tied covariance is" if kind == "tied" else "component 0 has a covariance that is"
-    message = rf"^{what} not positive definite in iteration 1: raise reg_covar, now 0,"
+    message = rf"^{what} not positive definite in iteration 1: increase reg_covar, now 0,"
     refused(ValueError, message, gmm.fit, equal, 3, covariance_type=kind, init=near, reg_covar=0)
 
 
@@ -324,7 +326,7 @@ def test_the_first_bad_problem_of_a_batch_is_named():
     assert (gmm.fit(many, **how).status[1, 1:] == Status.NONFINITE).all()
     many = data(N=N, batch=(2, 3))
     many[0, 2] = 1
-    message = r"^a component of the start, .* in problem \[0, 2\] of the batch: raise reg_covar, now 0,"
+    message = r"^a component of the start, .* in problem \[0, 2\] of the batch: increase reg_covar, now 0,"
     refused(ValueError, message, gmm.fit, many, on_degenerate="raise", reg_covar=0, **how)
     many, w = data(N=N, batch=(2, 3)), np.ones((2, 3, N))
     w[1, 0, 2:] = 0
@@ -334,7 +336,7 @@ def test_the_first_bad_problem_of_a_batch_is_named():
     refused(
         ValueError, r"^sample_weight must not be negative, got -2 at \[1, 0, 7\]", gmm.fit, many, sample_weight=w, **how
     )
-    w[0, 1, 3] = np.nan  # of another problem, which hides no negative weight
+    w[0, 1, 3] = np.nan  # in another problem: the negative weight is still found
     for function in (partial(gmm.fit, n_components=3), partial(gmm.bic, mixture=start(many))):
         refused(ValueError, r"^sample_weight .* got -2 at \[1, 0, 7\]", function, many, sample_weight=w)
     starts = start(many)

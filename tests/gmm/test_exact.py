@@ -1,4 +1,4 @@
-"""One step of EM against the same step in extended precision, of 64 bits: what float64 loses of it, in each backend."""
+"""One step of EM against the same step in extended precision (64 bits): the errors of float64 in each backend."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def cholesky(V):
 
 
 def whitened(L, e):
-    """L^-1 e of columns."""
+    """L^-1 e for columns e."""
     z = np.zeros_like(e)
     for j in range(len(L)):
         z[j] = (e[j] - L[j, :j] @ z[:j]) / L[j, j]
@@ -61,7 +61,7 @@ def em_step(X, mixture, w):
 @pytest.mark.parametrize("D", [2, 7, 11])  # in registers, in blocks of them, in panels
 @pytest.mark.parametrize("offset", [0.0, 1e8])  # standard deviations from the origin
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_step_loses_little_more_than_torch_does(kind, D, offset, weighted):
+def test_a_step_is_nearly_as_accurate_as_torch(kind, D, offset, weighted):
     X = data(N=700, D=D, seed=D)  # two tiles, the second cut within a vector
     mixture, X = start(X, kind=kind, seed=D), X + offset
     mixture.means[:] += offset
@@ -72,10 +72,11 @@ def test_a_step_loses_little_more_than_torch_does(kind, D, offset, weighted):
         new, likelihood = gmm.em_step(X, mixture, sample_weight=w if weighted else None, reg_covar=0.0, backend=backend)
         found = *new[:3], likelihood
         errors[backend] = [float(np.abs(a.astype(exact) - b).max()) for a, b in zip(found, truth, strict=True)]
-    # torch adds up pairs; a lane adds one row after the other. Of N equal numbers in L lanes, an addition errs by up to
-    # half an eps of the sum so far, evenly spread, so the total by sqrt(N) / (6 L) eps. The budget is four times that.
+    # torch sums pairwise; a lane adds one row after the other. With N equal numbers in L lanes, the error of an
+    # addition is uniform up to half an eps of the sum so far, so that of the total is sqrt(N) / (6 L) eps. The budget
+    # is four times that.
     walk = 4 * np.sqrt(len(X)) / (6 * LANES_REGISTER)
     sizes = [float(np.abs(true).max()) for true in truth]
-    sizes[2] += float(np.abs(truth[1] - mixture.means).max()) ** 2  # squares are summed about the means of before
+    sizes[2] += float(np.abs(truth[1] - mixture.means).max()) ** 2  # squares are summed about the previous means
     for ours, theirs, size in zip(errors["numba"], errors["reference"], sizes, strict=True):
         assert ours <= 2 * theirs + (2 + walk) * EPS * size

@@ -1,4 +1,4 @@
-"""Mixtures at the ends of what float64 holds, and of what has an answer: far rows, no covariance, huge weights."""
+"""Mixtures at the limits of float64 and of well-posedness: far rows, singular covariances, huge weights."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("each_backend")
 
 @every_kind
 @pytest.mark.parametrize("far", [1e3, 1e5, 1e8, 1e13, 1e100, 1e150])
-def test_responsibilities_sum_to_one_however_far_the_row(kind, far):
+def test_responsibilities_of_far_rows_sum_to_one(kind, far):
     mixture = start(data(), kind=kind)
     X = far * np.array([[1.0, -0.5], [-0.25, 1.0], [1.0, 1.0]])
     resp, step = gmm.predict_proba(X, mixture), gmm.e_step(X, mixture)
@@ -37,14 +37,14 @@ def test_identical_components_share_a_row_by_their_weights(kind, far, K):
     mixture = gmm.Mixture(weights, np.repeat(one.means, K, 0), covariances, kind)
     X = np.array([[far, -far], [0.5 * far, far]])
     got = gmm.predict_proba(X, mixture)
-    if far <= 1e3:  # beyond, log pi has fewer digits than the log density lets it keep
+    if far <= 1e3:  # beyond, log pi is lost to rounding in the log density
         np.testing.assert_allclose(got, [weights, weights], rtol=1e-8)
     equal = gmm.predict_proba(X, mixture._replace(weights=np.full(K, 1 / K)))
     np.testing.assert_allclose(equal, 1 / K, rtol=4 * EPS)
 
 
 @every_kind
-def test_a_row_beyond_all_squares_has_density_zero(kind):
+def test_a_row_whose_square_overflows_has_density_zero(kind):
     mixture = start(data(), kind=kind)
     assert gmm.score_samples(np.array([[1e200, 0.0]]), mixture).tolist() == [-np.inf]
 
@@ -53,8 +53,8 @@ def test_a_row_beyond_all_squares_has_density_zero(kind):
 
 
 @every_kind
-def test_weights_are_normalised_where_no_covariance_is(kind):
-    X = data(N=4, D=5, K=2)  # of fewer rows than features, so full and tied covariances are singular
+def test_weights_are_normalised_without_a_valid_covariance(kind):
+    X = data(N=4, D=5, K=2)  # fewer rows than features, so full and tied covariances are singular
     resp = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]])
     w = np.array([1.0, 3.0, 0.5, 2.0])
     for sample_weight in (None, w):
@@ -84,7 +84,7 @@ LARGE_UNITS = [2.0**957, 1e288, 2.0**1010, 2.0**-900, 1e-300, 2.0**-1040]  # of 
 
 
 def by_weights(unit, batch=()):
-    """Rows, and weights of that unit, exactly; the problems of a batch but the second have weights of order 1."""
+    """Rows, and weights in exactly that unit; in a batch only for the second problem, else of order 1."""
     X = data(N=60, batch=batch)
     w = np.random.default_rng(0).integers(1, 9, size=(*batch, 60)) / 4.0
     units = np.full((*batch, 1), unit)
@@ -171,7 +171,7 @@ OF_A_MIXTURE = {
     "weights", [[0.5, 0.5, 0.5], [0.2, 0.3, 0.4999], [0.0, 0.0, 0.0], [-0.5, 1.0, 0.5], [1.0, np.inf, 0.0]]
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_weights_that_are_no_distribution_are_refused(name, weights, dtype):
+def test_weights_that_do_not_sum_to_one_are_refused(name, weights, dtype):
     X = data(N=20)
     mixture = start(X)._replace(weights=np.array(weights, dtype))
     with pytest.raises(ValueError, match=r"^mixture's weights must be >= 0 and sum to 1, got \["):
@@ -186,35 +186,35 @@ def test_weights_that_are_no_distribution_are_refused(name, weights, dtype):
 
 @pytest.mark.parametrize("name", OF_A_MIXTURE)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_weights_that_are_a_distribution_but_for_their_rounding_are_taken(name, dtype):
+def test_weights_that_sum_to_one_up_to_rounding_are_accepted(name, dtype):
     X = data(N=20)
     for seed in range(20):
         weights = np.random.default_rng(seed).dirichlet(np.ones(3)).astype(dtype)
         OF_A_MIXTURE[name](X, start(X)._replace(weights=weights))
         OF_A_MIXTURE[name](X, start(X)._replace(weights=weights.astype(np.float64)))  # from a fit in float32
-    OF_A_MIXTURE[name](X, start(X)._replace(weights=np.full(3, np.nan)))  # of a problem without a fit: NaN
+    OF_A_MIXTURE[name](X, start(X)._replace(weights=np.full(3, np.nan)))  # NaN, as for a problem without a fit
 
 
 # A reg_covar as large as the data are wide
 
 
 @every_kind
-def test_a_reg_covar_as_large_as_a_variance_is_said(kind):
+def test_a_reg_covar_as_large_as_a_variance_warns(kind):
     how = {"covariance_type": kind, "seed": 0}
     X = 1e-8 * data()
     what = "the mean variance of X's features" if kind == "spherical" else "the variance of feature 0 of X"
     variances = X.var(0)
     size = variances.mean() if kind == "spherical" else variances[0]
-    said = rf"^reg_covar, 1e-06, is as large as {what}, {size:.3g}: it hides all structure there; scale X, or lower"
+    said = rf"^reg_covar, 1e-06, is as large as {what}, {size:.3g}, and hides all structure there: scale X, or decrease"
     with pytest.warns(UserWarning, match=said):
         gmm.fit(X, 3, **how)
-    found = gmm.fit(X, 3, reg_covar=0, **how)  # no word: the suite makes an error of any warning
+    found = gmm.fit(X, 3, reg_covar=0, **how)  # no warning: in this suite, warnings are errors
     assert found.status == Status.CONVERGED
     many = data(batch=(2, 2))
     many[1, 0, :, 1] *= 1e-6
     if kind != "spherical":
         with pytest.warns(
-            UserWarning, match=r"variance of feature 1 of X, \S+ in problem \[1, 0\] of the batch: it hides"
+            UserWarning, match=r"variance of feature 1 of X, \S+ in problem \[1, 0\] of the batch, and hides"
         ):
             gmm.fit(many, 3, **how)
     else:
@@ -227,14 +227,14 @@ def test_a_reg_covar_as_large_as_a_variance_is_said(kind):
 
 @every_kind
 @pytest.mark.parametrize("offset", [0.0, 0.1, 1e8])
-def test_a_constant_feature_is_nothing_to_warn_of(kind, offset):
+def test_a_constant_feature_does_not_warn(kind, offset):
     X = np.concatenate([data(), np.full((120, 1), offset)], axis=1)
     assert gmm.fit(X, 3, covariance_type=kind, seed=0).converged
     w = np.random.default_rng(0).uniform(size=120)
     assert gmm.fit(X, 3, covariance_type=kind, seed=0, sample_weight=w).converged
 
 
-def test_a_chunked_fit_says_it_too():
+def test_a_chunked_fit_warns_too():
     X = 1e-8 * data()
     with pytest.warns(UserWarning, match=r"^reg_covar, 1e-06, is as large as the variance of feature 0 of X"):
         gmm.fit(lambda: [X[:50], X[50:]], 3, seed=0)

@@ -1,4 +1,4 @@
-"""fastvae.gmm against scikit-learn, NumPy and the theorems of EM, by the reference and by whatever kernels answer."""
+"""fastvae.gmm against scikit-learn, NumPy and the theorems of EM, by the reference and by kernels."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ def precisions(mixture):
 
 
 def scikit_learn(X, first, **options):
-    """Its fit from the same start."""
+    """The fit of scikit-learn from the same start."""
     weights, means, _, kind = first
     model = GaussianMixture(len(weights), covariance_type=kind, **options)
     return model.set_params(weights_init=weights, means_init=means, precisions_init=precisions(first)).fit(X)
@@ -37,7 +37,7 @@ def scikit_learn(X, first, **options):
 
 @every_kind
 @pytest.mark.parametrize("reg_covar", [1e-6, 0.1])
-def test_a_fit_from_the_same_start_is_scikit_learns(kind, reg_covar):
+def test_a_fit_from_the_same_start_matches_scikit_learn(kind, reg_covar):
     X, first = data(D=3), start(data(D=3), kind=kind)
     model = scikit_learn(X, first, reg_covar=reg_covar, max_iter=1000)
 
@@ -53,7 +53,7 @@ def test_a_fit_from_the_same_start_is_scikit_learns(kind, reg_covar):
     close([fit.log_likelihood, fit.lower_bounds[-1]], [120 * model.score(X), model.score(X)], budget[3:])
 
 
-def test_iterations_end_at_max_iter_without_a_word():
+def test_iterations_end_at_max_iter_without_a_warning():
     X, first = data(), start(data())
     with pytest.warns(ConvergenceWarning):
         model = scikit_learn(X, first, max_iter=3)
@@ -63,7 +63,8 @@ def test_iterations_end_at_max_iter_without_a_word():
     none = gmm.fit(X, 3, init=first, max_iter=0)
     assert (none.n_iter, none.converged, none.status) == (0, False, Status.MAX_ITER)
     for got, given_ in zip(none.mixture[:3], first[:3], strict=True):
-        assert np.abs(got - given_).max() <= 2 * EPS * np.abs(given_).max() + EPS * np.abs(X).max()  # moved, and back
+        # shifted, and back
+        assert np.abs(got - given_).max() <= 2 * EPS * np.abs(given_).max() + EPS * np.abs(X).max()
     assert none.lower_bounds.shape == (1,)
 
 
@@ -80,7 +81,7 @@ def test_the_log_likelihood_is_that_of_the_parameters_returned(kind):
 
 
 @every_kind
-def test_weights_are_repeated_rows(kind):
+def test_integer_weights_match_repeated_rows(kind):
     X = data(N=60)
     w = np.arange(60) % 4  # 0 (row absent) to 3, and integers
     rows = np.repeat(np.arange(60), w)
@@ -100,7 +101,7 @@ def test_a_batch_is_a_loop_bit_for_bit(kind):
     X = data(N=50, batch=(2, 3))
     first = start(X, kind=kind)
     w = np.random.default_rng(0).uniform(size=50)
-    whole = gmm.fit(X, 3, covariance_type=kind, init=first, sample_weight=w)  # [N], for all problems
+    whole = gmm.fit(X, 3, covariance_type=kind, init=first, sample_weight=w)  # [N], the same for all problems
     assert len(set(whole.n_iter.ravel())) > 1  # each stops by itself
     assert whole.lower_bounds.shape == (2, 3, whole.n_iter.max() + 1)
     for i in np.ndindex(2, 3):
@@ -113,7 +114,7 @@ def test_a_batch_is_a_loop_bit_for_bit(kind):
 
 
 @every_init
-def test_random_starts_depend_on_seed_problem_and_restart_alone(init):
+def test_random_starts_depend_only_on_seed_problem_and_restart(init):
     X = data(N=40, batch=(3,))
     fit = gmm.fit(X, 3, init=init, seed=7, n_init=2)
     identical(gmm.fit(X, 3, init=init, seed=7, n_init=2), fit)
@@ -129,7 +130,7 @@ def test_random_starts_depend_on_seed_problem_and_restart_alone(init):
     assert len(np.unique(same.mixture.means, axis=0)) > 1
 
 
-def test_none_draws_the_seed_from_torch_and_a_seed_leaves_torch_alone():
+def test_none_draws_the_seed_from_torch_and_a_seed_does_not():
     X = data(batch=(4,))
     fits = [gmm.fit(X, 3, init="random_from_data", max_iter=1) for _ in range(2)]
     assert (fits[0].mixture.means != fits[1].mixture.means).any()
@@ -145,7 +146,7 @@ def test_the_best_of_n_init_is_returned(kind):
     X = data(N=80, K=6, batch=(3,))
     last = -math.inf
     history = []
-    for n_init in (1, 2, 5):  # the first of more restarts are those of fewer
+    for n_init in (1, 2, 5):  # more restarts include those of fewer
         fit = gmm.fit(X, 6, covariance_type=kind, init="random_from_data", seed=1, n_init=n_init, reg_covar=1e-2)
         assert (fit.log_likelihood >= last).all()
         last = fit.log_likelihood
@@ -154,7 +155,7 @@ def test_the_best_of_n_init_is_returned(kind):
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 4), st.integers(-3, 3))
-def test_bounds_never_fall_without_a_floor(kind, seed, D, K, exponent):
+def test_bounds_never_decrease_without_reg_covar(kind, seed, D, K, exponent):
     X = 10.0**exponent * data(N=60, D=D, K=K, seed=seed)
     w = np.random.default_rng(seed).uniform(size=60)
     fit = gmm.fit(X, K, covariance_type=kind, reg_covar=0, tol=1e-6, sample_weight=w, seed=seed, on_degenerate="status")
@@ -172,7 +173,7 @@ def test_the_elbo_is_below_the_log_likelihood_and_equal_at_the_posterior(kind, s
     scores = gmm.score_samples(X, mixture)
     log_p = (w * scores).sum()
     joint = np.abs(gmm.e_step(X, mixture).log_resp + scores[:, None])
-    # Each of the terms summed, times the number of additions; both sides share the rounding of the densities.
+    # The size of the terms times the number of additions; both sides have the same rounding errors of the densities.
     allowed = (30 + K) * EPS * (w[:, None] * (joint + np.abs(np.log(q, where=q > 0, out=q * 0)))).sum()
     assert gmm.elbo(X, q, mixture, sample_weight=w) <= log_p + allowed
     posterior = gmm.predict_proba(X, mixture)
@@ -192,16 +193,16 @@ def test_one_component_is_the_sample_mean_and_covariance(kind):
         close([fit.mixture.covariances], [want], [120 * EPS * size**2])
         step = gmm.m_step(X, np.ones((120, 1)), covariance_type=kind, sample_weight=w)
         close(step[:3], fit.mixture[:3], [120 * EPS * size**2] * 3)
-        assert fit.n_iter == 2  # the first M-step is at the optimum, the second finds that it was
+        assert fit.n_iter == 2  # the first M-step reaches the optimum, the second detects it
 
 
-# Equivariance, and digits
+# Equivariance and accuracy
 
 
 @every_kind
 @pytest.mark.parametrize(("dtype", "offset", "bits"), [(np.float64, 1e8, 20), (np.float32, 1e3, 10)])
-def test_an_offset_costs_the_rounding_of_the_means_alone(kind, dtype, offset, bits):
-    X = np.round(data() * 2.0**bits) / 2.0**bits  # on a grid where adding is exact
+def test_an_offset_costs_only_the_rounding_of_the_means(kind, dtype, offset, bits):
+    X = np.round(data() * 2.0**bits) / 2.0**bits  # on a grid on which adding the offset is exact
     there = (X + offset).astype(dtype)
     assert (there.astype(float) - offset == X).all()
 
@@ -213,7 +214,7 @@ def test_an_offset_costs_the_rounding_of_the_means_alone(kind, dtype, offset, bi
     eps = np.finfo(dtype).eps
     weights, means, covariances, log_likelihood, bounds = numbers(got)
     assert got.n_iter == here.n_iter
-    rounded = [eps * np.abs(t).max() for t in (weights, means, covariances)]  # of what is returned in this dtype
+    rounded = [eps * np.abs(t).max() for t in (weights, means, covariances)]  # of results in this dtype
     budget = [a + b for a, b in zip(budget, [*rounded, 0, 0], strict=True)]
     close((weights, means.astype(float) - offset, covariances, log_likelihood, bounds), numbers(here), budget)
 
@@ -232,12 +233,12 @@ def test_order_and_units_do_not_matter(kind):
 
     turn = np.array([2, 0, 1])
 
-    def turned(mixture):
+    def transformed(mixture):
         weights, means, covariances, _ = mixture
         return gmm.Mixture(weights[turn], means[turn], covariances if kind == "tied" else covariances[turn], kind)
 
-    other = fit_to(X, turned(first))
-    close(numbers(other), numbers(fit._replace(mixture=turned(fit.mixture))), budget)
+    other = fit_to(X, transformed(first))
+    close(numbers(other), numbers(fit._replace(mixture=transformed(fit.mixture))), budget)
 
     c = 2.0**40
     weights, means, covariances, _ = first
@@ -255,7 +256,7 @@ def test_order_and_units_do_not_matter(kind):
 
 
 def degenerate_batch():
-    """Two good problems, and between them one with NaN, one of equal rows, one with two rows that count."""
+    """Two good problems, and between them one with NaN, one with equal rows, one with two rows of positive weight."""
     X = data(N=40, batch=(5,))
     w = np.ones((5, 40))
     X[1, 7, 1] = np.nan
@@ -266,7 +267,7 @@ def degenerate_batch():
 
 @every_kind
 @pytest.mark.parametrize("on_degenerate", [None, "status", "rescue"])
-def test_a_bad_problem_spoils_no_other(kind, on_degenerate):
+def test_a_bad_problem_does_not_affect_the_others(kind, on_degenerate):
     X, w = degenerate_batch()
     how: dict[str, Any] = {
         "covariance_type": kind,
@@ -301,7 +302,7 @@ def test_a_component_without_rows_stops_a_fit_at_the_parameters_before():
 
 
 @every_kind
-def test_rescue_places_the_component_anew(kind):
+def test_rescue_reinitializes_the_component(kind):
     X = data()
     far = start(X, kind=kind)
     far.means[1] = 1e6
@@ -323,7 +324,7 @@ def test_rescue_of_a_component_that_shrinks_onto_one_row():
 
 
 def test_restarts_that_do_not_degenerate_are_preferred():
-    X = np.broadcast_to(data(N=12, K=2), (10, 12, 2))  # four rows a component: many starts shrink onto two
+    X = np.broadcast_to(data(N=12, K=2), (10, 12, 2))  # four rows per component: many starts collapse onto two
     how: dict[str, Any] = {"init": "random", "seed": 0, "reg_covar": 0, "max_iter": 200, "tol": 1e-6}
     one, more = gmm.fit(X, 3, **how), gmm.fit(X, 3, n_init=4, **how)
     sound = [(f.status & Status.SINGULAR) == 0 for f in (one, more)]

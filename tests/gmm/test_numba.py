@@ -1,4 +1,4 @@
-"""What the kernels of mixtures promise beyond their values: bits, chunks, layouts, memory, sums about a far mean."""
+"""Properties of the mixture kernels beyond their values: bits, chunks, layouts, memory, sums about a far mean."""
 
 import itertools
 import re
@@ -29,7 +29,7 @@ def fit(X, K=3, **options):
 
 
 @every_kind
-@pytest.mark.parametrize("N", [1000, 40_000])  # one tile or a few, of which one is cut; more tiles than slots
+@pytest.mark.parametrize("N", [1000, 40_000])  # a few tiles, the last one partial; more tiles than slots
 def test_the_same_bits_for_any_number_of_threads_and_in_every_run(kind, N):
     X = data(N=N)
     fits = []
@@ -59,7 +59,7 @@ def test_chunks_of_a_sample_give_the_bits_of_the_whole_array(monkeypatch):
     identical(fit(X), fit(lambda: [X[:777], X[777:]]))
 
 
-def test_chunks_may_be_tensors_and_go_to_the_reference_as_one_array():
+def test_chunks_may_be_tensors_and_reach_the_reference_as_one_array():
     X = torch.from_numpy(data(N=300))
     whole, chunks = (gmm.fit(x, 3, seed=0, backend="reference") for x in (X, lambda: X.split(70)))
     assert isinstance(chunks.mixture.means, torch.Tensor)
@@ -67,18 +67,18 @@ def test_chunks_may_be_tensors_and_go_to_the_reference_as_one_array():
 
 
 X = data(N=40)
-# What each may return when called, and what is said of it.
+# Invalid functions X, the error and its message.
 BAD_CHUNKS = {
     "one row": (
         lambda: [X[0]],
         ValueError,
         r"each chunk of X must have the shape \[n, D\] with at least 1 column, got",
     ),
-    "other columns": (lambda: [X, X[:, :1]], ValueError, r"with 2 columns as the first, got \[40, 1\]"),
+    "other columns": (lambda: [X, X[:, :1]], ValueError, r"with 2 columns, as the first, got \[40, 1\]"),
     "other dtype": (
         lambda: [X, X.astype(np.float32)],
         TypeError,
-        r"must be torch.float64 as the first, got torch.float32",
+        r"must be torch.float64, as the first, got torch.float32",
     ),
     "a list": (lambda: [X.tolist()], TypeError, r"each chunk of X must be a NumPy array or a torch.Tensor, got list"),
     "no iterable": (lambda: 3, TypeError, r"X must return an iterable of arrays \[n, D\] when called, got 3"),
@@ -95,7 +95,7 @@ def test_chunks_refused(bad):
         gmm.fit(chunks, 3)
 
 
-def test_an_iterator_that_runs_once_is_refused():
+def test_an_iterator_that_can_run_only_once_is_refused():
     once = iter([X])
     with pytest.raises((TypeError, ValueError), match="the same iterator twice"):
         gmm.fit(lambda: once, 3)
@@ -114,7 +114,7 @@ def test_rows_that_change_between_passes_are_refused():
 
 @every_kind
 def test_layouts_of_rows_change_no_bit(kind):
-    """Rows a stride apart, features a stride apart, a batch that is expanded, a file mapped into memory."""
+    """Strided rows, strided features, an expanded batch, a memory-mapped file."""
     X = data(N=600, D=3)
     want = fit(X, covariance_type=kind)
     wide = np.zeros((600, 7))
@@ -125,16 +125,17 @@ def test_layouts_of_rows_change_no_bit(kind):
     assert np.array_equal(pair.mixture.means[0], fit(X, covariance_type=kind, max_iter=0).mixture.means)
 
 
-def test_a_mapped_file_is_read_where_it_lies(tmp_path):
+def test_a_memory_mapped_file_is_read_in_place(tmp_path):
     X = data(N=600)
     np.save(tmp_path / "rows.npy", X)
     identical(fit(X), fit(np.load(tmp_path / "rows.npy", mmap_mode="r")))
 
 
 @every_kind
-@pytest.mark.parametrize("D", [*range(1, 9), 9, 12, 14])  # code for each D up to 8; blocks of four, with a rest or none
-def test_one_step_is_that_of_the_reference(kind, D):
-    X = data(N=700, D=D, seed=D)  # two tiles, the second cut within a vector
+# There is separate code for each D up to 8; then blocks of four features, with or without a remainder.
+@pytest.mark.parametrize("D", [*range(1, 9), 9, 12, 14])
+def test_one_step_matches_the_reference(kind, D):
+    X = data(N=700, D=D, seed=D)  # two tiles, the second ends within a vector
     mixture = start(X, kind=kind, seed=D)
     w = np.random.default_rng(D).uniform(size=len(X))
     for weights in (None, w):
@@ -157,7 +158,7 @@ def test_an_m_step_reads_the_responsibilities_of_its_rows(kind, dtype, weighted)
 
 @pytest.mark.parametrize("kind", ["full", "diag"])
 @pytest.mark.parametrize("unit", [1e-9, 1e9])
-def test_a_determinant_beyond_float64_is_none_for_its_logarithm(kind, unit):
+def test_a_determinant_out_of_range_has_a_finite_logarithm(kind, unit):
     X = data(N=200, D=41) * unit  # the product of 41 factors overflows, or underflows
     how = {"covariance_type": kind, "init": start(X, 1, kind), "reg_covar": 0.0, "on_degenerate": "status"}
     fits = [gmm.fit(X, 1, max_iter=3, tol=0.0, backend=b, **how) for b in ("numba", "reference")]
@@ -167,8 +168,8 @@ def test_a_determinant_beyond_float64_is_none_for_its_logarithm(kind, unit):
 
 
 @every_kind
-def test_a_component_that_jumps_far_keeps_its_digits(kind):
-    """From a mean 1e8 standard deviations away, sums about it would leave nothing of the variance: they are redone."""
+def test_a_component_that_jumps_far_keeps_its_accuracy(kind):
+    """Sums about a mean 1e8 standard deviations away would lose the variance, so they are computed again."""
     X = np.random.default_rng(0).normal(size=(300, 2))
     V = np.eye(2) * 1e16
     covariances = {"full": V[None], "tied": V, "diag": np.full((1, 2), 1e16), "spherical": np.full(1, 1e16)}[kind]
@@ -176,7 +177,7 @@ def test_a_component_that_jumps_far_keeps_its_digits(kind):
     mixture, _ = gmm.em_step(X, far, backend="numba")
     want = np.cov(X.T, ddof=0)
     want = {"full": want[None], "tied": want, "diag": want.diagonal()[None], "spherical": want.trace()[None] / 2}[kind]
-    np.testing.assert_allclose(mixture.covariances, want, rtol=1e-7)  # what x - 1e8 has left of x
+    np.testing.assert_allclose(mixture.covariances, want, rtol=1e-7)  # the accuracy of x in x - 1e8
     fitted = gmm.fit(X, 1, covariance_type=kind, init=far, reg_covar=0.0, backend="numba")
     np.testing.assert_allclose(fitted.mixture.covariances, want, rtol=1e-13)
 
@@ -208,7 +209,7 @@ def test_all_steps_in_one_unit_give_the_bits_of_one_launch_each(case, init, kind
     how = {"covariance_type": kind, "init": init, "max_iter": 100, **options}
     if "reg_covar" in how and init in ("k-means++", "random_from_data") and how["reg_covar"] == 0:
         pytest.skip("these start from reg_covar")
-    torch.set_num_threads(2)  # there must be problems for all
+    torch.set_num_threads(2)  # fewer threads than problems
     found = fit(X, **how)
     monkeypatch.setattr(run, "take_steps", step_by_step)
     identical(found, fit(X, **how))
@@ -226,14 +227,14 @@ def test_sums_about_means_that_jumped_are_redone_in_one_unit_too(kind, monkeypat
     identical(found, fit(X, **how))
 
 
-def test_progress_is_told_of_problems(capsys):
+def test_progress_counts_problems(capsys):
     fit(data(N=40, batch=(50,)), progress=True)
     assert "50/50" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("B", [1, 3])
-def test_an_m_step_apart_gives_the_same_bits(B, monkeypatch):
-    """Summed up component by component on all threads, or by whoever did the last slot."""
+def test_a_separate_m_step_gives_the_same_bits(B, monkeypatch):
+    """Finished component by component on all threads, or by the thread of the last slot."""
     X = data(N=3000, D=5, batch=(B,))
     want = fit(X, 4)
     monkeypatch.setattr(launch, "SEPARATE_UPDATE", 0)
@@ -245,7 +246,7 @@ def test_an_m_step_apart_gives_the_same_bits(B, monkeypatch):
 @pytest.mark.parametrize("chunks", [False, True])
 def test_a_sample_without_weight_is_not_drawn_from(chunks):
     X, w = torch.from_numpy(data(N=2000)), torch.zeros(1, 2000, dtype=torch.float64)
-    w[0, 1::23] = 1.0  # every 23rd row is looked at, none of these
+    w[0, 1::23] = 1.0  # every 23rd row would be sampled, but these have weight 0
     found = []
     for u in (None, w):
         rows = launch.Stream(lambda: X.split(700), 2000, 2, X.dtype, u) if chunks else X[None]
@@ -254,7 +255,7 @@ def test_a_sample_without_weight_is_not_drawn_from(chunks):
 
 
 def test_responsibilities_are_never_stored():
-    """Peak of what torch and NumPy hold in a fit: far below one [N, K] matrix."""
+    """Peak memory of torch and NumPy in a fit: far below one [N, K] matrix."""
     import tracemalloc
 
     X = torch.randn(200_000, 2)
@@ -266,14 +267,14 @@ def test_responsibilities_are_never_stored():
     assert peak < 200_000 * 16 * 8 / 4
 
 
-def test_show_config_says_which_backend_fits_mixtures(capsys):
+def test_show_config_names_the_backend_of_mixtures(capsys):
     fastvae.show_config()
     assert re.search(r"gmm +numba", capsys.readouterr().out)
 
 
 @every_kind
-def test_an_outlier_costs_no_digits(kind):
-    """A row, or a mean, 1e15 away is no shift: what is said of all other rows keeps its digits."""
+def test_an_outlier_costs_no_accuracy(kind):
+    """A row or a mean 1e15 away is not used as a shift: results for all other rows keep their accuracy."""
     X = data(N=300)
     X[0] = 1e15
     near = start(X[1:], kind=kind)
@@ -282,18 +283,18 @@ def test_an_outlier_costs_no_digits(kind):
         got, want = (gmm.score_samples(X, mixture, backend=b)[1:] for b in ("numba", "reference"))
         np.testing.assert_allclose(got, want, rtol=1e-13)
     resp = np.eye(3)[np.arange(300) % 3]
-    resp[0] = 0  # counts for nothing
+    resp[0] = 0  # without responsibility
     got, want = (gmm.m_step(X[i:], resp[i:], covariance_type=kind, backend="numba") for i in (0, 1))
     np.testing.assert_allclose(got.covariances, want.covariances, rtol=1e-13)
 
 
 @every_kind
 @pytest.mark.parametrize("streamed", [False, True])
-def test_rows_that_do_not_count_cost_no_digits(kind, streamed):
+def test_ignored_rows_cost_no_accuracy(kind, streamed):
     X = data(N=300)
     rows = np.concatenate([np.full((7, 2), 1e15), X])
     how: dict[str, Any] = {"covariance_type": kind, "init": start(X, kind=kind)}
-    for counted in (300, 4):  # of the others; there need not be five
+    for counted in (300, 4):  # of the other rows; there may be fewer than five
         w = np.concatenate([np.zeros(7), np.ones(counted), np.zeros(300 - counted)])
         got = fit((lambda: [rows[:4], rows[4:]]) if streamed else rows, sample_weight=w, max_iter=1, **how)
         want = fit(X, sample_weight=w[7:], max_iter=1, **how)
@@ -301,7 +302,7 @@ def test_rows_that_do_not_count_cost_no_digits(kind, streamed):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
-def test_a_nan_row_says_nothing_of_the_others():
+def test_a_nan_row_does_not_affect_the_others():
     X = data(N=300)
     mixture = start(X)
     want = gmm.score_samples(X, mixture, backend="numba")
@@ -312,7 +313,7 @@ def test_a_nan_row_says_nothing_of_the_others():
     np.testing.assert_allclose(got[2:], want[2:], rtol=1e-13)
 
 
-def test_parameters_that_require_grad_are_taken_where_no_graph_is_made():
+def test_parameters_that_require_grad_are_accepted_without_a_graph():
     X = torch.from_numpy(data(N=50))
     mixture = as_torch(start(X.numpy()))
     for t in mixture[:3]:

@@ -1,4 +1,4 @@
-"""The specification of Gaussian mixtures against torch.distributions, scikit-learn, NumPy, mpmath and its theorems."""
+"""The specification of Gaussian mixtures against torch.distributions, scikit-learn, NumPy, mpmath and theory."""
 
 import math
 from operator import itemgetter
@@ -23,7 +23,7 @@ EPS = torch.finfo(f64).eps
 
 
 def problem(kind, N, D, K, batch=(), seed=0):
-    """Overlapping components, covariances of condition number at most some tens, nothing symmetric by accident."""
+    """Overlapping components with condition numbers of a few tens at most, without accidental symmetry."""
     g = torch.Generator().manual_seed(seed)
     A = torch.randn(*batch, K, D, D, generator=g, dtype=f64)
     full = A @ A.mT / D + 0.5 * torch.eye(D, dtype=f64)
@@ -62,7 +62,7 @@ def torch_e_step(X, mixture):
 
 
 def close(got, want, eps=None):
-    """Within 200 eps of the largest value: sums of some tens of terms times condition numbers of some tens."""
+    """Within 200 eps of the largest value: sums of tens of terms times condition numbers of tens."""
     got, want = torch.as_tensor(got), torch.as_tensor(want)
     assert got.shape == want.shape
     assert (got - want).abs().max() <= 200 * (eps or torch.finfo(got.dtype).eps) * want.abs().max()
@@ -74,9 +74,9 @@ def all_close(got, want):
 
 
 @every_kind
-# All sizes differ, so that no axis passes for another; sizes of 1, which squeeze or broadcast; two batch dims in order.
+# All sizes differ, so that axes cannot be confused; sizes of 1, which squeeze or broadcast; two batch dims in order.
 @pytest.mark.parametrize(("N", "D", "K", "batch"), [(7, 3, 4, ()), (5, 1, 1, ()), (6, 2, 3, (2, 4))])
-def test_e_step_and_gradients_are_those_of_torch_distributions(kind, N, D, K, batch):
+def test_e_step_and_gradients_match_torch_distributions(kind, N, D, K, batch):
     X, mixture = problem(kind, N, D, K, batch)
     leaves = [t.requires_grad_() for t in (X, mixture.means, mixture.covariances)]
     got, want = formulas.e_step(X, mixture), torch_e_step(X, mixture)
@@ -86,8 +86,8 @@ def test_e_step_and_gradients_are_those_of_torch_distributions(kind, N, D, K, ba
 
 @every_kind
 @pytest.mark.parametrize("reg_covar", [0.0, 0.1])
-def test_one_step_is_that_of_scikit_learn(kind, reg_covar):
-    X, start = problem(kind, N=200, D=3, K=4)  # many rows: where a component has few, scikit-learn's 10 eps show
+def test_one_step_matches_scikit_learn(kind, reg_covar):
+    X, start = problem(kind, N=200, D=3, K=4)  # many rows: with few per component, scikit-learn's 10 eps matter
     P = dense(start).inverse()
     w, m, p = map(np.asarray, (*start[:2], {"full": P, "tied": P[0]}.get(kind, 1 / start.covariances)))
     model = GaussianMixture(4, covariance_type=kind, reg_covar=reg_covar, max_iter=1)
@@ -101,9 +101,9 @@ def test_one_step_is_that_of_scikit_learn(kind, reg_covar):
 
 
 @every_kind
-def test_e_step_keeps_its_digits_where_densities_underflow(kind):
-    """Condition 1e6, a weight of 1e-300, an offset of 1e6, rows up to 1e5 away; truth with 60 decimal digits."""
-    D = 3  # the smallest where an element of a Cholesky factor below the diagonal depends on another
+def test_e_step_is_accurate_if_densities_underflow(kind):
+    """Condition number 1e6, a weight of 1e-300, an offset of 1e6, rows up to 1e5 away; truth to 60 decimal digits."""
+    D = 3  # the smallest with an element of a Cholesky factor below the diagonal that depends on another
     Q = torch.linalg.qr(random_q(D, D)).Q
     full = Q @ torch.diag(torch.tensor([1e-3, 1.0, 1e3], dtype=f64)) @ Q.mT
     X, mixture = problem(kind, N=4, D=D, K=3)
@@ -111,7 +111,7 @@ def test_e_step_keeps_its_digits_where_densities_underflow(kind):
     covariances = {"full": full.expand(3, D, D), "tied": full}.get(kind, mixture.covariances)
     mixture = Mixture(torch.tensor([1e-300, 0.25, 0.75], dtype=f64), mixture.means + 1e6, covariances, kind)
     parameters = [t.tolist() for t in (mixture.weights, mixture.means, dense(mixture))]
-    cond = 1e6 if kind in ("full", "tied") else 1.0  # a Cholesky factor loses that, variances lose nothing
+    cond = 1e6 if kind in ("full", "tied") else 1.0  # a Cholesky factor loses that much accuracy, variances none
     got = formulas.e_step(X, mixture)
     with mpmath.workdps(60):
         for n, x in enumerate(X.tolist()):
@@ -128,18 +128,18 @@ def test_e_step_keeps_its_digits_where_densities_underflow(kind):
 
 @every_kind
 def test_m_step_is_a_stationary_point_of_the_bound(kind):
-    X, _ = problem(kind, N=30, D=3, K=2, batch=(2,))  # two problems: their bounds are maximised each by itself
+    X, _ = problem(kind, N=30, D=3, K=2, batch=(2,))  # two problems: their bounds are maximised separately
     w, q = random_q(2, 30, seed=1), random_q(2, 30, 2, seed=2)
     mixture = each(torch.Tensor.requires_grad_, formulas.m_step(X, q, covariance_type=kind, sample_weight=w))
     d_weights, *rest = torch.autograd.grad(formulas.elbo(X, q, mixture, sample_weight=w).sum(), mixture[:3])
-    # On the simplex the gradient in the weights is one Lagrange multiplier: the total weight of the rows, here 1.
+    # On the simplex all elements of the gradient of the weights equal the Lagrange multiplier: the total weight, 1.
     close(d_weights, torch.ones_like(d_weights))
     assert all(g.abs().max() <= 200 * EPS for g in rest)  # their terms are of order 1
     assert kind not in ("full", "tied") or torch.equal(mixture.covariances, mixture.covariances.mT)
 
 
 @every_kind
-def test_integer_sample_weights_are_repeated_rows(kind):
+def test_integer_sample_weights_match_repeated_rows(kind):
     X, mixture = problem(kind, N=12, D=2, K=3)
     w = torch.arange(12) % 4  # 0 (row absent) to 3, and integers: they must be promoted
     rows, q = torch.arange(12).repeat_interleave(w), random_q(12, 3)
@@ -154,7 +154,7 @@ def test_integer_sample_weights_are_repeated_rows(kind):
 
 @every_kind
 def test_batch_is_a_loop(kind):
-    X, mixture = problem(kind, N=20, D=2, K=3, batch=(2, 4))  # two batch dims, sizes met nowhere else
+    X, mixture = problem(kind, N=20, D=2, K=3, batch=(2, 4))  # two batch dims, of unique sizes
     w, q = random_q(2, 4, 20), random_q(2, 4, 20, 3)
     new, before = formulas.em_step(X, mixture, sample_weight=w)
     shared, _ = formulas.em_step(X[1, 2], mixture, sample_weight=w[1, 2])  # one X, many starts
@@ -175,7 +175,7 @@ def test_gradcheck(kind):
     inputs = [t.detach().requires_grad_() for t in (X, weights, means, root, random_q(4, 2), random_q(4))]
 
     def values(X, weights, means, root, q, w):
-        mixture = Mixture(weights, means, root @ root.mT if matrix else root.square(), kind)  # for any root
+        mixture = Mixture(weights, means, root @ root.mT if matrix else root.square(), kind)  # valid for any root
         log_p, bound = (
             formulas.log_likelihood(X, mixture, sample_weight=w),
             formulas.elbo(X, q, mixture, sample_weight=w),
@@ -194,18 +194,18 @@ def test_log_likelihood_is_elbo_plus_kl_to_the_posterior(kind, seed, D, K, zeros
     log_p, bound = formulas.log_likelihood(X, mixture, sample_weight=w), formulas.elbo(X, q, mixture, sample_weight=w)
     log_resp, _ = torch_e_step(X, mixture)
     gap = (w * kl_divergence(Categorical(q), Categorical(logits=log_resp))).sum()
-    # Rounding, worst case: each of the terms summed, times the number of additions, times the condition of Sigma.
+    # Worst-case rounding: the size of the terms, times the number of additions, times the condition number of Sigma.
     rounding = (20 + K + D) * EPS * (w[:, None] * (formulas.joint_log_prob(X, mixture).abs() + log_resp.abs())).sum()
     assert bound <= log_p + rounding
     assert (log_p - bound - gap).abs() <= torch.linalg.cond(dense(mixture)).max() * rounding
-    posterior, turn = formulas.e_step(X, mixture).log_resp.exp(), torch.arange(K).roll(1)  # components have no order:
+    posterior, turn = formulas.e_step(X, mixture).log_resp.exp(), torch.arange(K).roll(1)  # for another q:
     assert (formulas.elbo(X, posterior, mixture, sample_weight=w) - log_p).abs() <= rounding
     assert (formulas.elbo(X, q[:, turn], components(mixture, turn), sample_weight=w) - bound).abs() <= rounding
     all_close(formulas.m_step(X, posterior[:, turn]), components(formulas.m_step(X, posterior), turn))
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 3), st.integers(-3, 3))
-def test_em_never_lowers_the_likelihood(kind, seed, D, K, exponent):
+def test_em_never_decreases_the_likelihood(kind, seed, D, K, exponent):
     X, _ = problem(kind, N=60, D=D, K=K, seed=seed)  # N = 5 K D at least: ten steps reach no singularity
     X, w = 10.0**exponent * X, random_q(60, seed=seed)
     mixture = formulas.m_step(X, random_q(60, K, seed=seed), covariance_type=kind, sample_weight=w)
@@ -221,13 +221,14 @@ def test_em_never_lowers_the_likelihood(kind, seed, D, K, exponent):
 @pytest.mark.parametrize(("dtype", "offset", "bits"), [(torch.float64, 1e6, 30), (torch.float32, 1e3, 12)])
 def test_an_offset_costs_nothing(kind, dtype, offset, bits):
     X, mixture = problem(kind, N=40, D=3, K=2)
-    X, means = ((t * 2**bits).round().to(dtype) / 2**bits for t in (X, mixture.means))  # a grid where adding is exact
+    # on a grid on which adding the offset is exact
+    X, means = ((t * 2**bits).round().to(dtype) / 2**bits for t in (X, mixture.means))
     mixture = each(lambda t: t.to(dtype), mixture)._replace(means=means)
     there = formulas.e_step(X + offset, mixture._replace(means=means + offset))
     here = formulas.e_step(X, mixture)
     assert all(map(torch.equal, there, here))
     got, want = (formulas.m_step(x, here.log_resp.exp(), covariance_type=kind) for x in (X + offset, X))
-    close(got.means, want.means + offset, eps=torch.finfo(dtype).eps / 20)  # ten roundings of the mean itself
+    close(got.means, want.means + offset, eps=torch.finfo(dtype).eps / 20)  # ten rounding errors of the mean
     close(got.covariances, want.covariances)
 
 
@@ -246,11 +247,11 @@ def test_a_weight_of_zero_is_an_absent_component(kind):
         for a, b in zip(*map(torch.autograd.grad, values, leaves), strict=True):
             close(a, torch.cat([b, torch.zeros_like(b[:1])]) if len(a) == 3 else b)  # only components are three
     assert torch.autograd.grad(formulas.elbo(X, q, padded), q)[0].isfinite().all()
-    new, _ = formulas.em_step(X, padded)  # no row belongs to the third: 0 / 0 there, and nowhere else
+    new, _ = formulas.em_step(X, padded)  # the third has no rows: 0 / 0 there, and nowhere else
     close(new.means[:2], formulas.em_step(X, rest)[0].means)
     assert new.means[2].isnan().all()
     assert (new.covariances if kind == "tied" else new.covariances[2]).isnan().all()
-    assert formulas.elbo(X, random_q(20, 3), padded) == -math.inf  # q on what p excludes: the KL is infinite
+    assert formulas.elbo(X, random_q(20, 3), padded) == -math.inf  # q > 0 where p = 0: the KL is infinite
 
 
 def test_one_component_is_the_sample_mean_and_covariance():
@@ -263,7 +264,7 @@ def test_one_component_is_the_sample_mean_and_covariance():
 
 @every_kind
 def test_float32_loses_no_more_than_torch_distributions(kind):
-    X, mixture = problem(kind, N=1000, D=8, K=4)  # many rows, so that the worst of them is no accident
+    X, mixture = problem(kind, N=1000, D=8, K=4)  # many rows, for a reliable maximum
     X, mixture = X.float(), each(torch.Tensor.float, mixture)
     _, want = torch_e_step(X.double(), each(torch.Tensor.double, mixture))
     got, (_, theirs) = formulas.e_step(X, mixture).log_prob, torch_e_step(X, mixture)
@@ -281,7 +282,7 @@ def test_halves_are_computed_in_float32(kind, dtype):
 
 
 @every_kind
-def test_a_bad_covariance_spoils_only_its_own_problem(kind):
+def test_a_bad_covariance_affects_only_its_own_problem(kind):
     X, mixture = problem(kind, N=10, D=2, K=2, batch=(3,))
     want = formulas.log_likelihood(X, mixture)
     want[1] = math.nan

@@ -1,4 +1,4 @@
-"""What is said of a row is its own: no other row, far away or not counted, changes it."""
+"""Results for a row do not depend on other rows, such as rows far away or of weight 0."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ every_score = pytest.mark.parametrize("name", SCORES)
 @every_kind
 @every_score
 @pytest.mark.parametrize("far", [1e6, 1e12, 1e18])
-def test_far_rows_in_front_say_nothing_of_the_others(name, far, kind, each_backend):
+def test_far_rows_in_front_do_not_affect_the_others(name, far, kind, each_backend):
     X = data(N=300, D=3) + 100.0
     mixture = start(X, kind=kind)
     got, near = (SCORES[name](np.concatenate([front, X]), mixture)[5:] for front in (np.full((5, 3), far), X[:5]))
@@ -50,7 +50,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(name, D, kind):
 
 @every_kind
 @pytest.mark.parametrize("far", [1e12, 1e18])
-def test_an_m_step_loses_nothing_to_far_rows_of_no_component(kind, far, each_backend):
+def test_an_m_step_loses_no_accuracy_to_far_rows_without_component(kind, far, each_backend):
     X, resp = data(N=300), np.eye(3)[np.arange(305) % 3]
     resp[:5] = 0
     mixed = np.concatenate([np.full((5, 2), far), X])
@@ -58,16 +58,16 @@ def test_an_m_step_loses_nothing_to_far_rows_of_no_component(kind, far, each_bac
     close(got[:3], want[:3], [300 * EPS * np.abs(X).max() ** 2] * 3)
 
 
-@pytest.mark.parametrize("kind", ["full", "diag", "spherical"])  # a tied covariance is that of the far rows as well
+@pytest.mark.parametrize("kind", ["full", "diag", "spherical"])  # a tied covariance includes the far rows
 @pytest.mark.parametrize("far", [1e8, 1e12])
-def test_a_fit_loses_nothing_to_far_rows_in_front(kind, far, each_backend):
+def test_a_fit_loses_no_accuracy_to_far_rows_in_front(kind, far, each_backend):
     X = data(N=300)
     strays = far * (1 + 0.1 * np.random.default_rng(1).normal(size=(6, 2)))
     near, first = start(X, kind=kind), start(X, K=4, kind=kind)
     first.means[:3], first.means[3] = near.means, strays.mean(0)
     first.covariances[3] *= far**2
     how: dict[str, Any] = {"covariance_type": kind, "reg_covar": 0, "tol": 0, "max_iter": 10}
-    # Without the strays and their component the others take the same steps.
+    # Without the far rows and their component, the others take the same steps.
     first.weights[:] = [*near.weights * 300 / 306, 6 / 306]
     got = gmm.fit(np.concatenate([strays, X]), 4, init=first, **how).mixture
     want = gmm.fit(X, 3, init=near, **how).mixture
@@ -82,8 +82,8 @@ NOTHING = [np.nan, -np.inf, 1e308]
 every_nothing = pytest.mark.parametrize("nothing", NOTHING)
 
 
-def with_nothing(X, nothing, every=4):
-    """X, weights, and both once more with rows that do not count between, in front and behind."""
+def with_ignored_rows(X, nothing, every=4):
+    """X and weights, and both again with rows of weight 0 in front, between and after the rows."""
     w = np.random.default_rng(0).uniform(0.5, 2, size=X.shape[:-1])
     out = np.arange(X.shape[-2]) % every == 0
     spoiled = X.copy()
@@ -95,14 +95,14 @@ def with_nothing(X, nothing, every=4):
 @every_kind
 @every_nothing
 @pytest.mark.parametrize("D", [1, 2, 11])
-def test_steps_do_not_see_rows_of_weight_0(kind, nothing, D, each_backend):
-    clean, spoiled, w = with_nothing(data(N=120, D=D) + 5.0, nothing)
+def test_steps_ignore_rows_of_weight_0(kind, nothing, D, each_backend):
+    clean, spoiled, w = with_ignored_rows(data(N=120, D=D) + 5.0, nothing)
     mixture = start(clean, kind=kind)
     step, clean_step = (gmm.em_step(X, mixture, sample_weight=w) for X in (spoiled, clean))
     for a, b in zip((*step[0][:3], step[1]), (*clean_step[0][:3], clean_step[1]), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.isfinite(a).all()
-    resp = np.exp(gmm.e_step(spoiled, mixture).log_resp)  # NaN where the row is
+    resp = np.exp(gmm.e_step(spoiled, mixture).log_resp)  # NaN where the row is NaN
     got, want = (
         gmm.m_step(X, r, covariance_type=kind, sample_weight=w)
         for X, r in ((spoiled, resp), (clean, np.nan_to_num(resp)))
@@ -121,8 +121,8 @@ def test_steps_do_not_see_rows_of_weight_0(kind, nothing, D, each_backend):
 @every_kind
 @pytest.mark.parametrize("nothing", [np.nan, *(pytest.param(v, marks=pytest.mark.long) for v in NOTHING[1:])])
 @pytest.mark.parametrize("init", ["kmeans", "k-means++", "random", "random_from_data", "a mixture"])
-def test_a_fit_does_not_see_rows_of_weight_0(kind, nothing, init, each_backend):
-    clean, spoiled, w = with_nothing(data(N=120, D=2, batch=(2,)) + 5.0, nothing)
+def test_a_fit_ignores_rows_of_weight_0(kind, nothing, init, each_backend):
+    clean, spoiled, w = with_ignored_rows(data(N=120, D=2, batch=(2,)) + 5.0, nothing)
     how: dict[str, Any] = {"covariance_type": kind, "seed": 0, "sample_weight": w, "max_iter": 20, "n_init": 2}
     how |= {"init": init} if init != "a mixture" else {"init": start(clean, kind=kind), "n_init": 1}
     identical(gmm.fit(spoiled, 3, **how), gmm.fit(clean, 3, **how))
@@ -132,8 +132,8 @@ def test_a_fit_does_not_see_rows_of_weight_0(kind, nothing, init, each_backend):
 
 @pytest.mark.parametrize("nothing", [np.nan, np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_fit_of_many_rows_or_of_chunks_does_not_see_rows_of_weight_0(nothing, dtype, each_backend):
-    clean, spoiled, w = with_nothing(data(N=5000, D=3).astype(dtype), nothing, every=3)
+def test_a_fit_of_many_rows_or_of_chunks_ignores_rows_of_weight_0(nothing, dtype, each_backend):
+    clean, spoiled, w = with_ignored_rows(data(N=5000, D=3).astype(dtype), nothing, every=3)
     clean = clean.astype(dtype)
     how: dict[str, Any] = {"seed": 0, "sample_weight": w, "max_iter": 3}
     want = gmm.fit(clean, 3, **how)
@@ -145,14 +145,14 @@ def test_a_fit_of_many_rows_or_of_chunks_does_not_see_rows_of_weight_0(nothing, 
 
 
 def test_centers_without_rows_do_not_move_to_rows_of_weight_0(each_backend):
-    clean, spoiled, w = with_nothing(np.repeat([[0.0], [1.0], [5.0]], 40, axis=0), np.inf)
+    clean, spoiled, w = with_ignored_rows(np.repeat([[0.0], [1.0], [5.0]], 40, axis=0), np.inf)
     how: dict[str, Any] = {"sample_weight": w, "on_degenerate": "rescue", "reg_covar": 1e-3, "max_iter": 5}
     for seed in range(5):
         identical(gmm.fit(spoiled, 6, seed=seed, **how), gmm.fit(clean, 6, seed=seed, **how))
 
 
-def test_what_counts_must_be_finite_still():
-    _, spoiled, w = with_nothing(data(N=40), np.nan)
+def test_rows_of_positive_weight_must_be_finite():
+    _, spoiled, w = with_ignored_rows(data(N=40), np.nan)
     w[4] = 1.0
     with pytest.raises(ValueError, match=r"^X must be finite, got nan at \[4, 0\]$"):
         gmm.fit(spoiled, 3, sample_weight=w)
@@ -164,8 +164,8 @@ def test_what_counts_must_be_finite_still():
 
 
 @every_kind
-def test_the_specification_does_not_see_rows_of_weight_0_nor_do_its_gradients(kind):
-    clean, spoiled, w = (torch.tensor(t) for t in with_nothing(data(N=40), np.nan))
+def test_the_specification_and_its_gradients_ignore_rows_of_weight_0(kind):
+    clean, spoiled, w = (torch.tensor(t) for t in with_ignored_rows(data(N=40), np.nan))
     mixture, resp = as_torch(start(clean.numpy(), kind=kind)), torch.rand(40, 3, dtype=torch.float64)
     bad = torch.where((w == 0)[:, None], np.nan, resp)
     values = []

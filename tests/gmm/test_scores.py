@@ -1,4 +1,4 @@
-"""Scores, steps of EM and draws of fastvae.gmm: against scikit-learn, in every container, with gradients."""
+"""Scores, steps of EM and samples of fastvae.gmm: against scikit-learn, in every container, with gradients."""
 
 import math
 
@@ -27,7 +27,7 @@ def fitted_model(mixture):
 
 
 @every_kind
-def test_scores_are_scikit_learns(kind):
+def test_scores_match_scikit_learn(kind):
     X = data(D=3)
     mixture = gmm.fit(X, 3, covariance_type=kind, seed=0).mixture
     model = fitted_model(mixture)
@@ -127,7 +127,7 @@ def test_tensors_in_tensors_out(kind):
         np.testing.assert_array_equal(a.numpy(), b, strict=True)
 
 
-def test_the_numbers_of_one_problem_are_plain():
+def test_scalars_of_one_problem_are_python_numbers():
     for X in (data(), torch.tensor(data())):
         fit = gmm.fit(X, 3, seed=0)
         assert [type(t) for t in (fit.log_likelihood, fit.n_iter, fit.converged)] == [float, int, bool]
@@ -137,14 +137,14 @@ def test_the_numbers_of_one_problem_are_plain():
 
 
 @every_kind
-def test_float32_comes_back_and_is_computed_in_float64(kind):
+def test_float32_results_are_computed_in_float64(kind):
     X = data().astype(np.float32)
     first = start(X.astype(float), kind=kind)
     fit, want = (gmm.fit(x, 3, covariance_type=kind, init=first) for x in (X, X.astype(float)))
     assert fit.n_iter == want.n_iter
     for a, b in zip(fit.mixture[:3], want.mixture[:3], strict=True):
         assert a.dtype == np.float32
-        assert (np.abs(a - b) <= 2 * np.finfo(np.float32).eps * np.abs(b).max()).all()  # its own rounding
+        assert (np.abs(a - b) <= 2 * np.finfo(np.float32).eps * np.abs(b).max()).all()  # rounding of the result
     size = np.abs(want.lower_bounds).max()
     assert np.abs(fit.lower_bounds - want.lower_bounds).max() <= 120 * EPS * size
     assert fit.lower_bounds.dtype == np.float64
@@ -156,7 +156,7 @@ def test_float32_comes_back_and_is_computed_in_float64(kind):
     assert gmm.sample(fit.mixture, 3)[0].dtype == np.float32
 
 
-def test_every_layout_of_memory_and_every_number_type(tmp_path):
+def test_every_memory_layout_and_number_type(tmp_path):
     X = data()
     how = {"init": start(X)}
     want = gmm.fit(X, 3, **how)
@@ -218,7 +218,7 @@ def test_batch_dims_broadcast():
     )
 
 
-def test_no_problems_and_no_rows():
+def test_empty_batches_and_no_rows():
     nothing = gmm.fit(np.zeros((0, 9, 2)), 3)
     assert nothing.mixture.means.shape == (0, 3, 2)
     assert nothing.lower_bounds.shape == (0, 1)
@@ -250,9 +250,9 @@ def test_steps_and_scores_are_differentiable(kind):
     assert gradient.dtype == torch.float32
 
 
-def test_a_kernel_asked_for_outright_does_not_drop_a_gradient():
+def test_a_requested_kernel_does_not_drop_a_gradient():
     X = torch.tensor(data(), requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"^backend='numba' cannot serve gmm: an argument requires grad"):
+    with pytest.raises(RuntimeError, match=r"^backend='numba' does not support gmm: an argument requires grad"):
         gmm.score_samples(X, as_torch(start(data())), backend="numba")
     with torch.no_grad():
         assert not gmm.score_samples(X, as_torch(start(data()))).requires_grad

@@ -1,4 +1,4 @@
-"""`fastvae.sklearn.GaussianMixture`: scikit-learn's own tests, and what those do not see."""
+"""`fastvae.sklearn.GaussianMixture`: scikit-learn's own tests, and properties that those do not cover."""
 
 import pickle
 import re
@@ -18,21 +18,21 @@ from fastvae import Status
 from fastvae.reference.gmm.formulas import COVARIANCE_TYPES
 from fastvae.sklearn import GaussianMixture
 
-from ..their_tests import run_their_tests
+from ..sklearn_suite import run_sklearn_tests
 
 every_kind = pytest.mark.parametrize("kind", COVARIANCE_TYPES)
 IRIS = load_iris().data
 DIGITS = PCA(6, random_state=0).fit_transform(load_digits().data)
 PARAMETERS = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_")
 
-# scikit-learn's tests that are not run on our class, by a pattern of their names. Those that need what is not
-# installed, such as another array library, it skips itself.
+# scikit-learn's tests that are not run on our class, by a pattern of their names. Tests that need packages which are
+# not installed, such as another array library, are skipped by scikit-learn itself.
 SKIPPED = {
     "test_gaussian_mixture_all_init_does_not_estimate_gaussian_parameters.*": "counts calls of a private function",
     "test_gaussian_mixture_setting_best_params": "a component of one row, whose variance is 0 but for scikit-learn's"
     " rounding: an ill-defined covariance",
     "test_gaussian_mixture_precisions_init_diag.*": "precisions in the order of scikit-learn's k-means clusters; see"
-    " test_the_precisions_of_a_start_make_the_same_fit",
+    " test_initial_precisions_give_the_same_fit",
     r"test_gaussian_mixture_array_api_compliance\[False-.*-tied-random_from_data\]": "compares with scikit-learn's"
     " start of a tied covariance; see test_a_tied_covariance_starts_narrow_from_single_rows",
 }
@@ -51,9 +51,9 @@ def pytest_collection_modifyitems(items):
 """
 
 
-def test_scikit_learns_own_tests_pass(tmp_path):
+def test_scikit_learns_tests_pass(tmp_path):
     modules = [f"sklearn.mixture.tests.{name}" for name in ("test_gaussian_mixture", "test_mixture")]
-    run_their_tests(tmp_path, PLUGIN, modules, 70, SKIPPED)
+    run_sklearn_tests(tmp_path, PLUGIN, modules, 70, SKIPPED)
 
 
 UNEQUAL = {"check_sample_weight_equivalence_on_dense_data": "a start draws other rows where there are more of them"}
@@ -68,7 +68,7 @@ def test_checks_of_estimators_pass(estimator, check):
 
 
 def start_of(model, X):
-    """The parameters that `model` begins with, as its parameters."""
+    """The initial parameters of `model`."""
     start = sklearn.base.clone(model).set_params(max_iter=0).fit(X)
     return {"weights_init": start.weights_, "means_init": start.means_, "precisions_init": start.precisions_}
 
@@ -90,7 +90,7 @@ def same(ours, theirs, rtol=1e-7):
 
 @every_kind
 @pytest.mark.parametrize(("X", "K"), [(IRIS, 3), (DIGITS, 10)], ids=["iris", "digits"])
-def test_from_one_start_the_fit_is_scikit_learns(kind, X, K):
+def test_from_the_same_start_the_fit_matches_scikit_learn(kind, X, K):
     model = sklearn.mixture.GaussianMixture(K, covariance_type=kind, random_state=0, max_iter=300)
     model.set_params(**start_of(model, X))
     theirs, ours = model.fit(X), GaussianMixture(**model.get_params()).fit(X)
@@ -105,12 +105,12 @@ def test_from_one_start_the_fit_is_scikit_learns(kind, X, K):
 
 @every_kind
 @pytest.mark.parametrize("init", ["random", "random_from_data", "k-means++"])
-def test_by_the_same_random_state_the_fit_is_scikit_learns(kind, init):
+def test_with_the_same_random_state_the_fit_matches_scikit_learn(kind, init):
     if kind == "tied" and init != "random":
         pytest.skip("another start: see test_a_tied_covariance_starts_narrow_from_single_rows")
     options = {"covariance_type": kind, "init_params": init, "n_init": 3, "max_iter": 300, "random_state": 3}
     ours, theirs = (model(3, **options).fit(IRIS) for model in (GaussianMixture, sklearn.mixture.GaussianMixture))
-    if init != "random":  # there the first bound is that of weights which sum to K / N
+    if init != "random":  # in scikit-learn the first bound is for weights that sum to K / N
         assert ours.lower_bounds_[0] == pytest.approx(theirs.lower_bounds_[0] + np.log(len(IRIS) / 3))
         ours.lower_bounds_[0] = theirs.lower_bounds_[0]
     same(ours, theirs, rtol=1e-6)
@@ -123,7 +123,7 @@ def test_a_tied_covariance_starts_narrow_from_single_rows(init):
     np.testing.assert_array_equal(model.covariances_, 0.25 * np.eye(4))
     np.testing.assert_array_equal(model.weights_, np.full(3, 1 / 3))
     assert all(np.isclose(mean, IRIS, rtol=1e-12).all(1).any() for mean in model.means_)
-    # Where all components begin wider than the data, as scikit-learn's do, they end as one.
+    # If all components start wider than the data, as in scikit-learn, they coincide in the end.
     ours, theirs = (model(3, **options).fit(IRIS) for model in (GaussianMixture, sklearn.mixture.GaussianMixture))
     assert np.ptp(theirs.means_, axis=0).max() < 0.2 < 1 < np.ptp(ours.means_, axis=0).max()
     assert ours.lower_bound_ > theirs.lower_bound_ + 0.3
@@ -131,7 +131,7 @@ def test_a_tied_covariance_starts_narrow_from_single_rows(init):
 
 @every_kind
 @pytest.mark.parametrize("X", [IRIS, DIGITS], ids=["iris", "digits"])
-def test_k_means_of_our_own_finds_an_optimum_as_good(kind, X, monkeypatch):
+def test_our_k_means_finds_an_equally_good_optimum(kind, X, monkeypatch):
     options = {"covariance_type": kind, "n_init": 5, "tol": 1e-6, "max_iter": 1000, "random_state": 0}
     theirs = sklearn.mixture.GaussianMixture(3, **options).fit(X)
     monkeypatch.setattr(sklearn.cluster.KMeans, "fit", None)
@@ -141,7 +141,7 @@ def test_k_means_of_our_own_finds_an_optimum_as_good(kind, X, monkeypatch):
 
 
 @every_kind
-def test_a_weight_is_so_many_rows(kind):
+def test_an_integer_weight_matches_repeated_rows(kind):
     model = GaussianMixture(3, covariance_type=kind, random_state=0)
     model.set_params(**start_of(model, IRIS))
     w = np.random.default_rng(0).integers(0, 4, len(IRIS))
@@ -153,7 +153,7 @@ def test_a_weight_is_so_many_rows(kind):
 
 
 @pytest.mark.parametrize("init", ["kmeans", "k-means++", "random", "random_from_data"])
-def test_rows_of_weight_0_are_no_rows_to_any_start(init):
+def test_every_start_ignores_rows_of_weight_0(init):
     w = np.zeros(len(IRIS))
     w[:50] = 2.0
     far = np.where(w[:, None] > 0, IRIS, 1e6)
@@ -164,7 +164,7 @@ def test_rows_of_weight_0_are_no_rows_to_any_start(init):
         model.set_params(n_components=51).fit(far, sample_weight=w)
 
 
-def test_weights_that_are_none_are_refused():
+def test_invalid_weights_are_refused():
     model = GaussianMixture(2)
     with pytest.raises(ValueError, match=r"[Nn]egative"):
         model.fit(IRIS, sample_weight=-np.ones(150))
@@ -199,7 +199,7 @@ def test_an_offset_changes_nothing_but_the_means(kind, init, dtype, offset):
 
 
 @pytest.mark.parametrize("options", [{}, {"covariance_type": "tied", "warm_start": True}, {"max_iter": 0}])
-def test_float32_goes_in_and_comes_out(options):
+def test_float32_is_kept(options):
     X = IRIS.astype(np.float32)
     model = GaussianMixture(2, random_state=0, **options).fit(X)
     values = [model.score_samples(X), model.predict_proba(X), *(getattr(model, name) for name in PARAMETERS)]
@@ -212,10 +212,10 @@ def test_float32_goes_in_and_comes_out(options):
 @pytest.mark.parametrize("verbose", [1, 2])
 @pytest.mark.parametrize("max_iter", [0, 12, 200])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_verbose_says_what_scikit_learn_says_and_changes_nothing(verbose, interval, max_iter, capsys):
+def test_verbose_output_matches_scikit_learn_and_changes_nothing(verbose, interval, max_iter, capsys):
     options = {"init_params": "random", "n_init": 2, "random_state": 0, "max_iter": max_iter}
     silent = GaussianMixture(3, **options).fit(IRIS)
-    if interval == "all but one":  # so that the last iteration comes after a line that was printed
+    if interval == "all but one":  # so that the last iteration follows a printed line
         interval = max(silent.n_iter_ - 1, 1)
     models, said = [], []
     for cls in (GaussianMixture, sklearn.mixture.GaussianMixture):
@@ -230,7 +230,7 @@ def test_verbose_says_what_scikit_learn_says_and_changes_nothing(verbose, interv
 @pytest.mark.parametrize("max_iter", [1, 2, 5])
 @pytest.mark.parametrize("verbose", [0, 1])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_a_warm_start_goes_on_like_scikit_learns(max_iter, verbose):
+def test_a_warm_start_continues_like_scikit_learn(max_iter, verbose):
     options = {"init_params": "random", "random_state": 0, "max_iter": max_iter, "warm_start": True}
     ours, theirs = (
         model(3, **options, verbose=verbose) for model in (GaussianMixture, sklearn.mixture.GaussianMixture)
@@ -238,11 +238,11 @@ def test_a_warm_start_goes_on_like_scikit_learns(max_iter, verbose):
     for _ in range(60):
         same(ours.fit(IRIS), theirs.fit(IRIS), rtol=1e-6)
     assert ours.converged_
-    assert ours.n_iter_ == 1  # what has converged does so at once
+    assert ours.n_iter_ == 1  # a converged fit converges at once
 
 
 @every_kind
-def test_predictions_go_by_what_is_set_by_hand(kind):
+def test_predictions_use_attributes_set_by_hand(kind):
     theirs = sklearn.mixture.GaussianMixture(3, covariance_type=kind, random_state=0).fit(IRIS)
     ours = GaussianMixture(3, covariance_type=kind)
     for name in ("weights_", "means_", "precisions_cholesky_"):
@@ -255,7 +255,7 @@ def test_predictions_go_by_what_is_set_by_hand(kind):
 
 
 @every_kind
-def test_the_precisions_of_a_start_make_the_same_fit(kind):
+def test_initial_precisions_give_the_same_fit(kind):
     model = GaussianMixture(3, covariance_type=kind, random_state=0).fit(IRIS)
     start = start_of(model, IRIS)
     for names in (["precisions_init"], ["means_init"], ["weights_init", "precisions_init"], list(start)):
@@ -264,11 +264,11 @@ def test_the_precisions_of_a_start_make_the_same_fit(kind):
 
 
 @every_kind
-def test_a_component_without_rows_is_no_error_with_reg_covar(kind):
-    """There scikit-learn leaves it empty, at the origin; here it is placed anew."""
+def test_a_component_without_rows_is_not_an_error_with_reg_covar(kind):
+    """scikit-learn leaves it empty, at the origin; here it is reinitialized."""
     far = {"means_init": [[5.0, 3.0, 1.4, 0.2], [1e5, 0.0, 0.0, 0.0]], "weights_init": [0.5, 0.5]}
     model = GaussianMixture(2, covariance_type=kind, random_state=0, **far)
-    with pytest.warns(ConvergenceWarning, match="was placed anew") as caught:
+    with pytest.warns(ConvergenceWarning, match="was reinitialized") as caught:
         assert model.fit(IRIS).weights_.min() > 0.1
     assert caught[0].filename == __file__
     assert model.status_ & Status.RESCUED
@@ -276,13 +276,13 @@ def test_a_component_without_rows_is_no_error_with_reg_covar(kind):
         model.set_params(reg_covar=0).fit(IRIS)
 
 
-def test_float32_has_its_own_sentence_in_the_error():
+def test_float32_has_its_own_hint_in_the_error():
     X = np.repeat(np.eye(2, dtype=np.float32), 3, axis=0)
     with pytest.raises(ValueError, match="passing float64 data instead of float32"):
         GaussianMixture(2, reg_covar=0, random_state=0).fit(X)
 
 
-def test_it_pickles_and_knows_the_columns_of_a_frame():
+def test_it_pickles_and_knows_the_columns_of_a_data_frame():
     frame = pd.DataFrame(IRIS, columns=list("abcd"))
     model = pickle.loads(pickle.dumps(GaussianMixture(3, random_state=0).fit(frame)))
     assert model.feature_names_in_.tolist() == list("abcd")
@@ -291,7 +291,7 @@ def test_it_pickles_and_knows_the_columns_of_a_frame():
         model.predict(frame[list("dcba")])
 
 
-def test_the_constructor_is_scikit_learns_and_fit_routes_weights():
+def test_the_constructor_matches_scikit_learn_and_fit_routes_weights():
     assert GaussianMixture().get_params() == sklearn.mixture.GaussianMixture().get_params()
     with sklearn.config_context(enable_metadata_routing=True):
         assert GaussianMixture().set_fit_request(sample_weight=True)
@@ -313,7 +313,7 @@ def test_the_unit_of_weights_does_not_matter(init, unit):
 
 @pytest.mark.parametrize("max_iter", [0, 100])
 @pytest.mark.parametrize("n_init", [1, 2])
-def test_fewer_distinct_points_than_clusters_are_said_as_by_scikit_learn(max_iter, n_init):
+def test_fewer_distinct_points_than_clusters_warn_as_in_scikit_learn(max_iter, n_init):
     X, w = np.repeat([[0.0, 1.0], [5.0, 2.0]], 200, axis=0), np.ones(401)
     said = (
         r"Number of distinct clusters \(2\) found smaller than n_clusters \(3\). Possibly due to duplicate points in X."
@@ -326,10 +326,10 @@ def test_fewer_distinct_points_than_clusters_are_said_as_by_scikit_learn(max_ite
     assert model.status_ & Status.RESCUED
     assert any(re.match(said, str(one.message)) for one in caught)
     w[400] = 0
-    with pytest.warns(ConvergenceWarning) as caught:  # a row of weight 0 is no third
+    with pytest.warns(ConvergenceWarning) as caught:  # a row of weight 0 does not count as a third point
         GaussianMixture(3, **options).fit(np.concatenate([X, [[9.0, 9.0]]]), sample_weight=w)
     assert any(re.match(said, str(one.message)) for one in caught)
-    late = np.concatenate([X, [[9.0, 9.0]]])  # the third comes last: no word of it
+    late = np.concatenate([X, [[9.0, 9.0]]])  # the third point comes last: no warning
     assert GaussianMixture(3, random_state=0).fit(late).converged_
 
 
@@ -340,11 +340,11 @@ def test_the_status_of_the_best_initialisation_is_kept():
     with pytest.warns(ConvergenceWarning):
         assert model.set_params(max_iter=2).fit(IRIS).status_ == Status.MAX_ITER
     far = {"means_init": [[5.0, 3.0, 1.4, 0.2], [1e5, 0.0, 0.0, 0.0]], "weights_init": [0.5, 0.5]}
-    with pytest.warns(ConvergenceWarning, match="was placed anew"):
+    with pytest.warns(ConvergenceWarning, match="was reinitialized"):
         model = GaussianMixture(2, random_state=0, verbose=1, verbose_interval=1, max_iter=300, **far).fit(IRIS)
-    assert model.status_ == Status.CONVERGED | Status.RESCUED  # of all calls that verbose output makes
+    assert model.status_ == Status.CONVERGED | Status.RESCUED  # combined over the calls that verbose output needs
 
 
-def test_a_reg_covar_as_large_as_a_variance_is_said():
+def test_a_reg_covar_as_large_as_a_variance_warns():
     with pytest.warns(UserWarning, match="^reg_covar, 1e-06, is as large as the variance of feature 0 of X"):
         GaussianMixture(2, random_state=0).fit(1e-8 * IRIS)

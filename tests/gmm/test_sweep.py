@@ -1,4 +1,4 @@
-"""fastvae.gmm.sweep: each fit is that of `fit`, the criteria are those of `aic` and `bic`."""
+"""fastvae.gmm.sweep: each fit matches `fit`, the criteria match `aic` and `bic`."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_one_problem_chunks_and_tensors():
     np.testing.assert_array_equal(whole.bic, tensor.bic.numpy())
 
 
-def test_what_has_no_fit_is_said():
+def test_problems_without_a_fit_are_reported():
     X = data(N=40, D=2, batch=(3,))
     X[1, 7, 0] = np.nan
     found = gmm.sweep(X, [1, 2], seed=0)
@@ -48,8 +48,8 @@ def test_what_has_no_fit_is_said():
 @pytest.mark.parametrize(
     ("n_components", "error", "message"),
     [
-        (3, TypeError, "n_components must be several numbers of components, got 3"),
-        ("12", TypeError, "n_components must be several numbers of components"),
+        (3, TypeError, "n_components must be an iterable of ints, got 3"),
+        ("12", TypeError, "n_components must be an iterable of ints"),
         ([], ValueError, "n_components must hold at least one number of components, got none"),
         ([1, 0], ValueError, "n_components must be"),
     ],
@@ -80,7 +80,7 @@ def test_more_components_than_rows_are_a_status(batch, form, each_backend):
 
 
 def cigars(seed, D=2):
-    """Two, side by side: far longer than they are apart."""
+    """Two parallel clusters, much longer than their distance."""
     g = np.random.default_rng(seed)
     X = g.normal(size=(400, D)) * [20.0, 0.3, *[1.0] * (D - 2)]
     X[:, 1] += np.repeat([-2.0, 2.0], 200)
@@ -97,7 +97,7 @@ def test_two_cigars_are_two(seed, kind, each_backend):
 
 
 def tilted(seed, D=2):
-    """The same, turned: k-means of the features cuts both across, in any units."""
+    """The same, rotated: k-means splits both clusters across, in any units of the features."""
     turn = np.array([[1.0, 1.0], [-1.0, 1.0]]) / np.sqrt(2)
     if D > 2:
         turn = np.linalg.qr(np.random.default_rng(100 + seed).normal(size=(D, D)))[0]
@@ -118,8 +118,8 @@ def test_two_tilted_cigars_are_two(seed, kind, each_backend):
 @pytest.mark.parametrize(
     "rows", ["all", "weighted", "many", "in chunks", "a feature twice", "a constant", "far away", "in a batch"]
 )
-def test_k_means_of_whitened_rows_starts_beside_tilted_cigars(kind, rows, each_backend):
-    """The best of some starts, before any step of EM: without whitened rows none is in this place."""
+def test_k_means_of_whitened_rows_starts_along_tilted_cigars(kind, rows, each_backend):
+    """The best of several starts, before any step of EM; only starts from whitened rows are this good."""
     X, turn = tilted(0, 3)
     how = {"covariance_type": kind, "seed": 0, "max_iter": 0, "n_init": 7, "on_degenerate": "raise"}
     given, shift = X, 0.0
@@ -148,7 +148,7 @@ def test_k_means_of_whitened_rows_starts_beside_tilted_cigars(kind, rows, each_b
 @pytest.mark.parametrize("D", [2, 11])
 @pytest.mark.parametrize("units", ["one", "each its own"])
 def test_k_means_starts_in_the_scale_of_the_data(kind, D, units, each_backend):
-    """The start, before any step of EM: the same clusters in any units, here powers of 2."""
+    """The start, before any step of EM, has the same clusters in any units, here powers of 2."""
     X = cigars(0, D)
     c = 2.0 ** np.random.default_rng(1).integers(-40, 40, D if units == "each its own" else 1)
     how = {"covariance_type": kind, "seed": 3, "max_iter": 0, "reg_covar": 0}
@@ -165,7 +165,7 @@ def test_a_constant_feature_and_a_far_row_do_not_hinder_k_means(each_backend):
     X = np.concatenate([cigars(0), np.full((400, 1), 0.1)], axis=1) + shift
     found = gmm.fit(X, 2, seed=0, max_iter=0)
     np.testing.assert_allclose(np.sort(found.mixture.means[:, 1] - 1e9), [-2, 2], atol=0.1)
-    # Rows on both sides of 0 are shifted by nothing, and of sums about 0 a variance keeps no digit.
+    # Rows on both sides of 0 are not shifted, and sums about 0 would lose the variance completely.
     both, w = np.concatenate([[[0.0, -7.0, 0.1]], X]), np.concatenate([[1e-30], np.ones(400)])
     found = gmm.fit(both, 2, seed=0, max_iter=0, sample_weight=w)
     np.testing.assert_allclose(np.sort(found.mixture.means[:, 1] - 1e9), [-2, 2], atol=0.1)
@@ -173,12 +173,12 @@ def test_a_constant_feature_and_a_far_row_do_not_hinder_k_means(each_backend):
 
 @pytest.mark.parametrize("kind", ["full", "diag"])
 def test_restarts_of_k_means_take_turns(kind, each_backend):
-    """Twelve features that say the same outvote the one that tells, but not in its units."""
+    """Twelve redundant features outweigh the informative one, but not in the units of X."""
     g = np.random.default_rng(0)
     same = g.normal(size=(400, 1)) + 0.5 * g.normal(size=(400, 12))
     X = np.concatenate([np.repeat([[-10.0], [10.0]], 200, axis=0) + 0.1 * g.normal(size=(400, 1)), same], axis=1)
     how = {"covariance_type": kind, "max_iter": 0, "seed": 0}
     one, two = (np.sort(gmm.fit(X, 2, n_init=n, **how).mixture.means[:, 0]) for n in (1, 2))
-    if kind == "diag":  # full ones may start from whitened rows, which tell
+    if kind == "diag":  # full ones may start from whitened rows, which separate the clusters
         assert np.abs(one).max() < 5
     np.testing.assert_allclose(two, [-10, 10], atol=0.1)

@@ -43,7 +43,7 @@ def same(got, want):
 @every_kind
 @pytest.mark.parametrize("batch", [(), (2,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_negated_tensors_are_read_as_what_they_stand_for(kind, batch, dtype):
+def test_negated_tensors_are_read_with_the_right_sign(kind, batch, dtype):
     X, w, resp, mixture = inputs(kind, batch)
     X = X.to(dtype)
     Y, v, q, m = negated(X), negated(w), negated(resp), views(mixture)

@@ -1,1 +1,1 @@
-"""Of what kernels are written in."""
+"""Tests of the building blocks of kernels."""

@@ -1,10 +1,10 @@
-"""Compile every Triton kernel for GPUs that are not here.
+"""Compile every Triton kernel for GPUs, without having one.
 
-    python tests/kernels/compile_triton.py    prints one line of JSON for each
+    python tests/kernels/compile_triton.py    prints one line of JSON for each kernel
 
-The plans are asked to launch as in a training step, and what they would have launched is compiled instead. A line has
-the case, the kernel, the target, registers and spills of a thread, and the widest accesses to global memory in bytes.
-In a process of its own: where the interpreter is on, nothing can be compiled.
+The launch plans run as in a training step, but kernels are compiled instead of launched. A line has the case, the
+kernel, the target, registers and spills per thread, and the widest accesses to global memory in bytes. This needs its
+own process: with the interpreter enabled, nothing can be compiled.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def record(kernel, programs, tensors, numbers, constants):
 
 def density(dtype=torch.float32, D=784, K=None, likelihood="gaussian", link="identity", scale=None, reduction="mean",
             x_dtype=None, N=64):  # fmt: skip
-    """The bound with its gradient, and a second backward."""
+    """The ELBO with its gradient, and a second backward."""
     x = torch.ones(N, D, dtype=x_dtype or dtype)
     x_hat = torch.ones(*(() if K is None else (K,)), N, D, dtype=dtype)
     plan = log_likelihood.Density(
@@ -62,7 +62,7 @@ def density(dtype=torch.float32, D=784, K=None, likelihood="gaussian", link="ide
 
 
 def latent(dtype=torch.float32, L=20, K=None, prior=False, free_bits=0.0, reduction="mean", seed=True, N=64):
-    """Draws and KL, and the way back."""
+    """Draws and KL, and their backward."""
     mu, dz = torch.ones(N, L, dtype=dtype), torch.ones(*(() if K is None else (K,)), N, L, dtype=dtype)
     pair = (torch.ones(N, L), torch.ones(L)) if prior else None
     plan = reparameterize.Latent(mu, mu, pair, K, reduction)
@@ -108,7 +108,7 @@ CASES = {
     "scale_": lambda: log_likelihood.scale_((torch.ones(64, 784), None, torch.ones(64, 20)), torch.ones(()), -1.0),
 }
 
-# Each kernel once, and the variants that need the most registers or read in a way of their own.
+# Each kernel once, and the variants that need the most registers or read memory in a different way.
 FEW = {
     *("elbo 784", "elbo, odd rows", "elbo, bfloat16 and uint8", "laplace, tanh, scale of features"),
     *("latent, bfloat16", "prior, free bits", "scale_"),
@@ -116,7 +116,7 @@ FEW = {
 
 
 def source(kernel, tensors, constants):
-    """What Triton compiles for such a launch: all addresses aligned."""
+    """The source that Triton compiles for a launch with aligned addresses."""
     names, signature, attributes = kernel.arg_names, {}, {}
     values: dict[Any, Any] = {}
     for i, (name, parameter) in enumerate(zip(names, kernel.params, strict=True)):
@@ -135,7 +135,7 @@ def source(kernel, tensors, constants):
 
 
 def nvidia(compiled):
-    """Registers, spilled bytes, and the widest load and store, from the assembler's own report and the PTX."""
+    """Registers, spilled bytes, and the widest load and store, from the report of the assembler and the PTX."""
     ptx = compiled.asm["ptx"]
     (target,) = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -154,7 +154,7 @@ def nvidia(compiled):
 
 
 def amd(compiled):
-    """The same from the assembly's metadata."""
+    """The same from the metadata of the assembly."""
     text = compiled.asm["amdgcn"]
     spills = sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text))
     registers = max(int(n) for n in re.findall(r"\.vgpr_count:\s*(\d+)", text))
@@ -166,7 +166,7 @@ def amd(compiled):
 
 
 def main(targets, cases):
-    """Compile these cases for these targets."""
+    """Compile the cases for the targets."""
     log_likelihood.launch = reparameterize.launch = record
     for case in cases:
         launched.clear()

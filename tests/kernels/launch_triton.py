@@ -1,7 +1,7 @@
-"""Launch Triton kernels through a driver that only writes down: ``python -m tests.kernels.launch_triton``.
+"""Launch Triton kernels through a driver that only records calls: ``python -m tests.kernels.launch_triton``.
 
-What `launch.launch` does at a first launch and at later ones, with Triton's own compiler and no GPU. The later ones go
-past Triton's search: they must reach the driver with what the first did.
+It compares first and later launches of `launch.launch`, with Triton's own compiler and without a GPU. Later launches
+bypass Triton's lookup of the kernel, and must call the driver with the same arguments as the first.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ calls: list[Any] = []
 
 
 class Utils:
-    """Of the driver: loading takes no GPU here."""
+    """Utilities of the driver, which load kernels without a GPU."""
 
     def load_binary(self, *args):
         return "module", "function", 32, 0, 1024
@@ -30,7 +30,7 @@ class Utils:
 
 
 class Driver:
-    """A GPU that has one stream, 7."""
+    """A driver of a GPU with one stream, 7."""
 
     utils = Utils()
 
@@ -51,12 +51,12 @@ searches: list[Any] = []
 
 
 def handed_over(args):
-    """The grid, stream, function, and all arguments but tensors; what profilers get is between them."""
+    """The grid, stream, function, and all arguments except tensors; arguments for profilers are omitted."""
     return [a for a in (*args[:6], *args[9:]) if not isinstance(a, torch.Tensor)]
 
 
 def count_searches(kernel):
-    """Have Triton's own way to a kernel noted down."""
+    """Record Triton's own lookups of a kernel."""
     run = kernel.run
 
     def noted(*args, **how):
@@ -68,7 +68,7 @@ def count_searches(kernel):
 
 def main():
     triton.runtime.driver.set_active(Driver())
-    torch.cuda.current_device = lambda: None  # type: ignore[assignment,return-value]  # where CPU tensors are
+    torch.cuda.current_device = lambda: None  # type: ignore[assignment,return-value]  # tensors are on the CPU
     torch.cuda.get_device_capability = lambda device: (9, 0)  # type: ignore
     count_searches(log_likelihood.log_likelihood_fwd_kernel)
     count_searches(reparameterize.reparameterize_fwd_kernel)
@@ -90,14 +90,14 @@ def main():
             assert types["mean"] == "fp64"
             attributes = {names for names, given in source.attrs.items() if given}
             pointers = {(i,) for i, kind in enumerate(types.values()) if kind.startswith("*")}
-            assert attributes == pointers  # nothing is said of numbers, everything of addresses
+            assert attributes == pointers  # attributes of addresses only, not of numbers
     calls.clear()
     misaligned()
     another_triton()
 
 
 def misaligned():
-    """Rows of which the first does not begin at a multiple of 16 bytes: for them another kernel is compiled."""
+    """A first row that does not start at a multiple of 16 bytes requires another kernel."""
     memory = torch.ones(8 * 64 + 1)
     for offset in (0, 1):
         x = memory[offset : offset + 8 * 64].view(8, 64)
@@ -111,7 +111,7 @@ def misaligned():
 
 
 def another_triton():
-    """Where a compiled kernel is not what it was, each launch goes Triton's own way, and none is lost or made twice."""
+    """If compiled kernels have another interface, each launch uses Triton's own path, exactly once."""
     launch._bound.clear()
     names: Any = launch.BOUND
     launch.BOUND = (*names, "no such name")
@@ -131,12 +131,12 @@ def another_triton():
 
 
 class Changed:
-    """A compiled kernel that is run in another way."""
+    """A compiled kernel with another interface."""
 
     function = packed_metadata = None
 
     def run(self, only_one):
-        """No such arguments."""
+        """A method with other arguments."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The memory that launches write to: dense, given out again only when nobody else sees it, kept within limits."""
+"""The memory that launches write to: contiguous, reused only when nothing else refers to it, limited in size."""
 
 import ctypes
 import mmap
@@ -35,7 +35,7 @@ HOLDERS = {
 
 @pytest.fixture(autouse=True)
 def pool(monkeypatch):
-    """All tensors of 1000 bytes and more are large, and none are kept at first."""
+    """An empty pool in which all tensors of 1000 bytes and more count as large."""
     monkeypatch.setattr(buffers, "LARGE", 1000)
     buffers.forget()
     yield buffers._buffers
@@ -43,7 +43,7 @@ def pool(monkeypatch):
 
 
 def fresh(*shape):
-    """A tensor of the allocator's, and its address."""
+    """A tensor from the pool, and its address."""
     t = allocator(rand(*shape), torch.float32)(rand(*shape))
     return t, t.data_ptr()
 
@@ -72,7 +72,7 @@ def test_a_buffer_that_was_dropped_is_given_out_again():
     u, other = fresh(100, 8)
     assert other != address
     del t
-    assert fresh(100, 9)[1] != address  # of another size
+    assert fresh(100, 9)[1] != address  # a different size
     again, same = fresh(8, 100)
     assert same == address
     assert again.shape == (8, 100)
@@ -89,7 +89,7 @@ def test_a_buffer_begins_half_a_page_from_where_large_tensors_begin():
 
 def test_of_several_the_last_used_is_given_out():
     held = [fresh(300, 64) for _ in range(3)]
-    last = held[-1][1]  # what may still be in a cache
+    last = held[-1][1]  # may still be in a cache
     held.clear()
     for _ in range(2):
         assert fresh(300, 64)[1] == last
@@ -136,13 +136,13 @@ def test_a_weak_reference_to_a_storage_ends_with_its_last_tensor():
 
 
 def sent(queue, results):
-    """Sums of what arrives, looked at when all is there."""
+    """Sums of the tensors received, computed after all have arrived."""
     results.put([float(t.sum()) for t in [queue.get() for _ in range(3)]])
 
 
 def test_what_another_process_was_sent_stays_as_it_was():
     context = torch.multiprocessing.get_context("spawn")
-    queue, results = context.SimpleQueue(), context.Queue()  # the former sends at once
+    queue, results = context.SimpleQueue(), context.Queue()  # the former sends immediately
     process = context.Process(target=sent, args=(queue, results), daemon=True)
     process.start()
     for i in range(3):
@@ -156,7 +156,7 @@ def test_what_another_process_was_sent_stays_as_it_was():
 def test_a_buffer_whose_storage_was_resized_is_not_given_out():
     empty, like = allocator(rand(100, 8), torch.float32), rand(100, 8)
     t = empty(like)
-    t.untyped_storage().resize_(0)  # as FSDP does with what it has no use for
+    t.untyped_storage().resize_(0)  # as FSDP does to free memory
     del t
     assert empty(like).untyped_storage().nbytes() > 0
 
@@ -192,16 +192,16 @@ def test_small_ones_are_not_kept(pool):
 def test_how_many_are_kept_and_how_large(pool, monkeypatch):
     made = [fresh(100 + i, 8)[0] for i in range(buffers.MOST_KEPT + 3)]
     assert len(pool.kept) == buffers.MOST_KEPT
-    assert all(t.fill_(i).eq(i).all() for i, t in enumerate(made))  # those forgotten live on
-    most = 10_000 + 2 * mmap.PAGESIZE  # two of 3200 and 6400 bytes, each with a page more
+    assert all(t.fill_(i).eq(i).all() for i, t in enumerate(made))  # tensors that the pool has dropped remain valid
+    most = 10_000 + 2 * mmap.PAGESIZE  # two of 3200 and 6400 bytes, each with an extra page
     monkeypatch.setattr(buffers, "KEPT_BYTES", most)
     fresh(100, 8)
     assert sum(storage.nbytes() for _, storage, _ in pool.kept) <= most
-    _, address = fresh(1000, 8)  # larger than all that may be kept
+    _, address = fresh(1000, 8)  # larger than the limit of the pool
     assert pool.kept == []
     t, address = fresh(100, 8)
     del t
-    fresh(200, 8)  # the one used last stays longest
+    fresh(200, 8)  # the most recently used one is kept longest
     fresh(100, 8)
     fresh(150, 8)
     assert fresh(100, 8)[1] == address
@@ -247,7 +247,7 @@ def test_gradients_that_are_kept_keep_their_values_and_others_their_place():
     address, x_hat = first.data_ptr(), rand(64, 33, requires_grad=True)
     del first
     assert gradients(mu, x, x_hat).data_ptr() == address
-    (-fastvae.elbo(x, x_hat, mu, mu, backend="numba")).backward()  # accumulates into the gradient there
+    (-fastvae.elbo(x, x_hat, mu, mu, backend="numba")).backward()  # accumulates into the existing gradient
     torch.testing.assert_close(x_hat.grad, 2 * (x_hat - x).detach() / 64)
 
 

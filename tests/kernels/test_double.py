@@ -41,12 +41,12 @@ def call(function, *fields):
 
 
 def exact(pairs):
-    """The numbers that pairs [..., 2, 8] mean, lane by lane."""
+    """The exact values of pairs [..., 2, 8], lane by lane."""
     return [[Fraction(h) + Fraction(small) for h, small in zip(*p, strict=True)] for p in pairs.tolist()]
 
 
 def random_pairs(count, seed, spread=20):
-    """Pairs of both signs, exponents far apart, some with a small part of 0."""
+    """Pairs of both signs and very different exponents, some with a low part of 0."""
     rng = np.random.default_rng(seed)
     h = rng.normal(size=(count, 8)) * 2.0 ** rng.integers(-spread, spread, (count, 8))
     small = h * rng.uniform(-0.5, 0.5, h.shape) * 2.0**-53
@@ -85,7 +85,7 @@ def test_pairs_are_right_to_102_bits():
             for g, s, t in zip(got, x, y, strict=True):
                 want = operation(s, t)
                 assert abs(g - want) <= abs(want) * Fraction(1, 2**102)
-    for k in range(8):  # their parts do not overlap
+    for k in range(8):  # high and low parts do not overlap
         assert (np.abs(out[k, :, 1]) <= np.abs(out[k, :, 0]) * 2.0**-52).all()
     for got, x in zip(exact(out[4]), p, strict=True):
         for g, s in zip(got, x, strict=True):
@@ -118,7 +118,7 @@ def make_sums_above():
 def test_sums_above_all_that_comes_are_right_to_100_bits_of_it():
     n = 50
     a, b, out = random_pairs(n, 0)[:, 0].copy(), random_pairs(n, 1)[:, 0].copy(), np.empty((1, 2, 8))
-    b[n // 2 :], a[n // 2 :] = -b[: n // 2], a[: n // 2] * (1 + 2.0**-50)  # all but the last of 106 bits is lost
+    b[n // 2 :], a[n // 2 :] = -b[: n // 2], a[: n // 2] * (1 + 2.0**-50)  # all but the last of 106 bits cancel
     terms = [
         [Fraction(y) * (1 + Fraction(x)) for x, y in zip(*rows, strict=True)]
         for rows in zip(a.tolist(), b.tolist(), strict=True)
@@ -146,8 +146,8 @@ def make_products(count):
 
 @pytest.mark.parametrize("count", range(2, blocks.UNROLLED + 1))
 def test_products_of_all_columns(count):
-    # each number of columns is cut into other groups; integers, so that any order of summation is exact; to fetch ahead
-    # where there is nothing does no harm
+    # each number of columns is split into different groups; integers, so that any order of summation is exact;
+    # prefetching beyond the end is harmless
     rng = np.random.default_rng(count)
     T, S = 48, 56
     z = np.full((count, S), np.nan)
@@ -156,7 +156,7 @@ def test_products_of_all_columns(count):
     call(make_products(count), z, acc, sums, S, T)
     i, j = np.tril_indices(count)
     np.testing.assert_array_equal(sums[:-1], (z[:, :T] @ z[:, :T].T)[i, j])
-    assert sums[-1] == -1  # nothing is written behind them
+    assert sums[-1] == -1  # nothing is written after them
 
 
 @functools.cache
@@ -208,7 +208,7 @@ def make_exact_blocks():
 
 
 def products_that_cancel(side, T, S):
-    """Pairs a and z, ``side`` columns of each, the sums of whose products cancel but for the last of 106 bits."""
+    """Pairs a and z, ``side`` columns each, whose sums of products cancel except for the last of 106 bits."""
     rng = np.random.default_rng(0)
     a, z = (rng.normal(size=(2, side, S)) * [[[1.0]], [[2.0**-54]]] for _ in range(2))
     z[:, :, T // 2 : T] = -z[:, :, : T // 2]
@@ -254,7 +254,7 @@ def test_sums_of_products_above_all_that_comes():
     a, z = products_that_cancel(SIDE_ALONE, T, S)
     a[1], z = 0.0, z[:, 0].copy()
     acc = np.zeros((SIDE_ALONE, 2, L))
-    first = 4 * np.linalg.norm(a[0, :, :T], axis=1) * np.linalg.norm(z[0, :T])  # Cauchy and Schwarz
+    first = 4 * np.linalg.norm(a[0, :, :T], axis=1) * np.linalg.norm(z[0, :T])  # Cauchy-Schwarz
     acc[:, 0] = first[:, None]
     call(make_blocks_above(), a[0].copy(), z, acc, S, T)
     for i in range(SIDE_ALONE):

@@ -1,4 +1,4 @@
-"""How the Numba kernels are compiled and kept, and what they are called with."""
+"""Compilation, caching and calls of the Numba kernels."""
 
 import functools
 import gc
@@ -24,7 +24,7 @@ from fastvae_kernels.numba.language.threads import run
 
 def test_functions_keep_their_own_flags():
     @math_jit
-    def nearest(x):  # with the flags of the caller, the function that is compiled first, this would be x
+    def nearest(x):  # with the flags of the caller, which is compiled first, this would be x
         return (x + 1.5 * 2**52) - 1.5 * 2**52
 
     @numba.njit(fastmath={"reassoc", "nsz"})
@@ -166,7 +166,7 @@ print(made.cached, made.compiled.cache_hits, out.raw[0])
 
 
 def in_python(script, env=None):
-    """What the script prints, and what it says of errors."""
+    """The output of the script on stdout and stderr."""
     kept = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
     command = [sys.executable, "-B", str(script)]
     done = subprocess.run(command, env=kept | (env or {}), capture_output=True, text=True, timeout=300)
@@ -214,7 +214,7 @@ def test_a_kernel_is_kept_on_disk_until_a_file_of_the_folder_changes(tmp_path):
         file.write("\n\n@math_jit\ndef exp(x):\n    return x\n")
     assert in_python(scripts[0], env) == ("True 0 2\n", "")
     (tmp_path / "unwritable" / "__pycache__").write_text("a file, where a folder would be")
-    env["XDG_CACHE_HOME"] = env["HOME"] = "/dev/null/nowhere"  # root may write in any folder, not in this one
+    env["XDG_CACHE_HOME"] = env["HOME"] = "/dev/null/nowhere"  # a folder in which even root cannot write
     out, warned = in_python(scripts[1], env)
     assert out == "False 0 2\n"
     assert warned.count("RuntimeWarning: each process compiles the kernels for itself, unless NUMBA_CACHE_DIR") == 1

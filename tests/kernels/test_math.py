@@ -1,6 +1,6 @@
-"""The mathematics of the Numba kernels, on numbers and on vectors, against mpmath, the reference noise and torch.
+"""The mathematical functions of the Numba kernels, on numbers and vectors, against mpmath, the reference and torch.
 
-More than 400 lines: one kernel evaluates them all, and the table of functions and their limits is what all tests share.
+More than 400 lines: one kernel evaluates all functions, and all tests share the table of functions and their limits.
 """
 
 import functools
@@ -51,7 +51,7 @@ def write_all(y, n, i, a):
 
 @functools.cache
 def make_functions(T, vectors):
-    """All functions at each x, one number at a time or a vector."""
+    """All functions at each x, one number or one vector at a time."""
 
     @kernel("3q")
     def functions(block):
@@ -81,7 +81,7 @@ def make_exp_negative(T, vectors):
 
 @functools.cache
 def make_noise(T, vectors):
-    """The words of each counter, their normals, and two normals of the counter's own first words."""
+    """The words of each counter, their normals, and two normals from the first words of the counter itself."""
     count = LANES_F64 if T == F64 else LANES_F32
 
     @kernel("6q")
@@ -113,7 +113,7 @@ def make_noise(T, vectors):
 
 @functools.cache
 def make_copy(A, B, T, vectors):
-    """Numbers of the dtype A, read as T and written as B."""
+    """Read numbers of the dtype A as T, and write them as B."""
 
     @kernel("3q")
     def copy(block):
@@ -131,7 +131,7 @@ def call(kernel, *fields):
 
 
 def padded(x, n=16):
-    """The arrays in rows, with columns to a whole number of vectors, and how many there were."""
+    """The arrays as rows, padded to a multiple of the vector width, and the original number of columns."""
     length = x.shape[-1]
     return np.concatenate([x, np.ones((*x.shape[:-1], -length % n), x.dtype)], -1), length
 
@@ -166,7 +166,7 @@ def evaluate(name, x, vectors=True):
 
 @functools.cache
 def points(name, dtype, n=2000):
-    """Dense, geometric and special points of the function's domain, the subnormal ones among them."""
+    """Evenly and geometrically spaced and special points of the function's domain, including subnormal numbers."""
     low, high = (float(end[dtype is np.float64]) for end in FUNCTIONS[name][2:])
     rng, info = np.random.default_rng(0), np.finfo(dtype)
     size = np.exp(rng.uniform(math.log(info.smallest_subnormal), math.log(info.max), n))
@@ -180,7 +180,7 @@ def points(name, dtype, n=2000):
 
 @functools.cache
 def exact_values(name, dtype, n=2000):
-    """At the points, in two parts: as float64, and what that leaves."""
+    """Exact values at the points, as float64 and the remainder."""
     exact = FUNCTIONS[name][0]
     with mpmath.workdps(40 if dtype is np.float64 else 25):
         values = [exact(mpmath.mpf(float(v))) for v in points(name, dtype, n)]
@@ -195,7 +195,8 @@ def test_error_in_ulp(name, dtype, vectors, request):
     n = 2000 if request.config.getoption("--long") else 400
     x, (head, tail) = points(name, dtype, n), exact_values(name, dtype, n)
     y = evaluate(name, x, vectors)
-    spacing = np.spacing(np.abs(head).astype(dtype)).astype(np.float64)  # below the normal numbers, their spacing
+    # For subnormal numbers, this is the spacing of the smallest normal ones.
+    spacing = np.spacing(np.abs(head).astype(dtype)).astype(np.float64)
     errors = np.abs((y.astype(np.float64) - head) / spacing - tail / spacing)
     worst = int(np.argmax(errors))
     assert errors[worst] <= FUNCTIONS[name][1], f"{errors[worst]:.3f} ulp at {x[worst]!r}"
@@ -257,7 +258,7 @@ def test_same_bits_as_a_number_in_a_vector_and_alone(name, dtype):
     bits = f"u{y.itemsize}"
     np.testing.assert_array_equal(evaluate(name, x, False).view(bits), y.view(bits))
     call_one = make_functions(FLOATS[dtype], False)
-    for i in range(0, x.size, 29):  # where LLVM has no loop to make vectors of
+    for i in range(0, x.size, 29):  # so that LLVM has no loop to vectorize
         one = np.empty(len(FUNCTIONS), dtype)
         call(call_one, x[i:], one, 1)
         assert one[[*FUNCTIONS].index(name)].view(bits) == y[i].view(bits)
@@ -276,7 +277,7 @@ def test_no_function_of_libm_is_called(dtype, vectors):
     assert f"llvm.fmuladd.{'v16f32' if dtype is np.float32 else 'v8f64'}" in called or not vectors
 
 
-# Salmon et al.'s own vectors for philox4x32-10 (kat_vectors of Random123): counter, key, words.
+# Known answers for philox4x32-10 by Salmon et al. (kat_vectors of Random123): counter, key, words.
 KNOWN_ANSWERS = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -303,7 +304,7 @@ def random_words(*shape):
 def test_philox_known_answers(counter, key, expected, dtype, vectors):
     counter, key, expected = ([int(w, 16) for w in t.split()] for t in (counter, key, expected))
     counters = random_words(4, 20)
-    counters[:, 13] = counter  # another in each lane: they keep apart
+    counters[:, 13] = counter  # different in each lane: lanes are independent
     np.testing.assert_array_equal(noise(counters, key, dtype, vectors)[0][:, 13], expected)
 
 
@@ -318,7 +319,7 @@ def test_philox_words_are_those_of_the_reference(dtype, vectors):
 @each_form
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 2e-14)])
 def test_noise_is_that_of_the_reference(dtype, tolerance, vectors):
-    seed, first_row, N, K, L = 0x1234_5678_9ABC_DEF0, 2**32 - 2, 4, 2, 2000  # the row number crosses into its high word
+    seed, first_row, N, K, L = 0x1234_5678_9ABC_DEF0, 2**32 - 2, 4, 2, 2000  # the high word of the row number changes
     torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
     expected = standard_normal(
         (N, L), torch.tensor(seed), num_samples=K, first_row=first_row, dtype=torch_dtype
@@ -388,7 +389,7 @@ def test_bfloat16_is_rounded_to_nearest_even(dtype, vectors):
     edges = [3.3895e38, 3.3961775e38, 3.4e38, 1e-45, 2.0**-126, INF, -INF, 0.0, -0.0]
     x = np.concatenate([pattern.view(np.float32), np.array(edges, np.float32)])
     x = x[~np.isnan(x)].astype(dtype)
-    if dtype is np.float64:  # by way of float32, as torch rounds it
+    if dtype is np.float64:  # through float32, as in torch
         x = np.concatenate([x, np.random.default_rng(0).normal(size=10_000), [1e39, -1e300, 1e-300]])
     expected = torch.from_numpy(x).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
     np.testing.assert_array_equal(to_bfloat16(x, vectors), expected)
@@ -403,7 +404,7 @@ def test_nan_stays_nan_in_bfloat16(vectors):
 @each_form
 @each_float
 def test_exp_of_a_weight_is_exp_down_to_where_it_counts_as_nothing(dtype, vectors):
-    """Within a rounding of exp; 0 from EXP_LEAST down; NaN stays."""
+    """Within a rounding error of exp; 0 from EXP_LEAST down; NaN is kept."""
     T, least = FLOATS[dtype], EXP_LEAST[dtype is np.float64]
     x = np.concatenate([np.linspace(least, 0, 4000), np.nextafter(least, [-np.inf, 0], dtype=dtype), [-np.inf, np.nan]])
     x = np.resize(x.astype(dtype), 4096)

@@ -1,4 +1,4 @@
-"""How the Numba kernels find the rows of a tensor."""
+"""How the Numba kernels address the rows of a tensor."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def images(*shape):
 
 
 rand = torch.rand
-# tensors [N, ...], and whether their rows can be taken as they are
+# tensors [N, ...], and whether their rows can be read in place
 ROWS = {
     "contiguous": (rand(3, 4), True),
     "no event dims": (rand(3), True),
@@ -50,7 +50,7 @@ DRAWS = {  # tensors [K, N, ...]
     "expanded number": (rand(()).expand(2, 3, 4), False),
     "one draw": (rand(1, 3, 8)[..., :4], True),
     "one row": (rand(2, 1, 4), True),
-    "one row of many": (rand(2, 6, 4)[:, 3:4], None),  # a copy, or not: strides of size-1 dims mean nothing
+    "one row of many": (rand(2, 6, 4)[:, 3:4], None),  # copied or not: strides of dims of size 1 are arbitrary
     "channels_last": (images(6, 3, 4, 5).view(2, 3, 3, 4, 5), True),
     "no draws": (rand(0, 3, 4), True),
     "no rows": (rand(2, 0, 4), True),

@@ -14,10 +14,10 @@ import fastvae
 from fastvae.reference import reparameterize as reference_reparameterize
 from fastvae.reference.elbo import noise
 
-SEED = 0x1234_5678_9ABC_DEF0  # both words in use: 2^60 and more
+SEED = 0x1234_5678_9ABC_DEF0  # both words are nonzero
 BOUND = 6.77  # sqrt(-2 log 2^-33) = 6.764
 
-# Salmon et al.'s own vectors for philox4x32-10 (kat_vectors of Random123): counter, key, words.
+# Known answers for philox4x32-10 by Salmon et al. (kat_vectors of Random123): counter, key, words.
 KNOWN_ANSWERS = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -30,7 +30,7 @@ def words_of(hexadecimal):
 
 
 def python_philox(counter, key):
-    """The paper's algorithm in Python's unbounded integers."""
+    """The algorithm of the paper in Python integers."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
@@ -40,7 +40,7 @@ def python_philox(counter, key):
 
 
 def box_muller(word, partner, which):
-    """Element ``which`` (0 cos, 1 sin) of a pair: u and t are float32 numbers, all that follows has 50 digits."""
+    """Element ``which`` (0 cos, 1 sin) of a pair: u and t are float32 numbers, the rest is computed to 50 digits."""
     u = np.float32(word) * np.float32(2**-32) + np.float32(2**-33)
     t = np.float32(partner - 2**32 * (partner >= 2**31)) * np.float32(2**-32)
     with mpmath.workdps(50):
@@ -49,7 +49,7 @@ def box_muller(word, partner, which):
 
 
 def expected(seed, n, k, element):
-    """The number at row n, draw k and latent element l, from the definition alone."""
+    """The number at row n, draw k and latent element l, from the definition."""
     words = python_philox((element // 4, k, n % 2**32, n >> 32), (seed % 2**32, seed >> 32))
     pair = element % 4 // 2
     return box_muller(words[2 * pair], words[2 * pair + 1], element % 2)
@@ -62,12 +62,12 @@ def expected_block(seed, rows, draws, elements):
 
 
 def same(actual, truth, tolerance=2e-6):
-    """To the promise of the noise: other words would be off by about 1."""
+    """Check to the documented accuracy; wrong words would give errors of about 1."""
     torch.testing.assert_close(actual, truth, rtol=0, atol=tolerance)
 
 
 def normal(*shape, seed=SEED, num_samples=None, dtype=torch.float32):
-    """The noise alone, through the public function: z at mu = 0 and logvar = 0."""
+    """The noise, through the public function: z at mu = 0 and logvar = 0."""
     zero = torch.zeros(shape, dtype=dtype)
     return fastvae.reparameterize(zero, zero, num_samples=num_samples, seed=seed)
 
@@ -79,7 +79,7 @@ def test_philox_gives_the_known_answers(counter, key, answer):
     assert words.tolist() == words_of(answer)
 
 
-# A part of a block, a pair and a half, one block, a block and a part, two latent dims over more than two blocks.
+# Part of a block, a pair and a half, one block, a block and a part, two latent dims over more than two blocks.
 @pytest.mark.parametrize("latent", [(1,), (3,), (4,), (6,), (2, 5)])
 @pytest.mark.parametrize("seed", [0, 7, SEED, 2**63 - 1])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
@@ -168,7 +168,7 @@ def test_float32_and_float64_are_one_noise_to_2e_6():
 
 
 def test_the_extreme_words_stay_finite_and_in_bounds(monkeypatch):
-    # The least u, 2^-33, gives the largest number; the greatest rounds to 1. The signs of t: its largest and smallest.
+    # The smallest u, 2^-33, gives the largest number; the largest u rounds to 1. t has its extremes of both signs.
     extremes = [0, 1, 2**31 - 1, 2**31, 2**32 - 1]
     pairs = torch.tensor([(w, v) for w in extremes for v in extremes]).T  # [2, 25]
     words = torch.cat([pairs, pairs]).view(4, 1, 25, 1)  # one latent block, 25 rows
@@ -180,7 +180,7 @@ def test_the_extreme_words_stay_finite_and_in_bounds(monkeypatch):
         assert 6.76 < eps.abs().max() <= BOUND
 
 
-# 2^20 numbers of one fixed seed. Limits: five standard errors for moments, one in a thousand for the tests of fit.
+# 2^20 numbers with a fixed seed. Limits: five standard errors for moments, p = 0.001 for goodness-of-fit tests.
 @pytest.fixture(scope="module")
 def sample():
     return normal(2**17, 8)
@@ -193,7 +193,7 @@ def test_moments_are_those_of_a_standard_normal(sample):
     assert x.abs().max() <= BOUND
 
 
-@pytest.mark.parametrize("word", range(4))  # each of the four words has its own way through Box-Muller
+@pytest.mark.parametrize("word", range(4))  # each of the four words is used differently in Box-Muller
 def test_each_word_is_normal_by_kolmogorov_and_smirnov(sample, word):
     assert stats.kstest(sample[:, word::4].flatten().numpy(), "norm").pvalue > 1e-3
 
@@ -204,16 +204,16 @@ def test_tails_have_their_share(sample):
         assert stats.binomtest(count, sample.numel(), share).pvalue > 1e-3
 
 
-# The squares, too: numbers that share a radius are uncorrelated, their squares are not.
+# Squares too: numbers that share a radius are uncorrelated, but their squares are not.
 @pytest.mark.parametrize("function", [torch.clone, torch.square])
 def test_elements_draws_rows_and_seeds_are_uncorrelated(function):
     N = 2**14
     draws = normal(N + 1, 9, num_samples=2)  # 9 elements: two blocks and a part
     columns = [
         *draws[:, :N].permute(0, 2, 1).flatten(0, 1),  # 18 columns: each draw and element
-        *draws[0, 1:].T,  # the row after: 9 columns
-        *normal(N, 2, seed=SEED + 1).T,  # the seed after, in the low word of the key
-        *normal(N, 2, seed=SEED + 2**32).T,  # and in the high one
+        *draws[0, 1:].T,  # the next row: 9 columns
+        *normal(N, 2, seed=SEED + 1).T,  # the next seed, in the low word of the key
+        *normal(N, 2, seed=SEED + 2**32).T,  # and in the high word
         reference_reparameterize(torch.zeros(N, 1), torch.zeros(N, 1), seed=SEED, first_row=2**32)[:, 0],
     ]
     correlation = torch.corrcoef(function(torch.stack(columns).double()))
@@ -245,7 +245,7 @@ def test_a_seed_given_leaves_torchs_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# mu + e^(logvar/2) eps, and the gradients that follow from it.
+# mu + e^(logvar/2) eps, and its gradients.
 @pytest.mark.parametrize("num_samples", [None, 3])
 def test_z_is_mu_plus_sigma_eps_with_its_gradients(num_samples):
     mu, logvar = (torch.randn(4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -266,7 +266,8 @@ def test_half_precision_z_is_the_float32_z_rounded(dtype):
     z = fastvae.reparameterize(mu, logvar, seed=SEED)
     wide = fastvae.reparameterize(mu.float(), logvar.float(), seed=SEED)
     assert z.dtype == dtype
-    torch.testing.assert_close(z, wide.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)  # exp may differ by a rounding
+    # exp may differ by one rounding error
+    torch.testing.assert_close(z, wide.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
 
 
 # Nothing to draw: no row, or no latent element.

@@ -1,4 +1,4 @@
-"""Private names of torch, Triton and Numba: all stand in the table of `fastvae_kernels.private`, and none is needed."""
+"""Private names of torch, Triton and Numba: all are in the table of `fastvae_kernels.private`, and none is required."""
 
 import ast
 import os
@@ -17,7 +17,7 @@ FILES = [p for folder in ("fastvae", "kernels/fastvae_kernels") for p in sorted(
 
 
 def dotted(node):
-    """``a.b.c`` of such an expression, None of any other."""
+    """``a.b.c`` for such an expression, None for any other."""
     if isinstance(node, ast.Attribute):
         base = dotted(node.value)
         return f"{base}.{node.attr}" if base else None
@@ -25,12 +25,12 @@ def dotted(node):
 
 
 def is_private(part):
-    """Of a dotted name; `torch.__version__` is none."""
+    """Whether a part of a dotted name is private; that of `torch.__version__` is not."""
     return part.startswith("_") and not part.endswith("__")
 
 
 def used(path):
-    """Private names that a file uses as they are: ``torch._C.x`` written out, and what it imports of Numba's inside."""
+    """Private names used directly by a file: ``torch._C.x``, and imports of Numba's internals."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         name = dotted(node) if isinstance(node, ast.Attribute) else None
         if name and name.startswith(("torch.", "triton.")) and any(map(is_private, name.split("."))):
@@ -45,7 +45,7 @@ def used(path):
 def test_a_private_name_is_in_the_table(path):
     if path.name == "private.py":
         return
-    modules = {"numba.core.cgutils"}  # what is taken from it is listed
+    modules = {"numba.core.cgutils"}  # the names used from it are listed
     for name in set(used(path)) - modules:
         assert any(entry == name or entry.startswith(f"{name}.") for entry in private.NAMES), name
 
@@ -63,7 +63,7 @@ def test_what_is_missing_is_replaced():
 
 
 def step(backend):
-    """The bound and all gradients, a second backward, and a gradient of more than 1 MB."""
+    """The ELBO and all gradients, a second backward, and a gradient of more than 1 MB."""
     torch.manual_seed(0)
     x, W = torch.randn(40, 7), torch.randn(3, 7, requires_grad=True)
     mu, logvar = (torch.randn(40, 3, requires_grad=True) for _ in range(2))
@@ -77,7 +77,7 @@ def step(backend):
 
 
 def compare_without(*names):
-    """In a child: the bound is what the reference gives, where these names are not found."""
+    """Check, in a child process, that the ELBO matches the reference without these names."""
     global fastvae
     for module in [m for m in sys.modules if m.split(".")[0] in ("fastvae", "fastvae_kernels")]:
         del sys.modules[module]
@@ -99,7 +99,7 @@ def compare_without(*names):
 
 
 def in_a_child(*names):
-    """Without a new interpreter, which would import torch and Numba anew."""
+    """Fork, because a new interpreter would have to import torch and Numba again."""
     import numba.core.ccallback  # noqa: F401
 
     child = os.fork()

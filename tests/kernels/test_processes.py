@@ -1,4 +1,4 @@
-"""Forks and signals at a bad time: no call hangs in a forked child, and Ctrl-C leaves nothing half imported or lost."""
+"""Forks and signals at bad moments: no call hangs in a forked child, and Ctrl-C leaves no partial import."""
 
 import os
 
@@ -68,7 +68,7 @@ print(all(nested(first_of_torch) == [[[], []]] * 2 for _ in range(12)))  # one t
     assert in_python(START + code, FASTVAE_BACKEND="reference") == ["True"] * 3
 
 
-@pytest.mark.long  # two new processes, which import all of it
+@pytest.mark.long  # two new processes with all imports
 def test_joblib_with_processes_that_are_spawned():
     code = """
 import joblib
@@ -180,7 +180,7 @@ def test_the_team_is_given_up_before_a_fork_only_where_one_can_be_formed_anew(mo
     paused = list[int]()
     monkeypatch.setattr(openmp, "_library", lambda: type("", (), {"omp_pause_resource_all": paused.append}))
     monkeypatch.setattr(openmp, "_lost", False)
-    for lost in (True, True):  # it answers None, not 0: and then it is not asked again
+    for lost in (True, True):  # it returns None, not 0, and is then not called again
         openmp._before_fork()
         openmp._after_fork_in_child()
         assert openmp._lost is lost

@@ -1,4 +1,4 @@
-"""How many lanes a register has follows what Numba compiles for, not this machine."""
+"""The number of lanes per register follows the target of Numba, not this machine."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ CODE = "from fastvae_kernels.numba.language import target as _target; print(_tar
 
 
 def lanes(**settings):
-    """In a new process: Numba reads its environment when it is imported."""
+    """The number of lanes in a new process: Numba reads its environment when it is imported."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")}
     run = subprocess.run([sys.executable, "-c", CODE], env=kept | settings, capture_output=True, text=True, check=True)
     return int(run.stdout)
@@ -25,5 +25,5 @@ def test_lanes_follow_the_target():
     assert lanes(NUMBA_CPU_NAME="x86-64-v3", NUMBA_CPU_FEATURES="") == 4
     assert lanes(NUMBA_CPU_NAME="x86-64-v4", NUMBA_CPU_FEATURES="") == 8
     assert lanes(NUMBA_CPU_FEATURES="+avx2,+fma,+avx512f,+avx512vl") == 8
-    # Numba goes by the host's features where none are given, whatever the name
+    # Numba uses the features of the host if none are given, whatever the name
     assert lanes(NUMBA_CPU_NAME="x86-64-v3") == (8 if wide else 4)

@@ -1,8 +1,8 @@
-"""The threads of the Numba kernels: the same bits however the work is cut, from any thread, in any process.
+"""The threads of the Numba kernels: the same bits however the work is split, from any thread, in any process.
 
-What forks or exits does so in a Python of its own: a deadlock is then a failure after a minute, and the warning that
-Python gives about forking with threads stays out of this process. More than 400 lines: those import this file, for its
-kernels and its checks.
+Tests that fork or exit run in a separate Python process: a deadlock then fails after a minute, and Python's warning
+about forking with threads does not reach this process. More than 400 lines: those processes import this file, for its
+kernels and checks.
 """
 
 import functools
@@ -35,7 +35,7 @@ usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 @functools.cache
 def make_squares():
-    """x^2, each in its unit's place, and their sum."""
+    """x^2 of each unit, in its place, and their sum."""
 
     @kernel("4q")
     def squares(block):
@@ -58,7 +58,7 @@ def make_squares():
 
 @functools.cache
 def make_record():
-    """How often each unit is done, by whom and its number, how often the end is seen; so many wait for each other."""
+    """Count how often each unit runs, on which thread, and how often the end is reached; units wait for `meet`."""
 
     @kernel("6q")
     def record(block):
@@ -91,14 +91,14 @@ def _threads_as_before():
 
 @pytest.fixture
 def helpers(monkeypatch):
-    """Share with sleeping Python threads alone, none of which is there yet."""
+    """Share work only with sleeping Python threads, none of which exists yet."""
     monkeypatch.setattr(_threads, "_team", None)
     monkeypatch.setattr(_threads, "_pool", _threads._Pool())
 
 
 @pytest.fixture(params=["openmp", "helpers"])
 def each_way(request):
-    """Share with torch's OpenMP team, and with the sleeping threads."""
+    """Share work with torch's OpenMP team, and with the sleeping threads."""
     if request.param == "helpers":
         request.getfixturevalue("helpers")
     elif _threads._team is None:
@@ -108,7 +108,7 @@ def each_way(request):
 
 @pytest.fixture
 def shared(monkeypatch):
-    """What is to be shared, as (threads, units, chunk); nothing is done."""
+    """Record shared work as (threads, units, chunk), without doing it."""
     calls = []
 
     def team(address, block, threads, flags):
@@ -123,7 +123,7 @@ def shared(monkeypatch):
 
 
 def check(units=5000, seed=0):
-    """One shared call against numpy; it is called in other threads and processes too."""
+    """Compare one shared call with NumPy; also called in other threads and processes."""
     x = np.random.default_rng(seed).normal(size=units)
     out, sum_ = np.full(units, np.nan), np.full(1, np.nan)
     run(make_squares(), (x.ctypes.data, out.ctypes.data, sum_.ctypes.data, units), units, MUCH)
@@ -132,13 +132,13 @@ def check(units=5000, seed=0):
 
 
 def record(units, work=MUCH, meet=0):
-    """How often each unit is done, how often the end is seen, and the threads that did any."""
+    """How often each unit runs, how often the end is reached, and the threads that did any work."""
     times, ends, who, _ = recorded(units, meet, lambda args: run(make_record(), args, units, work))
     return times, ends, set(who.tolist())
 
 
 def recorded(units, meet, launch):
-    """How often each unit is done, how often the end is seen, and each unit's thread and its number."""
+    """How often each unit runs, how often the end is reached, and the thread of each unit and its number."""
     times, who, numbers = np.zeros((3, units), np.int64)
     ends, here = np.zeros((2, 1), np.int64)
     launch((*[a.ctypes.data for a in (times, who, numbers, ends, here)], meet))
@@ -146,7 +146,7 @@ def recorded(units, meet, launch):
 
 
 def in_both_ways(code):
-    """Run the code in a Python of its own, where this file is known: with torch's team, then with helpers alone."""
+    """Run code in a separate Python process that can import this file: with torch's team, then only with helpers."""
     return in_python(
         "import os, threading, time\nfrom tests.kernels.test_threads import *\n"
         "from tests.kernels.test_threads import _threads\n"
@@ -221,7 +221,7 @@ def test_each_thread_begins_at_a_share_of_its_own_and_has_it_in_each_call(each_w
     torch.set_num_threads(threads)
     chunks = threads * _threads.CHUNKS_A_THREAD
     of_number: dict[int, int] = {}
-    units = 2 * chunks  # two a chunk; all wait at the first of theirs
+    units = 2 * chunks  # two per chunk; all threads wait at their first unit
     for _ in range(5):
         _, _, who, numbers = recorded(units, threads, lambda args: run(make_record(), args, units, 1e12))
         for number in range(threads):
@@ -282,12 +282,12 @@ def test_a_job_in_the_queue_holds_no_tensors(helpers, monkeypatch):
 
 
 def hammer(callers=8, calls=100):
-    """Many Python threads at once, with teams of different size; gives how many calls came out right."""
+    """Many Python threads at once, with teams of different sizes; returns the number of correct calls."""
     right, errors = [0] * callers, []
 
     def call(number):
         try:
-            torch.get_num_threads()  # at a thread's first look torch takes over what another thread has set last
+            torch.get_num_threads()  # at the first call in a thread, torch adopts the last setting of another thread
             torch.set_num_threads(2 + number % 3)
             for k in range(calls):
                 check(units=64 + 97 * number + k, seed=k)
@@ -370,7 +370,7 @@ class Dataset(torch.utils.data.Dataset):
     def __getitem__(self, index):
         before = torch.get_num_threads()
         check(seed=index)
-        torch.set_num_threads(2)  # a worker has one; somebody may want more
+        torch.set_num_threads(2)  # a worker has one by default; users may set more
         check(seed=index)
         return index, before, os.getpid()
 
@@ -404,7 +404,7 @@ def at_exit(team=_threads._team):
 atexit.register(at_exit)
 """
     ended = map(float, in_both_ways(code))
-    assert time.time() - min(ended) < 60  # a thread that keeps Python waits forever
+    assert time.time() - min(ended) < 60  # a thread that prevents exiting would wait forever
 
 
 def test_it_wants_no_more_helpers_than_the_system_grants(helpers, monkeypatch):
@@ -420,7 +420,7 @@ def test_it_wants_no_more_helpers_than_the_system_grants(helpers, monkeypatch):
     torch.set_num_threads(8)
     check()
     assert len(record(100, meet=2)[2]) == 2
-    monkeypatch.setattr(_threads, "_pool", _threads._Pool())  # and now not even one
+    monkeypatch.setattr(_threads, "_pool", _threads._Pool())  # and now not a single one
     assert record(100)[2] == {threading.get_ident()}
 
 

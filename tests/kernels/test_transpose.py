@@ -1,4 +1,4 @@
-"""Rows turned into lanes, and back: every width, for each has code of its own, and rows that lie anywhere."""
+"""Transposing rows into lanes, and back: every width, since each has its own code, and rows at any position."""
 
 import functools
 
@@ -10,7 +10,7 @@ from fastvae_kernels.numba.language.memory import F32, F64, array_at
 from fastvae_kernels.numba.language.threads import run
 from fastvae_kernels.numba.language.transpose import into_lanes, load, out_of_lanes
 
-WIDTHS = [*range(1, 10), 13]  # up to three apart; four at a time, the last four overlap
+WIDTHS = [*range(1, 10), 13]  # up to three separately; then four at a time, where the last four may overlap
 CODES = {np.float32: F32, np.float64: F64}
 S = 40
 
@@ -34,7 +34,7 @@ def make_load():
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rows_are_turned(width, gap, dtype):
     rng = np.random.default_rng(width)
-    for rows, first in ((1, 0), (3, 2), (8, 0), (29, 5)):  # alone, fewer than four, whole, with a rest
+    for rows, first in ((1, 0), (3, 2), (8, 0), (29, 5)):  # one row, fewer than four, a full vector, with a remainder
         x = rng.normal(size=(first + rows, width + gap)).astype(dtype)
         memory = x.ravel()[: x.size - gap].copy()  # ends with the last row
         shift, T, xt = rng.normal(size=width), -(-rows // 8) * 8, np.full((width, S), -1.0)
@@ -59,7 +59,7 @@ def make_lanes():
 def test_eight_rows_go_into_lanes_and_come_back(width):
     x = np.random.default_rng(width).normal(size=(30, width))
     copy, inside = np.zeros_like(x), np.full((width + 1, 8), -1.0)
-    where = np.array([3, 29, 0, 12, 13, 14, 7, 7])  # a lane that is left over has the last row again
+    where = np.array([3, 29, 0, 12, 13, 14, 7, 7])  # unused lanes repeat the last row
     rows = x.ctypes.data + where * x.strides[0]
     call(make_lanes(), inside, rows, copy.ctypes.data + where * x.strides[0], width)
     np.testing.assert_array_equal(inside[:width], x[where].T)

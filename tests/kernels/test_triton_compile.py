@@ -1,6 +1,6 @@
-"""Every Triton kernel compiles for GPUs that are not here, within its budget of registers and with wide accesses.
+"""Every Triton kernel compiles for several GPUs, within a budget of registers and with wide memory accesses.
 
-What is compiled stands in `compile_triton.py`, which runs in processes of its own: here the interpreter is on.
+The cases are in `compile_triton.py`, which runs in separate processes, since the interpreter is enabled here.
 """
 
 import json
@@ -14,15 +14,15 @@ import pytest
 pytest.importorskip("triton.backends.nvidia")
 SCRIPT = Path(__file__).with_name("compile_triton.py")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-HALVES = (("sm_80", "gfx942"), ("sm_90", "sm_100"))  # a process each
-MEASURED = ("sm_90", "gfx942")  # the dearest kernels of one GPU of each maker; with --long, all for all
-# Blocks have 256 threads with 64 bytes of loads under way in each. Two of them on a multiprocessor have 32 KB, what the
-# 3 TB/s of a GPU with 130 of them need at 1 us from memory.
+HALVES = (("sm_80", "gfx942"), ("sm_90", "sm_100"))  # one process each
+MEASURED = ("sm_90", "gfx942")  # one GPU of each vendor, with the most expensive kernels; with --long, all kernels
+# A block has 256 threads with 64 bytes of loads in flight each. Two blocks on a multiprocessor have 32 KB in flight,
+# which 3 TB/s of a GPU with 130 multiprocessors require at a memory latency of 1 us.
 REGISTERS = 128
 # (loads, stores) in bytes, where they are not 16, and why
 NARROW = {
-    "elbo, odd rows": (4, 4),  # rows of 783 elements begin anywhere
-    "elbo, each row": (16, 4),  # the forward pass for reduction="none" writes values alone
+    "elbo, odd rows": (4, 4),  # rows of 783 elements are not aligned
+    "elbo, each row": (16, 4),  # the forward pass for reduction="none" writes only values
     "free bits": (8, 8),  # column sums: two elements of a tile for each thread
     "prior, free bits": (8, 8),
 }

@@ -1,4 +1,4 @@
-"""The mathematics of the Triton kernels, on a GPU or in the interpreter, against float64 and mpmath: errors in ulp."""
+"""The mathematical functions of the Triton kernels, on a GPU or in the interpreter: errors in ulp."""
 
 import ast
 from pathlib import Path
@@ -16,9 +16,9 @@ from fastvae_kernels.triton.language import launch
 from fastvae_kernels.triton.language import math as _math
 
 mpmath = pytest.importorskip("mpmath")
-HOW = {} if launch.INTERPRET else launch.OPTIONS  # as kernels are compiled
+HOW = {} if launch.INTERPRET else launch.OPTIONS  # the options of our kernels
 
-FUNCTIONS = {  # the function, its truth, where it is tried, and its worst error in ulp: the interpreter does not fuse
+FUNCTIONS = {  # function, truth, range, and worst error in ulp; the interpreter does not fuse
     "exp": (_math.exp, mpmath.exp, (-87, 88), 2.0),
     "expm1": (_math.expm1, mpmath.expm1, (-20, 88), 2.0),
     "phi": (_math.phi, lambda t: mpmath.expm1(t) - t, (-20, 80), 4.0),
@@ -46,7 +46,7 @@ def apply_sincos(x, sin, cos, B: tl.constexpr):
 
 
 def points(low, high, dtype):
-    """Evenly spaced ones, and some near 0."""
+    """Evenly spaced points, and some near 0."""
     even = np.linspace(low, high, 448)
     near = np.geomspace(1e-9, 0.9, 32)
     return torch.tensor(np.concatenate([even, near, -near if low < 0 else near + 0.05])).to(DEVICE, dtype)
@@ -100,7 +100,7 @@ def test_the_ends(dtype):
 
 
 ROOT = Path(__file__).parents[2]
-WAITING = {"item", "cpu", "tolist", "numpy", "equal", "nonzero", "allclose"}  # each waits for the GPU
+WAITING = {"item", "cpu", "tolist", "numpy", "equal", "nonzero", "allclose"}  # each synchronizes the GPU
 
 
 ON_THE_WAY = sorted([*ROOT.glob("kernels/fastvae_kernels/triton/**/*.py"), *ROOT.glob("fastvae/_elbo/*.py")])

@@ -1,4 +1,4 @@
-"""The vectors of the Numba kernels: each operation lane by lane, each element read and written and no other."""
+"""The vectors of the Numba kernels: each operation lane by lane; exactly the right elements are read and written."""
 
 import ctypes
 import functools
@@ -45,7 +45,7 @@ LANES = {F32: LANES_F32, F64: LANES_F64, U32: LANES_F32}
 DTYPES = {F32: torch.float32, F64: torch.float64, BF16: torch.bfloat16, U8: torch.uint8}
 NAMES = {F32: "float32", F64: "float64", BF16: "bfloat16", U8: "uint8", U32: "uint32"}.get
 each_float = pytest.mark.parametrize("T", [F32, F64], ids=NAMES)
-# elements in memory, and the dtype to compute in, which is never the narrower one
+# elements in memory, and the dtype to compute in, which is never narrower
 READ = [(F32, F32), (BF16, F32), (U8, F32), (F32, F64), (F64, F64), (BF16, F64), (U8, F64)]
 WRITTEN = [(A, T) for A, T in READ if A != U8]
 
@@ -192,7 +192,7 @@ def test_four_vectors_are_stored_interleaved(T):
 
 @functools.cache
 def make_copy(A, B, T, vectors):
-    """Elements of dtype A from i on, read as T and written as dtype B from j on."""
+    """Read elements of dtype A from i on as T, and write them as dtype B from j on."""
 
     @kernel("5q")
     def copy(block):
@@ -206,7 +206,7 @@ def make_copy(A, B, T, vectors):
 
 
 def numbers_of(code, n, seed=0):
-    """Numbers that the dtype holds, most of them with all of its digits."""
+    """Numbers of the dtype, most of them with full precision."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(n, dtype=torch.float64, generator=generator) * 255).to(DTYPES[code])
 
@@ -248,7 +248,7 @@ def make_move(A, T, back):
 
 
 def pieces(T):
-    """(width, first_row, rows, stride, first, length), with rows side by side, apart, and one and the same."""
+    """(width, first_row, rows, stride, first, length), with contiguous, strided and identical rows."""
     n = LANES[T]
     for length in (0, 1, 3, n - 1, n, n + 1, 2 * n + 3):
         for width, first in itertools.product({length, -(-length // 4) * 4, length + n}, (0, 2)):
@@ -293,7 +293,7 @@ def test_nothing_beyond_the_last_row_is_touched(A, T):
     size, item, n = mmap.PAGESIZE, DTYPES[A].itemsize, LANES[T]
     pages = mmap.mmap(-1, 2 * size)
     start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
-    ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(size), 0)  # touched, it would crash
+    ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(size), 0)  # an access would crash
     room = torch.zeros(200, dtype=DTYPES[T])
     for length, back in itertools.product((1, n - 1, n, n + 1, 2 * n - 1), (True, False)):
         for stride in (length, length + 3):

@@ -1,1 +1,1 @@
-"""Of the project: layers, packaging, pages, examples, reports."""
+"""Tests of the project: layers, packaging, documentation, examples, reports."""

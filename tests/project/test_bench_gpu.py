@@ -1,4 +1,4 @@
-"""`make gpu` from end to end on a CPU, at tiny sizes: a GPU is too rare to find there that a name is misspelt."""
+"""`make gpu` from end to end on a CPU, at tiny sizes, so that no time on a GPU is lost to a misspelt name."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ def test_the_whole_command(tmp_path):
     assert list(verdicts) == STAGES
     assert all(v.startswith("skipped" if name == "sanitizer" else "passed") for name, v in verdicts.items())
     tests = [json.loads(line) for line in (tmp_path / "tests.jsonl").read_text().splitlines()]
-    assert {"passed", "skipped"} == {test["outcome"] for test in tests}  # those of a GPU
+    assert {"passed", "skipped"} == {test["outcome"] for test in tests}  # those that need a GPU
     assert "<testcase" in (tmp_path / "tests.xml").read_text()
     assert "<testcase" in (tmp_path / "capture.xml").read_text()
     found, tables = load(tmp_path / "results.json"), (tmp_path / "tables.md").read_text()
@@ -45,7 +45,7 @@ def test_the_whole_command(tmp_path):
     assert (tmp_path / "log.txt").read_text().splitlines() == output.splitlines()
 
 
-def test_ended_from_outside_it_has_left_what_it_had(tmp_path):
+def test_terminated_from_outside_it_leaves_its_results(tmp_path):
     process = start(tmp_path, "--stages", "machine", "tuning")
     while not (tmp_path / "tables.md").exists() and process.poll() is None:
         time.sleep(0.05)
@@ -60,7 +60,7 @@ def test_ended_from_outside_it_has_left_what_it_had(tmp_path):
     assert str(tmp_path) not in running
 
 
-def test_without_a_gpu_it_says_so_and_an_earlier_run_is_kept(tmp_path):
+def test_without_a_gpu_it_reports_that_and_keeps_an_earlier_run(tmp_path):
     out = tmp_path / "gpu"
     out.mkdir()
     (out / "results.json").write_text("{}")
@@ -82,14 +82,14 @@ def python(code, limit=60.0):
     return command.Stage(limit, [sys.executable, "-c", code])
 
 
-def test_a_stage_has_a_verdict_of_its_own(log):
+def test_each_stage_has_its_own_verdict(log):
     assert command.run(python("print(1)"), log).startswith("passed, ")
     assert command.run(python("raise SystemExit(2)"), log).startswith("failed, exit code 2, ")
     assert command.run(python("raise SystemExit(77)"), log).startswith("skipped")
     assert command.run(python("import time; time.sleep(60)", 0.5), log) == "stopped at its limit of 0 s"
 
 
-def test_a_stage_that_hears_no_interrupt_is_killed(log, monkeypatch):
+def test_a_stage_that_ignores_interrupts_is_killed(log, monkeypatch):
     monkeypatch.setattr(command, "GRACE", 0.2)
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     began = time.monotonic()
@@ -97,7 +97,7 @@ def test_a_stage_that_hears_no_interrupt_is_killed(log, monkeypatch):
     assert time.monotonic() - began < 300
 
 
-def test_where_the_gpu_stops_to_answer_the_stage_goes_on_in_a_new_process(log, tmp_path):
+def test_if_the_gpu_stops_responding_the_stage_continues_in_a_new_process(log, tmp_path):
     code = f"""
 from pathlib import Path
 path = Path({str(tmp_path)!r}) / "been here"
@@ -118,7 +118,7 @@ def folder(tmp_path, monkeypatch):
 TIMES = {"seconds": {"fastvae": 1e-3, "eager": 3e-3, "compile": 2e-3, "copy": 9e-4}, "bytes": 10**9}
 
 
-def test_a_case_that_fails_is_named_and_the_others_go_on(folder, capsys):
+def test_a_case_that_fails_is_named_and_the_others_run(folder, capsys):
     def bad():
         raise AssertionError("not close\nat all")
 
@@ -128,19 +128,19 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(folder, capsys):
     assert "| one | 1000.0 | 3.00 | 2.00 | 1.00 | 90 % |" in text
     assert "| two | AssertionError: not close |" in text
     assert "| three | 1000.0 |" in text
-    # started again, it goes on where it was
+    # a second start continues where the first stopped
     assert results.run("bench", [("one", bad), ("four", lambda: TIMES)], 60) == 0
     assert [line["case"] for line in load(folder / "results.json")["bench"]] == ["one", "two", "three", "four"]
 
 
-def test_what_is_not_reached_is_named(folder, monkeypatch):
+def test_cases_that_are_not_reached_are_named(folder, monkeypatch):
     assert results.run("bench", [("one", lambda: TIMES)], -1) == 0
     monkeypatch.setenv("FASTVAE_GPU_STOP", str(time.time()))  # the stage is about to be stopped
     assert results.run("bench", [("two", lambda: TIMES)], 60) == 0
     assert all("not reached" in line["error"] for line in load(folder / "results.json")["bench"])
 
 
-def test_a_rival_that_fails_is_left_out_and_ours_is_timed():
+def test_a_competitor_that_fails_is_left_out_and_ours_is_timed():
     def bad():
         raise RuntimeError("out of memory")
 
@@ -156,7 +156,7 @@ def test_a_capture_that_fails_ends_the_process(folder):
     assert results.run("step", [("one", bad), ("two", lambda: TIMES)], 60) == command.CONTEXT_LOST
 
 
-def test_a_captured_step_that_goes_another_way_is_not_timed(monkeypatch):
+def test_a_captured_step_with_other_results_is_not_timed(monkeypatch):
     class Wrong:
         def __init__(self, run):
             self.run = run
@@ -171,7 +171,7 @@ def test_a_captured_step_that_goes_another_way_is_not_timed(monkeypatch):
         step.case(step.SIZES[0], 0)
 
 
-def test_a_gpu_that_does_not_answer_ends_the_process(folder, monkeypatch):
+def test_a_gpu_that_does_not_respond_ends_the_process(folder, monkeypatch):
     def bad():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -215,7 +215,7 @@ def test_results_are_published(folder, monkeypatch):
     assert command.BEGIN in command.README.read_text()
 
 
-def test_a_stage_or_a_package_that_is_not_there_is_named(capsys, monkeypatch):
+def test_a_missing_stage_or_package_is_named(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         command.main(["--device", "cpu", "--stages", "bensch"])
     assert "--stages must be among machine, tests" in capsys.readouterr().err

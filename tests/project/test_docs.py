@@ -19,13 +19,13 @@ PAGE = (DOCS / "numerics.md").read_text(encoding="utf-8")
 
 
 def cells(lines):
-    """Head and rows of a table in Markdown."""
+    """Header and rows of a table in Markdown."""
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return head, rows
 
 
 def on_the_page(name):
-    """The table as it stands: its rows by their labels, the cells by their columns."""
+    """A table of the page: its rows by label, the cells by column."""
     (found,) = numerics.between(name).finditer(PAGE)
     head, rows = cells(found[0].split("\n")[2:-2])
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
@@ -51,10 +51,10 @@ def test_the_script_has_a_place_for_each_table_and_no_other():
 
 def test_the_kl_of_the_page():
     table, rows = on_the_page("kl"), numerics.TABLES["kl"].lines()
-    for column in ("fastvae", "its gradient"):  # the gradients' columns share a name; the last stands here, ours
+    for column in ("fastvae", "its gradient"):  # columns of gradients share a name; the last one, ours, is used
         assert max(numbers(table, column)) < 1.2e-7
     assert all(float(table[logvar]["textbook"]) == 1 for logvar in ("1e-4", "1e-5", "1e-6", "1e-8"))
-    assert max(float(row[-2]) for row in cells(rows)[1]) < 1.2e-7  # made anew
+    assert max(float(row[-2]) for row in cells(rows)[1]) < 1.2e-7  # computed again
 
 
 def test_the_vector_math_of_the_page():
@@ -92,7 +92,7 @@ def test_condition_on_the_page():
 
 
 NIST = on_the_page("nist")
-LATER = ("Pontius", "NoInt1", "NoInt2", "Longley")  # each takes kernels of its own, seconds to compile
+LATER = ("Pontius", "NoInt1", "NoInt2", "Longley")  # each needs its own kernels, which take seconds to compile
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n in LATER else []) for n in NIST])
@@ -102,8 +102,8 @@ def test_nist_digits_are_still_those_of_the_page(name):
     assert numerics.digits(coef, values["coef"]) >= float(NIST[name]["fastvae"]) - 0.5
 
 
-def test_rows_can_be_made_anew():
-    """One row of each of the dear tables."""
+def test_rows_can_be_reproduced():
+    """Compute one row of each of the expensive tables again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("em float64", "nist errors", "condition", "versions"):

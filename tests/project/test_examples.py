@@ -1,4 +1,4 @@
-"""Every example runs and shows what it says it shows, in fewer than 60 lines."""
+"""Every example runs and shows what its docstring says, in fewer than 60 lines."""
 
 import importlib
 import os
@@ -15,17 +15,17 @@ FILES = sorted(EXAMPLES.glob("*.py"))
 
 
 def example(name):
-    """The module, with its `main` not yet called."""
+    """Import an example; its `main` is not called."""
     return importlib.import_module(f"examples.{name}")
 
 
-def test_all_are_here():
+def test_the_list_of_examples_is_complete():
     names = "conditional_vae conv_vae ddp free_latents grouped_mixtures grouped_regression"
     assert [path.stem for path in FILES] == names.split()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_an_example_is_short_and_says_what_it_shows(path):
+def test_an_example_is_short_and_described(path):
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") < 60
     assert text.startswith('"""')
@@ -36,7 +36,7 @@ def test_an_example_is_short_and_says_what_it_shows(path):
 
 def test_conv_vae(capsys):
     before, after, log_p = example("conv_vae").main(epochs=3)
-    assert before + 10 < after < log_p < 0  # held out: nothing learned by heart
+    assert before + 10 < after < log_p < 0  # on held-out digits
     printed = capsys.readouterr().out
     assert f"{after:.2f} after" in printed
     assert re.search(r"(\n[.#]{8}){8}\n", printed)
@@ -45,7 +45,7 @@ def test_conv_vae(capsys):
 def test_free_latents(capsys):
     before, after, best = example("free_latents").main(steps=300)
     assert before < best - 2
-    assert best - 0.1 < after < best + 0.02  # a bound, up to the noise of 1000 draws a flower
+    assert best - 0.1 < after < best + 0.02  # a bound, up to the noise of 1000 draws per flower
     assert f"{best:.3f}" in capsys.readouterr().out
 
 
@@ -57,12 +57,12 @@ def test_conditional_vae(capsys):
 
 
 def test_ddp():
-    # as a user starts it: its workers import the file anew
+    # as started by a user: its workers import the file again
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
     command = [sys.executable, str(EXAMPLES / "ddp.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    difference, largest = map(float, re.findall(r"by (\S+) at most; the largest is (\S+)\n", done.stdout)[0])
+    difference, largest = map(float, re.findall(r"by at most (\S+); the largest is (\S+)\n", done.stdout)[0])
     assert largest > 1
     assert difference <= 1e-6 * largest
 
@@ -70,10 +70,10 @@ def test_ddp():
 def test_grouped_mixtures(capsys):
     table, difference = example("grouped_mixtures").main()
     assert table["rows"].sum() == 1797
-    assert table["rows"].nunique() > 1  # there was something to fill up
+    assert table["rows"].nunique() > 1  # there was padding
     assert (table["status"] == "CONVERGED").all()
-    assert difference <= 1e-9  # where the means are of order 10
-    assert f"differ by {difference:.1e} at most" in capsys.readouterr().out
+    assert difference <= 1e-9  # the means are of order 10
+    assert f"differ by at most {difference:.1e}" in capsys.readouterr().out
 
 
 def test_grouped_regression(capsys):

@@ -1,4 +1,4 @@
-"""Who may import whom, who reads the environment, and what `import fastvae` costs: the rules of the house."""
+"""The layers of the package: which modules import which, which read the environment, what `import fastvae` loads."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ OPTIONAL = ("numba", "triton", "sklearn", "matplotlib", "tqdm")  # a call of fas
 
 
 def modules(folder):
-    """Each file below a folder of a source root, and its dotted name, the root being that folder's parent."""
+    """Each file below a folder, and its dotted name relative to the parent of that folder."""
     base = ROOT / folder
     for path in sorted(base.rglob("*.py")):
         yield path, path.relative_to(base.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
@@ -48,7 +48,7 @@ def test_the_import_reader_sees_every_form(tmp_path):
 SHARED = tuple(
     f"fastvae_kernels.{name}" for name in ("plans", "rows", "coefficients", "private", "openmp", "undisturbed")
 )
-# What each layer may import beside the standard library. Above them all is the rest of fastvae.
+# What each layer may import besides the standard library. The rest of fastvae is above all of them.
 LAYERS = {
     "fastvae/reference": ("torch", "fastvae.reference"),
     "kernels/fastvae_kernels/numba": ("torch", "numpy", "numba", "llvmlite", "fastvae_kernels.numba", *SHARED),
@@ -57,7 +57,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("folder", LAYERS)
-def test_reference_and_kernels_import_nothing_above_or_beside_them(folder):
+def test_reference_and_kernels_import_no_other_layer(folder):
     source_root = (ROOT / folder).parent
     files = [(path, f"{source_root.name}.{name}") for path, name in modules(folder)]
     assert files
@@ -71,12 +71,12 @@ JOBS, SHARE = {"_elbo", "elbo", "gmm", "regression"}, {"_core", "language"}
 
 
 def room(name):
-    """The folder that a module of fastvae, or of a backend, lies in."""
+    """The folder that contains a module of fastvae, or of a backend."""
     parts = name.split(".")[2 if within(name, "fastvae_kernels") else 1 :]
     return parts[0] if parts else None
 
 
-def test_no_job_imports_another_and_what_they_share_imports_none():
+def test_no_job_imports_another():
     files = [file for folder in ("fastvae", "kernels/fastvae_kernels") for file in modules(folder)]
     assert {room(name) for _, name in files} >= JOBS | SHARE
     for path, name in files:
@@ -85,11 +85,11 @@ def test_no_job_imports_another_and_what_they_share_imports_none():
             assert not others, f"{path.relative_to(ROOT)} imports of {others}"
 
 
-def test_no_files_import_each_other():
-    """Nor in a circle. A package's names are those of its files, so `from package import name` leads to the name's."""
+def test_there_are_no_circular_imports():
+    """`from package import name` counts as an import of the file that defines the name."""
     files = {name: path for folder in ("fastvae", "kernels/fastvae_kernels") for path, name in modules(folder)}
     arrows = {name: {i for i in imports(path, name) if i in files and i != name} for name, path in files.items()}
-    for name, found in arrows.items():  # `from . import a` gives the package as well, which is not what is meant
+    for name, found in arrows.items():  # `from . import a` yields the package as well, which does not count
         arrows[name] = {i for i in found if not any(within(other, i) and other != i for other in found | {name})}
     while leaves := {name for name, found in arrows.items() if not found}:
         arrows = {name: found - leaves for name, found in arrows.items() if name not in leaves}
@@ -104,10 +104,12 @@ def test_no_kernel_imports_fastvae():
 
 
 def test_only_backend_imports_the_kernels_module_by_name():
-    # Anywhere else a kernel would be imported at `import fastvae`; the glue asks _core/backend.py for its launcher.
+    # Anywhere else a kernel would be imported at `import fastvae`; other modules get kernels from _core/backend.py.
     for path, name in modules("fastvae"):
         kernels = [i for i in imports(path, name) if within(i, "fastvae_kernels")]
-        none = [f"fastvae_kernels.{name}" for name in ("private", "openmp", "undisturbed")]  # which import none
+        none = [
+            f"fastvae_kernels.{name}" for name in ("private", "openmp", "undisturbed")
+        ]  # modules that import no kernel
         assert not [i for i in kernels if not within(i, *none)], path
 
 
@@ -134,13 +136,13 @@ def test_kernels_is_a_source_root_and_no_package():
 
 
 def run_fresh(code, cwd):
-    """In a new process, which sees no file of the repository but by the installed package."""
+    """Run code in a new process, which finds files of the repository only through the installed package."""
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=cwd, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout.split()
 
 
-def test_import_loads_no_kernel_and_no_optional_package(tmp_path):
+def test_import_loads_neither_kernels_nor_optional_packages(tmp_path):
     code = """
 import sys, torch
 before = set(sys.modules)
@@ -150,13 +152,13 @@ print(*sorted(set(sys.modules) - before))
     loaded = run_fresh(code, tmp_path)
     assert "fastvae.reference.elbo.formulas" in loaded
     assert not [name for name in loaded if within(name, *OPTIONAL, "statsmodels", "scipy", "pandas")]
-    # the launchers are looked for, which imports their empty packages, and left alone
+    # kernels are located, which imports their empty packages, but not imported
     backends = ("fastvae_kernels.numba", "fastvae_kernels.triton")
     launchers = [name for name in loaded if within(name, *backends)]
     assert set(launchers) <= {*backends, *(f"{backend}.elbo" for backend in backends)}
 
 
-def test_elbo_runs_where_no_optional_package_is_installed(tmp_path):
+def test_elbo_runs_without_optional_packages(tmp_path):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({OPTIONAL}))  # importing one raises ImportError now

@@ -1,4 +1,4 @@
-"""What a user gets: the wheel, built here without a network, installed on its own, and the editable install."""
+"""The wheel, built here without a network and installed on its own, and the editable install."""
 
 import subprocess
 import sys
@@ -18,21 +18,21 @@ def run(*command, cwd):
 
 
 def tracked():
-    """The files of the tree as git would have them, new ones included, ignored ones not."""
+    """The files that git would track, including new ones, without ignored ones."""
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
     paths = {path for path in listed.split("\0") if path and not path.startswith(("tests/", "docs/", "bench/"))}
     return sorted(path for path in paths if (ROOT / path).is_file())
 
 
 def litter():
-    """What a build in the repository itself would leave or touch."""
+    """Files that a build in the repository itself would create or change."""
     found = [ROOT / "build", ROOT / "dist", *ROOT.glob("*.egg-info/*"), *ROOT.glob("kernels/*.egg-info/*")]
     return {path: path.stat().st_mtime_ns for path in found if path.exists()}
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
-    """A folder with the installed wheel in it. The build happens in a copy: it leaves build/ and egg-info behind."""
+    """A folder with the installed wheel. It is built in a copy, because a build leaves build/ and egg-info behind."""
     folder, before = tmp_path_factory.mktemp("wheel"), litter()
     for path in tracked():
         copy = folder / "tree" / path
@@ -47,13 +47,13 @@ def target(tmp_path_factory):
 
 
 def run_installed(target, *arguments, cwd):
-    """Python that finds the wheel before anything else; -S leaves out the editable install, the path the rest."""
+    """Run Python with the wheel first in the path; -S excludes the editable install."""
     setup = f"import sys, runpy; sys.path[:] = [{str(target)!r}, *{[p for p in sys.path if not is_ours(p)]}]; "
     return run(sys.executable, "-S", "-c", setup + arguments[0], *arguments[1:], cwd=cwd)
 
 
 def is_ours(path):
-    """Whether an entry of sys.path leads to this repository's sources."""
+    """Whether an entry of sys.path points to the sources of this repository."""
     return path == "" or Path(path).resolve() in (ROOT, ROOT / "kernels", ROOT / "tests")
 
 
@@ -104,7 +104,7 @@ def test_the_metadata(target):
     assert list(target.glob("*.dist-info/licenses/LICENSE"))
     required = [r for r in fields.get_all("Requires-Dist", []) if "extra ==" not in r]
     names = {r.split(">")[0].split(";")[0].strip() for r in required}
-    assert names == {"torch", "numpy", "numba"}  # not triton: a gigabyte that torch brings where there is a GPU
+    assert names == {"torch", "numpy", "numba"}  # not triton, of a gigabyte, which torch installs where there is a GPU
 
 
 def test_this_environment_imports_from_the_repository(tmp_path):

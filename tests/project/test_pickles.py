@@ -1,4 +1,4 @@
-"""Every public object that holds something pickles under each protocol and copies, and does what it did."""
+"""Every public object with state can be pickled under each protocol and copied, and works as before."""
 
 import copy
 import functools
@@ -39,7 +39,8 @@ def drawn(vae):
     return vae.sample(3)
 
 
-# How each is made, and what is asked of it and of its copies. Nothing is compiled where tests are only collected.
+# How each object is created, and what is computed with it and its copies. These are functions, so that collecting the
+# tests compiles nothing.
 OBJECTS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a Gram of no rows": (regression.Gram, lambda gram: copy.copy(gram).update(X, y).solve().coef),
     **{
@@ -69,7 +70,7 @@ OBJECTS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", OBJECTS)
-def test_it_pickles_under_every_protocol_and_copies(name):
+def test_it_pickles_under_every_protocol_and_can_be_copied(name):
     make, ask = OBJECTS[name]
     thing = make()
     truth = np.asarray(ask(thing))

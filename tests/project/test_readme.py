@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, and the files it points to exist."""
+"""The Python code of the README runs as written, and the files it links to exist."""
 
 import re
 from pathlib import Path

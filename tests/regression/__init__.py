@@ -1,1 +1,1 @@
-"""Of linear regression, on every backend."""
+"""Tests of linear regression, on every backend."""

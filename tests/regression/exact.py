@@ -1,4 +1,4 @@
-"""Regressions in 80 digits or certified by NIST, which fits by the kernels are held against, and data for them."""
+"""Regressions to 80 digits or certified by NIST, to compare the kernels with, and data for them."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def fit(X, y, **options):
 
 
 def in_exact_arithmetic(X, y, w=None, alpha=0.0, intercept=True, digits=80):
-    """Coefficients, intercept first, diagonal of (X'WX + alpha)^-1, and RSS, in so many digits, rounded once."""
+    """Coefficients (intercept first), diagonal of (X'WX + alpha)^-1, and RSS, computed to `digits` and rounded once."""
     with mpmath.workdps(digits):
         A = mpmath.matrix([[*([1] if intercept else []), *map(mpmath.mpf, row)] for row in X.tolist()])
         b = mpmath.matrix(list(map(mpmath.mpf, y.tolist())))
@@ -44,7 +44,7 @@ def in_exact_arithmetic(X, y, w=None, alpha=0.0, intercept=True, digits=80):
 
 
 def check_exactly(X, y, w=None, alpha=0.0, intercept=True, tolerance=2e-13, of_errors=1e-9, **options):
-    """The fit is that of exact arithmetic; its status."""
+    """Check the fit against exact arithmetic; returns its status."""
     result = fit(X, y, sample_weight=w, alpha=alpha, fit_intercept=intercept, **options)
     solution, diagonal, rss = in_exact_arithmetic(X, y, w, alpha, intercept)
     coef = np.r_[result.intercept, result.coef] if intercept else result.coef
@@ -58,7 +58,7 @@ def check_exactly(X, y, w=None, alpha=0.0, intercept=True, tolerance=2e-13, of_e
 
 
 def digits(actual, certified):
-    """Worst -log10 relative error, absolute where the certified value is 0; 15 at most, as many as are certified."""
+    """Worst -log10 relative error, absolute if the certified value is 0; at most 15, the number of certified digits."""
     actual, certified = np.atleast_1d(actual), np.atleast_1d(certified)
     error = np.abs(actual - certified) / np.where(certified == 0, 1.0, np.abs(certified))
     return min(15.0, -math.log10(max(error.max(), 1e-300)))

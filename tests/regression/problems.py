@@ -1,4 +1,4 @@
-"""What the tests of `fastvae.regression` share: data, and the backends there are."""
+"""Shared by the tests of `fastvae.regression`: data, and the available backends."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from fastvae._core.backend import HAS_KERNEL
 BACKENDS = ["reference", *(["numba"] if HAS_KERNEL["regression", "numba"] else [])]
 by_backend = pytest.mark.parametrize("backend", BACKENDS)
 
-N, P, R, B = 23, 4, 3, 2  # all different, so that no dim can be mistaken for another
+N, P, R, B = 23, 4, 3, 2  # all different, so that dims cannot be confused
 FIELDS: tuple[str, ...] = ("coef", "intercept", "standard_errors", "intercept_standard_error")
 FIELDS += ("sigma2", "sigma2_unbiased", "log_likelihood", "r2", "rss", "condition", "rank", "rows", "df", "status")
 
 
 def problem(*batch, targets=None, seed=0, rows=N, dtype=np.float64):
-    """X of unlike scales and means, y with noise as large as its signal, weights a hundredfold apart, one of them 0."""
+    """X with different scales and means, y with as much noise as signal, weights that differ by 100 times, one of 0."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(*batch, rows, P)) * [1.0, 0.01, 30.0, 5.0] + [0.5, 2.0, -40.0, 0.0]
     y = rng.normal(size=(*batch, rows, targets or 1)) * 3 + X.mean(-1, keepdims=True) + 7
@@ -28,7 +28,7 @@ def close(actual, expected, rtol=1e-9, atol=0.0):
 
 
 def same(actual, expected, rtol=1e-9, fields=FIELDS, atol=0.0):
-    """Two fits agree, field by field."""
+    """Check that two fits agree, field by field."""
     for name in fields:
         got, want = np.asarray(getattr(actual, name)), np.asarray(getattr(expected, name))
         assert got.shape == want.shape, name

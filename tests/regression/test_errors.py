@@ -1,4 +1,4 @@
-"""Every bad argument of fastvae.regression is refused in one line that names it, what it is and what was expected."""
+"""Every invalid argument of fastvae.regression raises an error of one line: its name, what was expected and given."""
 
 import inspect
 import math
@@ -19,13 +19,13 @@ from .problems import N, P, R, by_backend, problem
 X, y, w = problem()
 
 
-def spoilt(array, at, value):
+def with_value(array, at, value):
     array = array.copy()
     array[at] = value
     return array
 
 
-# What of a call is changed, the type of the error, a pattern of its message.
+# The arguments that are changed, the type of the error, a pattern of its message.
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a list": ({"X": X.tolist()}, TypeError, r"^X must be a NumPy array or a torch\.Tensor, got list"),
     "no y": ({"y": None}, TypeError, r"^y must be a NumPy array or a torch\.Tensor, got NoneType"),
@@ -38,16 +38,16 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "other rows": (
         {"y": y[1:]},
         ValueError,
-        r"^y must have the shape \[\*batch, N\], or .* to go with X \[\*batch, N, P\] = \[23, 4\], got \[22\]$",
+        r"^y must have the shape \[\*batch, N\], or .* to match X \[\*batch, N, P\] = \[23, 4\], got \[22\]$",
     ),
     "a row of y": ({"y": y[None]}, ValueError, r"^y must have .* = \[23, 4\], got \[1, 23\]$"),
-    "other rows of one column": ({"X": X[1:, 0]}, ValueError, r"^y must have .* with X \[N\] = \[22\], got \[23\]$"),
+    "other rows of one column": ({"X": X[1:, 0]}, ValueError, r"^y must have .* match X \[N\] = \[22\], got \[23\]$"),
     "no targets": ({"y": zeros(N, 0)}, ValueError, r"^y must have .* = \[23, 4\], got \[23, 0\]$"),
     "many dims of y": ({"y": zeros(2, N, R)}, ValueError, r"^y must have .* = \[23, 4\], got \[2, 23, 3\]$"),
     "targets of a vector": (
         {"X": X[:, 0], "y": zeros(N, R)},
         ValueError,
-        r"^X of one dim, \[N\], goes with y \[N\], got \[23\] and \[23, 3\]: for several targets X must have the shape",
+        r"^X with one dim, \[N\], requires y with the shape \[N\], got \[23\] and \[23, 3\]: for several targets X",
     ),
     "batches": (
         {"X": zeros(2, N, P), "y": zeros(3, N)},
@@ -69,12 +69,12 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "negative weight": ({"w": 5 - np.arange(N)}, ValueError, r"^sample_weight must not be negative, got -1 at \[6\]$"),
     "negative and NaN": (
-        {"w": spoilt(spoilt(w, 2, np.nan), 7, -0.5)},
+        {"w": with_value(with_value(w, 2, np.nan), 7, -0.5)},
         ValueError,
         r"^sample_weight must not be negative, got -0\.5 at \[7\]$",
     ),
     "backend": ({"backend": "cuda"}, ValueError, r"^backend must be one of 'auto', .*got 'cuda'"),
-    "no backend": ({"backend": "triton"}, BackendError, r"^backend='triton' cannot serve regression: "),
+    "no backend": ({"backend": "triton"}, BackendError, r"^backend='triton' does not support regression: "),
     "precision": (
         {"precision": "float32"},
         ValueError,
@@ -84,7 +84,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "reference": (
         {"precision": "double-double", "backend": "reference"},
         BackendError,
-        r"^precision='double-double' has no reference, which computes by QR in float64",
+        r"^precision='double-double' is not supported by the reference, which uses QR in float64",
     ),
     "fit_intercept": ({"fit_intercept": 1}, TypeError, r"^fit_intercept must be True or False, got 1$"),
     "on_singular": (
@@ -110,13 +110,17 @@ FIT_ALONE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         r"^X must have at least one row, got the shape \[0\]",
     ),
-    "NaN weight": ({"w": spoilt(w, 9, np.nan)}, ValueError, r"^sample_weight must be finite, got nan at \[9\]$"),
-    "inf weight": ({"w": spoilt(w, 9, np.inf)}, ValueError, r"^sample_weight must be finite, got inf at \[9\]$"),
+    "NaN weight": ({"w": with_value(w, 9, np.nan)}, ValueError, r"^sample_weight must be finite, got nan at \[9\]$"),
+    "inf weight": ({"w": with_value(w, 9, np.inf)}, ValueError, r"^sample_weight must be finite, got inf at \[9\]$"),
     "no weight": ({"w": np.zeros(N)}, ValueError, r"^sample_weight must be positive for at least one row, got 0$"),
-    "NaN": ({"X": spoilt(X, (5, 1), np.nan)}, ValueError, r"^X must be finite, got nan at \[5, 1\]$"),
-    "inf": ({"y": spoilt(y, 3, -np.inf)}, ValueError, r"^y must be finite, got -inf at \[3\]$"),
-    "NaN targets": ({"y": spoilt(np.c_[y, y], (8, 1), np.nan)}, ValueError, r"^y must be finite, got nan at \[8, 1\]$"),
-    "NaN vector": ({"X": spoilt(X[:, 0], 2, np.nan)}, ValueError, r"^X must be finite, got nan at \[2\]$"),
+    "NaN": ({"X": with_value(X, (5, 1), np.nan)}, ValueError, r"^X must be finite, got nan at \[5, 1\]$"),
+    "inf": ({"y": with_value(y, 3, -np.inf)}, ValueError, r"^y must be finite, got -inf at \[3\]$"),
+    "NaN targets": (
+        {"y": with_value(np.c_[y, y], (8, 1), np.nan)},
+        ValueError,
+        r"^y must be finite, got nan at \[8, 1\]$",
+    ),
+    "NaN vector": ({"X": with_value(X[:, 0], 2, np.nan)}, ValueError, r"^X must be finite, got nan at \[2\]$"),
 }
 
 
@@ -139,25 +143,29 @@ def test_gram_refuses(changes, error, message):
 
 
 @by_backend
-def test_what_has_no_fit_is_said_by_each_backend(backend):
+def test_unfitted_problems_are_reported_by_each_backend(backend):
     for name in ("NaN", "inf", "no weight", "NaN targets"):
         changes, error, message = FIT_ALONE[name]
         refused(error, message, fit, **({"X": X, "y": y, "w": w} | changes), backend=backend)
-    message = "^X, y or sample_weight of a chunk held inf or NaN"
-    for changes in ({"X": spoilt(X, (5, 1), np.nan)}, {"y": spoilt(y, 0, np.inf)}, {"w": spoilt(w, 1, np.nan)}):
+    message = "^X, y or sample_weight of a chunk contained inf or NaN"
+    for changes in (
+        {"X": with_value(X, (5, 1), np.nan)},
+        {"y": with_value(y, 0, np.inf)},
+        {"w": with_value(w, 1, np.nan)},
+    ):
         refused(ValueError, message, through_a_gram, **({"X": X, "y": y, "w": w} | changes), backend=backend)
     message = "^sample_weight must be positive for at least one row"
     refused(ValueError, message, through_a_gram, X, y, np.zeros(N), backend=backend)
 
 
 @by_backend
-def test_linearly_dependent_columns_are_said(backend):
+def test_linearly_dependent_columns_are_reported(backend):
     double = np.c_[X, X[:, 1]]
-    what = r"^the columns of X, less their means, are linearly dependent: rank 4 of 5; "
-    with pytest.warns(RankWarning, match=what + "the solution is that of minimum norm") as caught:
+    what = r"^the columns of X, minus their means, are linearly dependent: rank 4 of 5; "
+    with pytest.warns(RankWarning, match=what + "the minimum-norm solution is returned") as caught:
         fit(double, y, w, backend=backend)
     assert len(caught) == 1
-    refused(np.linalg.LinAlgError, what + "for the sol", fit, double, y, w, on_singular="raise", backend=backend)
+    refused(np.linalg.LinAlgError, what + "use on_sing", fit, double, y, w, on_singular="raise", backend=backend)
     assert fit(double, y, w, on_singular="ignore", backend=backend).status & Status.RANK_DEFICIENT
     what = r"^the columns of X are linearly dependent in 2 of 6 problems, first in \[0, 2\]: rank 4 of 5; "
     many = np.zeros((2, 3, N, 5)) + np.c_[X, X[:, 0] ** 2]
@@ -181,10 +189,16 @@ def test_the_first_negative_weight_of_a_batch_is_named():
     refused(ValueError, r"^sample_weight must not be negative, got -2 at \[1, 0, 7\]$", fit, *many, bad)
 
 
-def test_what_no_kernel_serves_is_said():
+def test_unsupported_calls_give_the_reason():
     refused(BackendError, "an argument requires grad", fit, torch.tensor(X, requires_grad=True), y, w, backend="numba")
     refused(
-        BackendError, "X has 257 columns, and kernels take 256", fit, np.ones((3, 257)), y[:3], None, backend="numba"
+        BackendError,
+        "X has 257 columns, and kernels support at most 256",
+        fit,
+        np.ones((3, 257)),
+        y[:3],
+        None,
+        backend="numba",
     )
     refused(BackendError, r"X is empty, of shape \[0, 23, 4\]", fit, zeros(0, N, P), zeros(0, N), None, backend="numba")
     assert fit(torch.tensor(X, requires_grad=True), y, w).coef.requires_grad
@@ -193,14 +207,14 @@ def test_what_no_kernel_serves_is_said():
 def test_the_result_refuses():
     one, many = fit(X, y, w), fit(np.stack([X, X]), np.stack([y, y]), w)
     vector = fit(X[:, 0], y, w)
-    refused(ValueError, r"^X must have the shape \[M, 4\] to go with the fit, got \[23, 3\]$", one.predict, X[:, 1:])
-    refused(ValueError, r"^X must have the shape \[M, 4\] to go with the fit, got \[4\]$", one.predict, X[0])
+    refused(ValueError, r"^X must have the shape \[M, 4\] to match the fit, got \[23, 3\]$", one.predict, X[:, 1:])
+    refused(ValueError, r"^X must have the shape \[M, 4\] to match the fit, got \[4\]$", one.predict, X[0])
     refused(ValueError, r"^X must have .* \[2, M, 4\] or \[M, 4\] .*, got \[3, 5, 4\]$", many.predict, zeros(3, 5, 4))
-    refused(ValueError, r"^X must have the shape \[M\], as the fit's had, got \[23, 4\]$", vector.predict, X)
+    refused(ValueError, r"^X must have the shape \[M\], as in the fit, got \[23, 4\]$", vector.predict, X)
     refused(TypeError, r"^X must be a NumPy array or a torch\.Tensor, got list", one.predict, [[1.0] * 4])
     refused(ValueError, "^X must be on the device of the fit, cpu, got meta", one.predict, zeros(2, 4, device="meta"))
     for call in (one.confidence_intervals, one.intercept_confidence_interval, lambda level: one.summary(level=level)):
-        refused(ValueError, r"^level must be between 0 and 1, as 0\.95 is, got 95\.0$", call, level=95)
+        refused(ValueError, r"^level must be between 0 and 1, such as 0\.95, got 95\.0$", call, level=95)
         refused(TypeError, r"^level must be a float, got '95 %'$", call, level="95 %")
     refused(ValueError, r"^names must be a sequence of P = 4 strings, got 1$", one.summary, names=["a"])
     refused(ValueError, r"^names must be a sequence of P = 4 strings, got 'abcd'$", one.summary, names="abcd")
@@ -211,26 +225,26 @@ def test_the_result_refuses():
 
 
 @by_backend
-def test_grams_refuse_what_does_not_go_together(backend):
+def test_grams_refuse_incompatible_data(backend):
     gram = regression.Gram(backend=backend)
-    message = r"^a Gram has nothing to solve before update has been called with rows$"
+    message = r"^the Gram has no rows: call update before solve$"
     refused(ValueError, message, gram.solve)
     refused(ValueError, message, gram.update(X[:0], y[:0]).solve)
     gram.update(X, y)
-    message = r"^X and y must have the shapes of the chunks before, X and y \[n, 4\] and \[n\], got "
+    message = r"^X and y must have the shapes of the previous chunks, X and y \[n, 4\] and \[n\], got "
     refused(ValueError, message + r"\[n, 3\] and \[n\]$", gram.update, X[:, 1:], y)
     refused(ValueError, message + r"\[n, 4\] and \[n, 1\]$", gram.update, X[:0], y[:0, None])
     refused(ValueError, message + r"\[2, n, 4\] and \[2, n\]$", gram.update, np.stack([X, X]), np.stack([y, y]))
     refused(ValueError, message + r"\[n\] and \[n\]$", gram.update, X[:, 0], y)
     refused(TypeError, r"^other must be a fastvae\.regression\.Gram, got ndarray$", gram.merge, X)
     other = regression.Gram(fit_intercept=False, backend=backend)
-    refused(ValueError, "^other must have fit_intercept = True, as this Gram has, got False", gram.merge, other)
+    refused(ValueError, "^other must have fit_intercept = True, as this Gram, got False", gram.merge, other)
     other = regression.Gram(precision="float64", backend=backend)
-    refused(ValueError, "^other must have precision = 'auto', as this Gram has, got 'float64'", gram.merge, other)
+    refused(ValueError, "^other must have precision = 'auto', as this Gram, got 'float64'", gram.merge, other)
     other = regression.Gram(backend=backend).update(X[:, 1:], y)
     message = r"^other must have the shapes of this Gram, X and y \[n, 4\] and \[n\], got \[n, 3\] and \[n\]$"
     refused(ValueError, message, gram.merge, other)
-    assert repr(gram) == "Gram(23 rows, P = 4)"  # none of these has changed it
+    assert repr(gram) == "Gram(23 rows, P = 4)"  # unchanged by these errors
 
 
 def test_options_are_keywords():
@@ -240,7 +254,7 @@ def test_options_are_keywords():
         assert [p.name for p in parameters if p.kind != p.KEYWORD_ONLY] == positional
 
 
-def test_inference_asks_for_scipy():
+def test_inference_requires_scipy():
     code = """
 import sys
 sys.modules["scipy"] = None
@@ -253,9 +267,9 @@ except ImportError as error:
     print(error)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.strip() == "p values and confidence intervals need SciPy: pip install 'fastvae-kernels[stats]'", (
-        run
-    )
+    assert (
+        run.stdout.strip() == "p values and confidence intervals require SciPy: pip install 'fastvae-kernels[stats]'"
+    ), run
 
 
 def test_an_index_may_be_a_number_of_numpy():

@@ -26,22 +26,22 @@ def all_of(result, name, intercept_name):
     return np.concatenate([np.atleast_1d(getattr(result, intercept_name)), getattr(result, name)])
 
 
-def test_a_bool_of_numpy_is_one(backend):
+def test_a_numpy_bool_is_accepted(backend):
     X, y, _ = problem()
     of_numpy: Any = np.bool_(True)
     with_one = regression.fit(X, y, fit_intercept=of_numpy, backend=backend)
     np.testing.assert_array_equal(with_one.coef, regression.fit(X, y, fit_intercept=True, backend=backend).coef)
 
 
-# Against others
+# Against other packages
 
 
 @intercept_or_not
 @pytest.mark.parametrize("weights", ["none", "positive", "with zeros"])
-def test_a_fit_is_statsmodels(backend, fit_intercept, weights):
+def test_a_fit_matches_statsmodels(backend, fit_intercept, weights):
     X, y, w = problem()
     w = {"none": np.ones(N), "positive": w + 0.01, "with zeros": w}[weights]
-    keep = w > 0  # statsmodels counts a row of weight 0 in N and df
+    keep = w > 0  # statsmodels includes rows of weight 0 in N and df
     design = sm.add_constant(X[keep]) if fit_intercept else X[keep]
     truth = (sm.OLS(y, design) if weights == "none" else sm.WLS(y[keep], design, w[keep])).fit()
     how = {"fit_intercept": fit_intercept, "backend": backend}
@@ -77,7 +77,7 @@ def test_a_fit_is_statsmodels(backend, fit_intercept, weights):
 @intercept_or_not
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("alpha", [0, 2.5])
-def test_coefficients_and_predictions_are_scikit_learns(backend, fit_intercept, weighted, alpha):
+def test_coefficients_and_predictions_match_scikit_learn(backend, fit_intercept, weighted, alpha):
     X, y, w = problem(targets=R)
     weights = w if weighted else None
     model = (Ridge(alpha, solver="svd") if alpha else LinearRegression(tol=0)).set_params(fit_intercept=fit_intercept)
@@ -91,7 +91,7 @@ def test_coefficients_and_predictions_are_scikit_learns(backend, fit_intercept, 
     assert all(np.isnan(v).all() == (alpha > 0) for v in no_errors)
 
 
-def test_dependent_columns_have_the_solution_of_minimum_norm(backend):
+def test_dependent_columns_have_the_minimum_norm_solution(backend):
     X, y, w = problem()
     X = np.c_[X, X[:, 0] - X[:, 1], np.full(N, 0.1)]
     root = np.sqrt(w)[:, None]
@@ -112,8 +112,9 @@ def test_dependent_columns_have_the_solution_of_minimum_norm(backend):
         close(result.covariance, covariance, rtol=1e-7, atol=1e-10)
         close(result.standard_errors, np.sqrt(np.diag(covariance)), rtol=1e-7, atol=1e-12)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sm_exceptions.SingularMatrixWarning)  # which statsmodels has from 0.15 on
-        truth = sm.WLS(y[w > 0], X[w > 0], w[w > 0]).fit(method="pinv")  # the norm of all, without an intercept
+        warnings.simplefilter("ignore", sm_exceptions.SingularMatrixWarning)  # since statsmodels 0.15
+        # Without an intercept: "pinv" minimizes the norm of all coefficients.
+        truth = sm.WLS(y[w > 0], X[w > 0], w[w > 0]).fit(method="pinv")
     close(result.coef, truth.params, rtol=1e-8)
     close(result.standard_errors, truth.bse, rtol=1e-7)
 
@@ -121,7 +122,7 @@ def test_dependent_columns_have_the_solution_of_minimum_norm(backend):
 def test_each_problem_has_its_own_rank(backend):
     rng = np.random.default_rng(3)
     factors = [(rng.integers(-9, 10, (N, k)), rng.integers(-9, 10, (k, P))) for k in range(P + 1)]
-    X = np.stack([a @ b for a, b in factors]) * [1, 128, 1 / 64, 8] + 5  # no rounding: exactly dependent
+    X = np.stack([a @ b for a, b in factors]) * [1, 128, 1 / 64, 8] + 5  # without rounding: exactly dependent
     y = rng.normal(size=(P + 1, N, R))
     result = regression.fit(X, y, on_singular="ignore", backend=backend)
     assert result.rank.tolist() == list(range(P + 1))
@@ -143,7 +144,7 @@ def test_nearly_dependent_columns_are_not_dependent(backend):
 
 
 @pytest.mark.parametrize("path", NIST, ids=lambda path: path.stem)
-def test_no_problem_of_nist_is_taken_for_dependent(backend, path):
+def test_no_nist_problem_is_rank_deficient(backend, path):
     X, y, intercept, certified = certified_problem(path)
     result = regression.fit(X, y, fit_intercept=intercept, backend=backend)
     assert result.rank == X.shape[1]
@@ -168,12 +169,12 @@ def test_fewer_rows_than_columns(backend, fit_intercept):
 def test_a_ridge_makes_dependent_columns_well_posed(backend):
     X, y, _ = problem()
     X = np.c_[X, X[:, 0]]
-    result = regression.fit(X, y, alpha=1.0, backend=backend)  # and no warning
+    result = regression.fit(X, y, alpha=1.0, backend=backend)  # without a warning
     close(result.coef, Ridge(1.0, solver="svd").fit(X, y).coef_)
     assert not result.status & Status.RANK_DEFICIENT
 
 
-# Forms
+# Shapes, dtypes and containers
 
 
 @pytest.mark.parametrize("targets", [None, 1, R])
@@ -230,7 +231,7 @@ def test_a_batch_is_a_loop_and_so_are_targets(backend, targets):
             close(alone.covariance[r], one.covariance, atol=1e-12)
 
 
-def test_one_column_without_a_dim_gives_numbers(backend):
+def test_one_column_without_a_dim_gives_scalars(backend):
     X, y, w = problem()
     result = regression.fit(X[:, 0], y, sample_weight=w, backend=backend)
     truth = regression.fit(X[:, :1], y, sample_weight=w, backend=backend)
@@ -298,7 +299,7 @@ def test_integers_and_bools_are_float64(backend):
 
 
 @pytest.mark.parametrize("targets", [None, R])
-def test_no_columns_are_one_normal_distribution(backend, targets):
+def test_without_columns_it_fits_a_normal_distribution(backend, targets):
     if backend != "reference":
         pytest.skip("the reference serves what has no columns")
     _, y, w = problem(B, targets=targets)
@@ -312,7 +313,7 @@ def test_no_columns_are_one_normal_distribution(backend, targets):
     assert (result.status == 0).all()
 
 
-def test_no_problems_are_no_error(backend):
+def test_an_empty_batch_is_not_an_error(backend):
     if backend != "reference":
         pytest.skip("the reference serves what is empty")
     X, y, w = problem(0)
@@ -325,7 +326,7 @@ def test_no_problems_are_no_error(backend):
 # Bad problems in a batch
 
 
-def test_a_bad_problem_spoils_no_other(backend):
+def test_a_bad_problem_does_not_affect_the_others(backend):
     X, y, w = problem(7)
     sound = regression.fit(X, y, sample_weight=w, backend=backend)
     X, y, w = X.copy(), y.copy(), w.copy()
@@ -341,7 +342,7 @@ def test_a_bad_problem_spoils_no_other(backend):
     assert np.isfinite(result.coef[5:]).all()
 
 
-def test_rows_of_weight_zero_count_nowhere_whatever_they_hold(backend):
+def test_rows_of_weight_zero_are_ignored_whatever_they_contain(backend):
     X, y, w = problem(B)
     X[0, 4], y[1, 4] = 1e6, -1e6
     result = regression.fit(X, y, sample_weight=w, backend=backend)
@@ -365,7 +366,7 @@ def test_extreme_magnitudes_are_scaled(backend, scale, alpha):
         result = regression.fit(many, y, **how)
         close(result.coef * np.array([1, scale, 1])[:, None], truth.coef)
         same(result, truth, fields=("intercept", "r2", "rank", "rss", "log_likelihood"))
-        many = X * [1, scale, 1, 1 / scale]  # no one factor for all
+        many = X * [1, scale, 1, 1 / scale]  # no common factor for all
         result = regression.fit(many, y, **how)
         close(result.coef * [1, scale, 1, 1 / scale], truth.coef)
         close(result.standard_errors * [1, scale, 1, 1 / scale], truth.standard_errors)
@@ -375,9 +376,9 @@ def test_extreme_magnitudes_are_scaled(backend, scale, alpha):
         same(result, truth, fields=("r2", "rank", "condition"))
         result = regression.fit(X, y, sample_weight=w * scale, backend=backend)
         same(result, truth, fields=(*fields, "log_likelihood", "standard_errors"))
-    elif scale > 1:  # the penalty vanishes beside such squares
+    elif scale > 1:  # the penalty is negligible relative to such squares
         same(regression.fit(X * scale, y * scale, alpha=alpha, **how), truth, fields=("coef", "r2", "rank"))
-    else:  # and here it is all there is
+    else:  # here the penalty dominates
         close(
             regression.fit(X * scale, y, alpha=alpha, **how).predict(X * scale),
             np.repeat(np.average(y, axis=1, weights=w)[:, None], N, 1),

@@ -1,4 +1,4 @@
-"""Gradients of fastvae.regression.fit, where an argument requires them: the reference's."""
+"""Gradients of fastvae.regression.fit, which are computed by the reference."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_torch_func_gradients(backend):
     close(rss, 2 * (y - regression.fit(X, y, backend=backend).predict(X)), rtol=1e-7)
 
 
-def test_gradients_of_sound_problems_pass_bad_ones_by(backend):
+def test_gradients_of_good_problems_ignore_bad_ones(backend):
     X, y, _ = (torch.from_numpy(t) for t in problem(3))
     X[1, 0, 0] = math.nan
     X[2, :, 1] = X[2, :, 0]

@@ -1,4 +1,4 @@
-"""fastvae.regression.Gram: chunks, merged or not, are the whole."""
+"""fastvae.regression.Gram: chunks, merged or not, give the fit of all rows."""
 
 import copy
 import itertools
@@ -35,7 +35,7 @@ def whole(gram, X, y, w=None):
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize(("batch", "targets"), [((), None), ((B, 5), R)])
 @pytest.mark.parametrize("alpha", [0, 2.5])
-def test_chunks_are_the_whole(backend, fit_intercept, weighted, batch, targets, alpha):
+def test_chunks_match_the_whole(backend, fit_intercept, weighted, batch, targets, alpha):
     X, y, w = problem(*batch, targets=targets)
     w = w if weighted else None
     gram = whole(regression.Gram(fit_intercept=fit_intercept, backend=backend), X, y, w)
@@ -48,7 +48,7 @@ def test_chunks_are_the_whole(backend, fit_intercept, weighted, batch, targets, 
 
 
 @pytest.mark.parametrize("batch", [(), (3,)])
-def test_merging_is_updating(backend, batch):
+def test_merging_matches_updating(backend, batch):
     X, y, w = problem(*batch)
     first, second, third = (regression.Gram(backend=backend) for _ in range(3))
     for gram, chunk in zip((first, first, first, second, third), chunks(X, y, w), strict=True):
@@ -62,7 +62,7 @@ def test_merging_is_updating(backend, batch):
     same(second.solve(on_singular="ignore"), kept.solve(on_singular="ignore"), 0)
     empty = regression.Gram(backend=backend)
     assert repr(empty.merge(regression.Gram(backend=backend))) == "Gram(no rows yet)"
-    empty.merge(second).update(X, y)  # a copy: second stays
+    empty.merge(second).update(X, y)  # a copy: second is not modified
     same(second.solve(on_singular="ignore"), kept.solve(on_singular="ignore"), 0)
     same(third.merge(regression.Gram(backend=backend)).solve(), third.solve(), 0)
 
@@ -92,7 +92,7 @@ def test_containers_and_dtypes(backend):
     X, y, _ = problem(dtype=np.float32)
     gram = regression.Gram(backend=backend).update(torch.from_numpy(X), torch.from_numpy(y))
     assert gram.solve().coef.dtype == torch.float32
-    gram.update(X.astype(np.float64), y)  # the kind of the first chunk, the promoted dtype of all
+    gram.update(X.astype(np.float64), y)  # the container of the first chunk, the promoted dtype of all
     assert gram.solve().coef.dtype == torch.float64
     twice = regression.fit(np.r_[X, X].astype(np.float64), np.r_[y, y], backend=backend)
     same(gram.solve(), twice, fields=VALUES)
@@ -102,7 +102,7 @@ def test_containers_and_dtypes(backend):
     assert not regression.Gram(backend=backend).update(tracked, torch.from_numpy(y)).solve().coef.requires_grad
 
 
-def test_dependent_columns_are_said(backend):
+def test_dependent_columns_are_reported(backend):
     X, y, w = problem()
     X = np.c_[X, X[:, 0] + X[:, 2]]
     gram = whole(regression.Gram(backend=backend), X, y, w)
@@ -117,7 +117,7 @@ def test_dependent_columns_are_said(backend):
     close(few.predict(X[:3]), y[:3], rtol=1e-8)
 
 
-def test_bad_problems_spoil_no_other(backend):
+def test_bad_problems_do_not_affect_the_others(backend):
     X, y, w = problem(6)
     sound = regression.fit(X, y, sample_weight=w, backend=backend)
     X[0, 3, 1], X[1, 0, 0], y[2, 5], w[3, 1], w[4] = np.nan, -np.inf, np.nan, np.nan, 0.0

@@ -1,4 +1,4 @@
-"""Grams of targets whose squares float64 does not hold."""
+"""Grams of targets whose squares are out of the range of float64."""
 
 import math
 import pickle
@@ -63,12 +63,12 @@ def test_the_likelihood_of_tiny_targets_is_finite(backend):
     assert fit.status & ~Status.DOUBLE_DOUBLE == 0
 
 
-def test_targets_of_zeros_are_still_exact(backend):
+def test_targets_of_zeros_are_exact(backend):
     X, y, _ = problem()
     fit = streamed(backend, X, 0 * y).solve()
     assert fit.rss == 0
     assert fit.log_likelihood == math.inf
     assert (fit.coef == 0).all()
-    fit = streamed(backend, X, 0 * y + 1e-170).solve()  # all the same
+    fit = streamed(backend, X, 0 * y + 1e-170).solve()  # constant
     close(fit.intercept, 1e-170)
     close(fit.coef, 0, atol=1e-180)

@@ -1,4 +1,4 @@
-"""What must not matter to a regression: rows of weight 0, whatever they hold, and other targets that are not finite."""
+"""Rows of weight 0 do not affect a regression, whatever they contain."""
 
 import pickle
 
@@ -17,7 +17,7 @@ spoilers = pytest.mark.parametrize("value", VALUES, ids=str)
 
 
 def with_ignored_rows(value, *batch, targets=None, rows=N):
-    """A problem, and the same with rows of weight 0 that hold that value, some in X alone and some in y alone."""
+    """A problem, and the same with rows of weight 0 that contain the value, some only in X and some only in y."""
     X, y, w = problem(*batch, targets=targets, rows=rows)
     w[..., [0, 9, rows - 1]] = 0.0
     spoilt_X, spoilt_y = X.copy(), y.copy()
@@ -34,7 +34,7 @@ def with_ignored_rows(value, *batch, targets=None, rows=N):
 @spoilers
 @pytest.mark.parametrize("targets", [None, R])
 @pytest.mark.parametrize("options", [{}, {"fit_intercept": False}, {"alpha": 2.0}], ids=str)
-def test_a_row_of_weight_0_is_no_row(backend, value, targets, options):
+def test_a_row_of_weight_0_is_ignored(backend, value, targets, options):
     clean, spoilt = with_ignored_rows(value, targets=targets)
     results = [regression.fit(X, y, sample_weight=w, backend=backend, **options) for X, y, w in (clean, spoilt)]
     same(results[1], results[0], 1e-12)
@@ -45,7 +45,7 @@ def test_a_row_of_weight_0_is_no_row(backend, value, targets, options):
 
 
 @spoilers
-def test_it_is_none_in_a_batch_in_many_tiles_and_in_float32(backend, value):
+def test_it_is_ignored_in_a_batch_in_many_tiles_and_in_float32(backend, value):
     for kind, rows in (((B,), N), ((), 3000)):
         clean, spoilt = with_ignored_rows(value, *kind, rows=rows)
         for dtype in (np.float64, np.float32):
@@ -58,7 +58,7 @@ def test_it_is_none_in_a_batch_in_many_tiles_and_in_float32(backend, value):
 
 
 @spoilers
-def test_it_is_none_in_any_precision(backend, value):
+def test_it_is_ignored_in_any_precision(backend, value):
     if backend == "reference":
         pytest.skip("the reference has one precision")
     clean, spoilt = with_ignored_rows(value, targets=R)
@@ -68,9 +68,10 @@ def test_it_is_none_in_any_precision(backend, value):
 
 
 @spoilers
-def test_it_is_none_where_residuals_and_rank_are_looked_at(backend, value):
+def test_it_is_ignored_in_residuals_and_rank(backend, value):
     (X, _, w), (spoilt, _, _) = with_ignored_rows(value)
-    target = X @ np.arange(1.0, 5.0) + 7 + 1e-7 * np.cos(np.arange(N))  # RSS of so near a fit is from residuals
+    # RSS of such a good fit is computed from residuals.
+    target = X @ np.arange(1.0, 5.0) + 7 + 1e-7 * np.cos(np.arange(N))
     results = [regression.fit(Z, target, sample_weight=w, backend=backend) for Z in (X, spoilt)]
     same(results[1], results[0], 1e-12)
     double = [np.c_[Z, Z[:, :1]] for Z in (X, spoilt)]
@@ -80,7 +81,7 @@ def test_it_is_none_where_residuals_and_rank_are_looked_at(backend, value):
 
 
 @spoilers
-def test_it_is_none_where_magnitudes_are_extreme(backend, value):
+def test_it_is_ignored_with_extreme_magnitudes(backend, value):
     clean, spoilt = with_ignored_rows(value, B, targets=R)
     for by_X, by_y, by_w in ((1e-170, 1.0, 1.0), (1e160, 1e-200, 1.0), (1.0, 1e170, 1e-120)):
         with np.errstate(over="ignore", under="ignore"):
@@ -90,7 +91,7 @@ def test_it_is_none_where_magnitudes_are_extreme(backend, value):
 
 
 @spoilers
-def test_it_is_none_in_a_gram(backend, value):
+def test_it_is_ignored_in_a_gram(backend, value):
     clean, spoilt = with_ignored_rows(value, B, targets=R)
     results = []
     for X, y, w in (clean, spoilt):
@@ -107,7 +108,7 @@ def test_it_is_none_in_a_gram(backend, value):
 
 
 @spoilers
-def test_gradients_pass_it_by(backend, value):
+def test_it_is_ignored_in_gradients(backend, value):
     clean, spoilt = with_ignored_rows(value)
     grads = []
     for X, y, w in (clean, spoilt):
@@ -121,7 +122,7 @@ def test_gradients_pass_it_by(backend, value):
 
 
 @spoilers
-def test_the_likelihood_and_the_specification_pass_it_by(backend, value):
+def test_it_is_ignored_in_the_likelihood_and_the_specification(backend, value):
     if backend != "reference":
         pytest.skip("the specification is one")
     clean, spoilt = ([torch.from_numpy(t) for t in data] for data in with_ignored_rows(value, targets=R))
@@ -139,7 +140,7 @@ def test_the_likelihood_and_the_specification_pass_it_by(backend, value):
     close(grads[1], grads[0], 1e-9, 1e-12)
 
 
-def test_the_refusal_names_a_row_that_counts(backend):
+def test_the_error_names_a_row_of_positive_weight(backend):
     X, y, w = problem()
     X[4, 1], X[7, 2] = np.nan, np.nan  # the weight of row 4 is 0
     with pytest.raises(ValueError, match=r"^X must be finite, got nan at \[7, 2\]$"):

@@ -1,4 +1,4 @@
-"""The regression kernels: certified digits, exact arithmetic, bits, threads, bad neighbours."""
+"""The regression kernels: certified digits, exact arithmetic, bits, threads, bad problems in a batch."""
 
 import mpmath
 import numpy as np
@@ -31,8 +31,8 @@ REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = Status.REFINED, Status.DOUBLE_DOUBLE, S
 # Certified digits
 
 
-# No solver reaches more from this float64 design than exact least squares does: 13.2 digits on Wampler2, 13.5 on
-# Pontius, 7.6 on Filip. Standard errors that float64 is enough for have 13 digits where coefficients were refined.
+# No solver can be more accurate than exact least squares on the float64 design: 13.2 digits on Wampler2, 13.5 on
+# Pontius, 7.6 on Filip. Standard errors computed in float64 have 13 digits if the coefficients were refined.
 @pytest.mark.parametrize("path", NIST, ids=lambda path: path.stem)
 def test_nist_certified_digits_by_default(path):
     X, y, intercept, certified = certified_problem(path)
@@ -50,7 +50,7 @@ def test_nist_certified_digits_by_default(path):
 
 
 def test_nist_in_one_stream():
-    # the same digits from sums alone, two rows at a time; a perfect fit leaves no more of RSS than double-double has
+    # the same digits from sums only, two rows at a time; RSS of a perfect fit is at the rounding level of double-double
     for path in NIST:
         X, y, intercept, certified = certified_problem(path)
         gram = regression.Gram(fit_intercept=intercept, backend="numba")
@@ -64,7 +64,7 @@ def test_nist_in_one_stream():
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("exponent", range(0, 15, 2))
 def test_ill_conditioned_designs_in_exact_arithmetic(exponent, weighted):
-    # condition 10^exponent: float64 to 1, residuals to 1e2, double-double, and from 1e8 on residuals in it
+    # condition number 10^exponent: float64 up to 1, residuals up to 1e2, then double-double, from 1e8 with residuals
     rng = np.random.default_rng(exponent)
     N, P = 30, 5
     (U, _), (V, _) = np.linalg.qr(rng.normal(size=(N, P))), np.linalg.qr(rng.normal(size=(P, P)))
@@ -79,7 +79,7 @@ OUTLYING = np.where(np.arange(N)[:, None] == 0, 1e12, PLAIN)
 TREND = np.arange(N)[:, None] ** np.array([1.0, 2.0])
 WHOLE = np.round(8 * PLAIN)
 EXTREME, EXTREME_TARGET = PLAIN.copy(), PLAIN @ [1.0, 2.0, 3.0] + 1e-7 * TARGET
-EXTREME[0] = 1e308  # residuals there are beyond float64
+EXTREME[0] = 1e308  # its residuals overflow float64
 DESIGNS: dict[str, tuple[np.ndarray, np.ndarray, dict]] = {
     "plain": (PLAIN, TARGET, {}),
     "scales of 1 and 1e-7": (PLAIN * [1, 1e-7, 1e5], TARGET, {}),
@@ -109,15 +109,15 @@ def test_designs_in_exact_arithmetic(name, precision):
 
 
 @pytest.mark.parametrize("exponent", range(20, 41, 4))
-def test_an_intercept_is_left_of_far_larger_terms(exponent):
-    # the slopes are right long before it is, so it has a certificate of its own
+def test_an_intercept_that_is_a_difference_of_far_larger_terms(exponent):
+    # the slopes are accurate long before the intercept is, so it has its own error bound
     X = np.c_[WHOLE[:, 0], 100 * WHOLE[:, 0] + WHOLE[:, 1], WHOLE[:, 2]] + 2.0**exponent
     result = fit(X, X @ [1.0, 2.0, 3.0] + 5)
     np.testing.assert_allclose([result.intercept, *result.coef], [5, 1, 2, 3], rtol=2e-13)
 
 
 def far_designs():
-    """Regressors a million to 1e13 spreads from the origin, and coefficients that hardly count beside the noise."""
+    """Regressors 1e6 to 1e13 standard deviations from the origin, with coefficients that are small beside the noise."""
     g = np.random.default_rng(3)
     for _ in range(100):
         n, p = int(g.integers(8, 60)), int(g.integers(1, 5))
@@ -127,20 +127,20 @@ def far_designs():
 
 
 def test_designs_far_from_the_origin_in_exact_arithmetic():
-    # sums of residuals must not start at the size of y, nor may means be rounded, or digits are lost unseen
+    # sums of residuals must not start at the size of y, and means must not be rounded, or accuracy is lost silently
     assert REFINED in [check_exactly(X, y, w) for X, y, w in far_designs()]
 
 
 def test_designs_far_from_the_origin_without_an_intercept():
-    # condition 1e9 and more: corrected in double-double, by sums that start no higher than its own errors ask for
+    # condition number 1e9 and more: corrected in double-double, by sums that start no higher than their errors require
     for X, y, w in far_designs():
         X = X[:, :2] + [3e9, 1e9][: X.shape[1]]
         result, solution = fit(X, y, sample_weight=w, fit_intercept=False), in_exact_arithmetic(X, y, w, 0.0, False)[0]
         np.testing.assert_allclose(result.coef, solution, rtol=2e-13)
 
 
-def test_columns_far_from_the_origin_that_hardly_count():
-    # y is a multiple of the first; of the others rounding alone leaves 1e-17, less than the error of residuals counts
+def test_columns_far_from_the_origin_with_tiny_coefficients():
+    # y is a multiple of the first column; the other coefficients are 1e-17, by rounding, below the error of residuals
     g = np.random.default_rng(0)
     for exponent in range(20, 48, 2):
         near = g.integers(-1000, 1000, size=(60, 3)).astype(float)
@@ -148,11 +148,11 @@ def test_columns_far_from_the_origin_that_hardly_count():
         np.testing.assert_allclose(fit(X, y).coef, in_exact_arithmetic(X, y)[0][1:], rtol=1e-11)
 
 
-def test_float64_says_nothing_wrong_of_well_conditioned_data():
+def test_float64_is_accurate_for_well_conditioned_data():
     assert check_exactly(PLAIN, TARGET, precision="float64", tolerance=1e-12) == Status(0)
 
 
-def test_a_residual_sum_that_float64_would_lose_is_summed_from_residuals():
+def test_a_tiny_rss_is_summed_from_residuals():
     y = PLAIN @ [1.0, 2.0, 3.0] + 1e-7 * TARGET  # RSS is 1e-15 of y'y
     for precision in PRECISIONS:
         tolerance = 1e-7 if precision == "float64" else 2e-13
@@ -172,7 +172,7 @@ def test_several_targets_are_refined_together():
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_first_rows_may_be_far_from_the_rest(precision):
-    # the centers, the means of the first eight, are found anew, that of y too
+    # the centers, which are the means of the first eight rows, are computed again, that of y too
     X = PLAIN + 1e6
     X[8:, 0] += 1e3
     check_exactly(X, TARGET + 1e7 + X[:, 0], precision=precision, tolerance=1e-12)
@@ -198,11 +198,11 @@ def test_float32_data_are_refined_to_float32():
     assert result.status == Status(0)
 
 
-# Bits, threads, neighbours
+# Bits, threads, batches
 
 
 def batch_of(B=37, n=50, p=3, seed=0):
-    """Problems that need nothing, refinement, double-double, a pseudo-inverse; and one with NaN."""
+    """Problems that need no refinement, refinement, double-double, or a pseudo-inverse, and one with NaN."""
     g = np.random.default_rng(seed)
     X = g.normal(size=(B, n, p))
     y = np.einsum("bnp,bp->bn", X, g.normal(size=(B, p))) + g.normal(size=(B, n))
@@ -249,7 +249,7 @@ def test_a_problem_has_the_same_bits_alone_and_in_any_batch(precision):
         assert result.status[11] == DOUBLE_DOUBLE | RANK_DEFICIENT
 
 
-def test_problems_are_taken_in_parts(monkeypatch):
+def test_problems_are_solved_in_parts(monkeypatch):
     X, y = batch_of()
     whole = fit(X, y, on_singular="ignore")
     monkeypatch.setattr(launch, "PART", 2000)  # of 8 problems, and of 5 at the end
@@ -294,7 +294,7 @@ def test_sums_have_the_same_bits_for_the_same_updates(threads):
 
 
 def test_many_rows_of_a_tall_problem():
-    # more tiles than one slot takes, a first tile that says nothing of the others, and rows that do not fill a vector
+    # more tiles than one slot has, a first tile unlike the others, and rows that do not fill a vector
     g = np.random.default_rng(0)
     n = 30_011
     for p in (1, 3, 14):
@@ -320,7 +320,7 @@ SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 30), st.integers(1, 16), st
     st.sampled_from([0.0, 0.5]),
     st.sampled_from(["plain", "columns", "every other"]),
 )
-def test_any_shape_and_layout_is_the_references(shape, weighted, intercept, alpha, layout):
+def test_any_shape_and_layout_matches_the_reference(shape, weighted, intercept, alpha, layout):
     B, extra, P, R = shape
     n = P + extra + 2
     g = np.random.default_rng(n)
@@ -337,7 +337,7 @@ def test_any_shape_and_layout_is_the_references(shape, weighted, intercept, alph
         np.testing.assert_allclose(a, b, rtol=1e-9 * condition, atol=1e-12 * condition)
 
 
-def test_rows_of_weight_zero_count_nowhere():
+def test_rows_of_weight_zero_are_ignored():
     w = np.where(np.arange(N) % 3, 1.0, 0.0)
     everywhere = fit(PLAIN, TARGET, sample_weight=w)
     some = fit(PLAIN[w > 0], TARGET[w > 0], sample_weight=w[w > 0])
@@ -346,7 +346,7 @@ def test_rows_of_weight_zero_count_nowhere():
     assert everywhere.rows == (w > 0).sum()
 
 
-def test_data_that_squares_lose_are_scaled():
+def test_data_whose_squares_overflow_are_scaled():
     result = fit(PLAIN * [1e200, 1e-200, 1.0], TARGET * 1e-50)
     plain = fit(PLAIN, TARGET)
     np.testing.assert_allclose(result.coef * [1e200, 1e-200, 1.0] * 1e50, plain.coef, rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Predictions have the digits of the fit, however far from the origin the data lie."""
+"""Predictions are as accurate as the fit, however far the data are from the origin."""
 
 import copy
 import math
@@ -17,21 +17,21 @@ from .problems import N, P, by_backend, close, problem
 
 pytestmark = by_backend
 rng = np.random.default_rng(0)
-NEAR = np.round(rng.normal(size=(N, 3)) * 2**20) / 2**20  # a grid that offsets of 2^30 keep
+NEAR = np.round(rng.normal(size=(N, 3)) * 2**20) / 2**20  # a grid on which adding offsets of 2^30 is exact
 TARGET = np.round((NEAR @ [1.0, -2.0, 3.0] + rng.normal(size=N)) * 2**20) / 2**20
 FAR = 2.0**30
 NEW = np.round(rng.normal(size=(7, 3)) * 2**20) / 2**20
 
 
 def exactly(rows, weights=None):
-    """Predictions of the fit of the near data, in exact arithmetic."""
+    """Predictions of the fit to the data near the origin, in exact arithmetic."""
     b = in_exact_arithmetic(NEAR, TARGET, weights)[0]
     return b[0] + rows @ b[1:]
 
 
 @pytest.mark.parametrize("offset", [FAR, -FAR, np.array([FAR, 0.0, -(2.0**29)])], ids=["far", "far below", "mixed"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_offsets_cost_predictions_nothing(backend, offset, weighted):
+def test_offsets_cost_predictions_no_accuracy(backend, offset, weighted):
     w = rng.uniform(0.1, 1, N) if weighted else None
     truth = exactly(NEW, w)
     fit = regression.fit(NEAR + offset, TARGET, sample_weight=w, backend=backend)
@@ -43,12 +43,12 @@ def test_offsets_cost_predictions_nothing(backend, offset, weighted):
     np.testing.assert_allclose(several.predict(NEW + offset), np.stack([truth, -truth], 1), rtol=0, atol=1e-13)
 
 
-def test_offsets_of_y_leave_few_roundings_of_its_own(backend):
+def test_offsets_of_y_cost_few_roundings(backend):
     fit = regression.fit(NEAR + FAR, TARGET + FAR, backend=backend)
     np.testing.assert_allclose(fit.predict(NEW + FAR), exactly(NEW) + FAR, rtol=1e-15)
 
 
-def test_offsets_cost_predictions_of_batches_and_numbers_nothing(backend):
+def test_offsets_cost_predictions_of_batches_and_scalars_no_accuracy(backend):
     X, y = np.stack([NEAR, NEAR + FAR, NEAR]), np.stack([TARGET, TARGET, -TARGET])
     fit = regression.fit(X, y, backend=backend)
     truth = exactly(NEW)
@@ -63,14 +63,14 @@ def test_offsets_cost_predictions_of_batches_and_numbers_nothing(backend):
     np.testing.assert_allclose(slope.predict(NEW[:, 0] + FAR), b[0] + NEW[:, 0] * b[1], rtol=0, atol=1e-13)
 
 
-def test_offsets_cost_predictions_of_a_gram_little(backend):
+def test_offsets_cost_predictions_of_a_gram_little_accuracy(backend):
     gram = regression.Gram(backend=backend).update(NEAR[:9] + FAR, TARGET[:9]).update(NEAR[9:] + FAR, TARGET[9:])
-    # the factor of the reference has rounded the rows themselves
+    # the reference rounds the rows in its triangular factor
     atol = 1e-13 if backend == "numba" else 1e-5
     np.testing.assert_allclose(gram.solve().predict(NEW + FAR), exactly(NEW), rtol=0, atol=atol)
 
 
-def test_offsets_cost_float32_predictions_nothing(backend):
+def test_offsets_cost_float32_predictions_no_accuracy(backend):
     near, offset = np.round(NEAR * 2**6) / 2**6, np.float32(2.0**16)
     far = (near + offset).astype(np.float32)
     fit = regression.fit(far, TARGET.astype(np.float32), backend=backend)
@@ -108,7 +108,7 @@ def test_predictions_have_gradients(backend):
         close(got, want, 1e-6, 1e-7)
 
 
-def test_the_estimator_predicts_as_the_fit(backend):
+def test_the_estimator_predicts_like_the_fit(backend):
     if backend != "numba":
         pytest.skip("the estimator takes what is there")
     truth = exactly(NEW)
@@ -124,7 +124,7 @@ def test_the_estimator_predicts_as_the_fit(backend):
 
 
 @pytest.mark.parametrize("how", ["replaced", "in place", "intercept"])
-def test_the_estimator_predicts_by_what_its_attributes_say(backend, how):
+def test_the_estimator_predicts_from_its_attributes(backend, how):
     if backend != "numba":
         pytest.skip("the estimator takes what is there")
     model = LinearRegression().fit(NEAR + FAR, TARGET)

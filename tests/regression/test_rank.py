@@ -1,4 +1,4 @@
-"""Dependent columns and the regression kernels: what is dependent, and the solution of minimum norm."""
+"""Dependent columns in the regression kernels: how they are detected, and the minimum-norm solution."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from .exact import PLAIN, PRECISIONS, TARGET, N, check_exactly, fit
 
 
 def minimum_norm(X, y, w=None, intercept=True):
-    """By the pseudo-inverse, of data whose dependence is exact or nearly so."""
+    """The minimum-norm solution by the pseudo-inverse, for data with exact or almost exact dependence."""
     w = np.ones(len(y)) if w is None else w
     mean_x, mean_y = (w @ X / w.sum(), w @ y / w.sum()) if intercept else (0.0, 0.0)
     A, b = np.sqrt(w)[:, None] * (X - mean_x), np.sqrt(w) * (y - mean_y)
@@ -47,12 +47,12 @@ def test_dependent_columns(name, precision):
         fit(X, TARGET, precision=precision)
 
 
-def test_columns_that_differ_from_others_by_their_rounding_alone_are_dependent():
-    # the sum of two columns of 1e6 has lost all but 1e-10 of what their spread of 1 says
+def test_columns_that_differ_only_by_rounding_are_dependent():
+    # the sum of two columns of size 1e6 and standard deviation 1 has a relative rounding error of 1e-10 of the latter
     a, b = PLAIN[:, 0] + 1e6, PLAIN[:, 1] + 1e6
     for X in (np.c_[a, b, a + b], np.c_[a + b, a, b]):
         assert fit(X, TARGET, on_singular="ignore").rank == 2
-    # x2 - x1 is small, and rounded on the scale of x1
+    # x2 - x1 is small, with rounding errors of the scale of x1
     small = 1e-7 * PLAIN[:, 1]
     for X in (np.c_[a, a + small, small], np.c_[small, a, a + small]):
         assert fit(X, TARGET, on_singular="ignore").rank == 2

@@ -1,4 +1,4 @@
-"""What fastvae.regression.fit returns: indexing, predictions, pickles, and what people read."""
+"""The result of fastvae.regression.fit: indexing, predictions, pickling and the summary."""
 
 import copy
 import math
@@ -68,7 +68,7 @@ def test_one_X_predicts_for_all_problems(backend):
 
 
 @pytest.mark.parametrize("batch", [(), (B,)])
-def test_it_pickles_and_is_frozen(backend, batch):
+def test_fit_pickles_and_is_immutable(backend, batch):
     X, y, _ = problem(*batch)
     fit = regression.fit(X, y, backend=backend)
     for other in (pickle.loads(pickle.dumps(fit)), copy.deepcopy(fit), copy.copy(fit)):
@@ -77,9 +77,9 @@ def test_it_pickles_and_is_frozen(backend, batch):
         assert other.summary() == fit.summary()
         assert type(other.status) is type(fit.status)
     assert fit.covariance is fit.covariance
-    with pytest.raises(AttributeError, match="frozen: coef cannot be set"):
+    with pytest.raises(AttributeError, match="immutable: coef cannot be set"):
         fit.coef = 0
-    with pytest.raises(AttributeError, match="frozen: coef cannot be deleted"):
+    with pytest.raises(AttributeError, match="immutable: coef cannot be deleted"):
         del fit.coef
     with pytest.raises(AttributeError, match="no attribute 'params'"):
         fit.params  # noqa: B018
@@ -112,7 +112,7 @@ def test_summary_of_one_problem(backend):
 
 
 @pytest.mark.parametrize("scale", [1e6, 1e-110, 1e110])
-def test_columns_of_a_summary_stay_apart(backend, scale):
+def test_columns_of_a_summary_are_separated(backend, scale):
     X, y, _ = problem(B, rows=200)
     fit = regression.fit(X, -scale * y, backend=backend)
     one = fit[0]
@@ -128,24 +128,24 @@ def test_columns_of_a_summary_stay_apart(backend, scale):
         assert len([float(cell) for cell in re.split(" {2,}", line.strip())[1:]]) == 5
 
 
-def test_summary_says_what_its_numbers_are(backend):
+def test_summary_describes_its_numbers(backend):
     X, y, _ = problem(B)
     for fit_intercept in (True, False):
         fit = regression.fit(X, y, fit_intercept=fit_intercept, backend=backend)
         for text in (fit.summary(), fit.summary(problem=0)):
             assert ("R^2 (uncentered)" in text) == (not fit_intercept)
-            about = "less their means, at unit norm" if fit_intercept else "at unit norm"
-            assert f"condition: of the columns, {about}; statsmodels' Cond. No. is that of the raw design" in text
+            columns = "centred columns" if fit_intercept else "columns"
+            assert f"condition: of the {columns} at unit norm; statsmodels' Cond. No. is that of the raw design" in text
 
 
-def test_summary_says_what_is_missing(backend):
+def test_summary_explains_missing_numbers(backend):
     X, y, _ = problem()
     double = np.c_[X, X[:, 0]]
     text = regression.fit(double, y, on_singular="ignore", backend=backend).summary()
-    assert "columns linearly dependent: the solution is that of minimum norm" in text
+    assert "columns linearly dependent: this is the minimum-norm solution" in text
     assert "rank 4 of 5" in text
     assert "ridge, alpha = 2: estimates are biased" in regression.fit(X, y, alpha=2, backend=backend).summary()
-    assert "no degrees of freedom" in regression.fit(X[:5], y[:5], backend=backend).summary()
+    assert "no residual degrees of freedom" in regression.fit(X[:5], y[:5], backend=backend).summary()
     assert "nan" not in regression.fit(X[:5], y[:5], backend=backend).summary()
 
 
@@ -155,7 +155,7 @@ def test_summary_of_batches_and_targets(backend):
     fit = regression.fit(X, y, backend=backend)
     text = fit.summary()
     assert text.startswith("Linear regressions: 10 problems (2 x 5)\n")
-    assert "1  not fitted: the data hold inf or NaN" in text
+    assert "1  not fitted: the data contain inf or NaN" in text
     assert all(word in text for word in ("R^2", "sigma", "condition", "median"))
     assert "nan" not in text
     unknown = regression.fit(X, y, alpha=1, backend=backend).summary().splitlines()[-4]
@@ -165,5 +165,5 @@ def test_summary_of_batches_and_targets(backend):
     assert f"{fit.coef[1, 2, 1, 0]:.6g}" in one
     assert fit.summary(problem=(1, 2)).count("target") == R
     assert fit[1, 2].summary(target=1).count("\n") == one.count("\n")
-    assert "not fitted: the data hold inf or NaN" in fit.summary(problem=(0, 3))
+    assert "not fitted: the data contain inf or NaN" in fit.summary(problem=(0, 3))
     assert fit[:, 0].summary(target=2)

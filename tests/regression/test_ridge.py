@@ -18,13 +18,13 @@ ALPHAS = [0.0, 1e-3, 1.0, 1e8, 1e16, 1e24, 1e32, 1e100, 1e280]
 
 
 def less_mean(t):
-    """Rows less their mean, exactly."""
+    """Rows minus their mean, exactly."""
     rows = np.vectorize(Fraction, otypes=[object])(t)
     return rows - rows.sum(0) / len(rows)
 
 
 def in_rationals(X, y, alpha):
-    """(X'X + alpha I)^-1 X'y, exactly, by Gauss and Jordan."""
+    """(X'X + alpha I)^-1 X'y, exactly, by Gauss-Jordan elimination."""
     X, y = [[Fraction(v) for v in row] for row in X.tolist()], [Fraction(v) for v in y.tolist()]
     P = len(X[0])
     rows = [
@@ -46,7 +46,7 @@ def relative_error(coef, truth):
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("scales", [(1, 1, 1), (2.0**-30, 1, 2.0**30), (2.0**40, 2.0**-20, 1)], ids=str)
-def test_a_ridge_in_rationals(backend, alpha, scales):
+def test_a_ridge_matches_exact_rationals(backend, alpha, scales):
     X, target = DESIGN * scales, np.array([3.0, -1, 4, 1, -5, 9])
     truth = in_rationals(X, target, alpha)
     fits = [
@@ -55,7 +55,7 @@ def test_a_ridge_in_rationals(backend, alpha, scales):
     ]
     for fit in fits:
         assert relative_error(fit.coef, truth) < 2e-13
-    six = 6 * X, 6 * target  # means of whole numbers
+    six = 6 * X, 6 * target  # so that means are integers
     centred = regression.fit(*six, alpha=36 * alpha, backend=backend)
     assert (
         relative_error(centred.coef, in_rationals(six[0] - six[0].mean(0), six[1] - six[1].mean(), 36 * alpha)) < 2e-13
@@ -63,14 +63,14 @@ def test_a_ridge_in_rationals(backend, alpha, scales):
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_where_the_reference_is_taken(backend, alpha):
+def test_calls_that_use_the_reference(backend, alpha):
     if backend != "reference":
         pytest.skip("by the default backend")
     truth = 17 / (30 + Fraction(alpha))
     tensors = torch.from_numpy(x), torch.from_numpy(y)
     fit = regression.fit(tensors[0].clone().requires_grad_(), tensors[1], alpha=alpha, fit_intercept=False)
     assert relative_error(fit.coef.detach(), [truth]) < 1e-14
-    wide = np.diag(np.arange(1.0, 258.0))  # more columns than kernels take
+    wide = np.diag(np.arange(1.0, 258.0))  # more columns than kernels support
     coef = regression.fit(wide, np.ones(257), alpha=alpha, fit_intercept=False).coef
     truths = [Fraction(k) / (k * k + Fraction(alpha)) for k in range(1, 258)]
     assert relative_error(coef, truths) < 1e-14
@@ -95,7 +95,7 @@ def test_gradients_of_a_large_ridge(backend):
 
 @pytest.mark.parametrize("by_x", [1e-155, 2.0**-500, 1e-120])
 @pytest.mark.parametrize("alpha", [1e-290, 1e-3, 1.0, 1e10])
-def test_a_ridge_beyond_squares(backend, by_x, alpha):
+def test_a_ridge_larger_than_all_squares(backend, by_x, alpha):
     X, target = x * by_x, y * 1e150
     truth = sum(Fraction(a) * Fraction(b) for a, b in zip(X[:, 0], target, strict=True))
     truth /= sum(Fraction(a) ** 2 for a in X[:, 0]) + Fraction(alpha)
@@ -103,8 +103,8 @@ def test_a_ridge_beyond_squares(backend, by_x, alpha):
     assert relative_error(fit.coef, [truth]) < 1e-13
 
 
-def test_a_ridge_that_vanishes_beside_squares_is_one_all_the_same(backend):
-    fit = regression.fit(np.c_[x, x, x**2] * 1e200, y, alpha=1.0, backend=backend)  # and no warning
+def test_a_negligible_ridge_is_still_a_ridge(backend):
+    fit = regression.fit(np.c_[x, x, x**2] * 1e200, y, alpha=1.0, backend=backend)  # without a warning
     close(fit.coef[0], fit.coef[1])
     close(fit.predict(np.c_[x, x, x**2] * 1e200), regression.fit(np.c_[x, x**2], y).predict(np.c_[x, x**2]))
     assert np.isnan(fit.sigma2_unbiased)
@@ -143,13 +143,13 @@ def test_a_ridge_on_dependent_columns(backend, alpha):
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 1.0, 1e16])
-def test_a_ridge_on_columns_that_only_rounding_far_off_centre_tells_apart(backend, alpha):
+def test_a_ridge_on_columns_that_differ_only_by_rounding(backend, alpha):
     rng = np.random.default_rng(0)
     x = rng.normal(size=7).round(3)
     X, target = np.stack([x, 2 * x], 1) + 1e9, rng.normal(size=7)
     fit = regression.fit(X, target, alpha=alpha, backend=backend)
     error = relative_error(fit.coef, in_rationals(less_mean(X), less_mean(target), alpha))
-    assert error < 1e-13 + 1e-14 / alpha  # |X|^2 / alpha roundings
+    assert error < 1e-13 + 1e-14 / alpha  # |X|^2 / alpha rounding errors
 
 
 @pytest.mark.parametrize("alpha", [1e-30, 1e-20, 1e-12, 1e-6])
@@ -165,8 +165,8 @@ def test_a_ridge_on_equal_columns(backend, alpha, offset, rows, columns):
 
 @pytest.mark.parametrize("alpha", [1e-16, 1e-10, 1e-4, 1.0])
 @pytest.mark.parametrize("rows", [400, 100])
-def test_a_ridge_on_pairs_of_columns_that_kernels_do_not_take(backend, alpha, rows):
-    """More than they take, and more than rows: w = u + u for the ridge of one of each pair and half of alpha."""
+def test_a_ridge_on_more_columns_than_kernels_support(backend, alpha, rows):
+    """More columns than kernels support, and than rows: w = u + u, u the ridge of one per pair with half of alpha."""
     if backend != "reference":
         pytest.skip("by the default backend")
     rng = np.random.default_rng(0)
@@ -196,7 +196,7 @@ def test_gradients_of_a_ridge_on_dependent_columns(backend):
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1e16, 1e32, 1e36, 1e60, 1e100])
-def test_a_ridge_of_columns_far_off_centre(backend, alpha):
+def test_a_ridge_on_columns_far_from_the_origin(backend, alpha):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(30, 3)) * [1e-3, 1, 1e3] + [1e3, 5e5, 1e7]
     target = rng.normal(size=30) + 7

@@ -1,4 +1,4 @@
-"""`fastvae.sklearn.LinearRegression`: scikit-learn's own tests, and what those do not see."""
+"""`fastvae.sklearn.LinearRegression`: scikit-learn's own tests, and properties that those do not cover."""
 
 import copy
 import inspect
@@ -24,17 +24,17 @@ import fastvae.sklearn
 from fastvae._core import backend as _backend
 from fastvae.sklearn import LinearRegression
 
-from ..their_tests import run_their_tests
+from ..sklearn_suite import run_sklearn_tests
 from .exact import NIST, certified_problem
 
 THEIRS = ("coef_", "intercept_", "rank_")
 OURS = ("standard_errors_", "intercept_standard_error_", "sigma2_", "log_likelihood_", "r2_", "status_")
 
-# scikit-learn's tests that are not run on our class, by a pattern of their names. Those that need what is not
-# installed, such as another array library, it skips itself.
+# scikit-learn's tests that are not run on our class, by a pattern of their names. Tests that need packages which are
+# not installed, such as another array library, are skipped by scikit-learn itself.
 SKIPPED = {
     r"test_inplace_data_preprocessing\[.*-None\]": "asserts that copy_X=False overwrites X; see"
-    " test_nothing_is_written_to",
+    " test_arguments_are_not_written_to",
     "test_from_model_estimator_attribute_error": "asserts that there is no partial_fit",
     "test_multioutput_regressor_has_partial_fit": "asserts that there is no partial_fit, as well",
 }
@@ -43,7 +43,7 @@ MODULES = [
     "sklearn.feature_selection.tests.test_from_model",
     "sklearn.tests.test_multioutput",
 ]
-AROUND_US = [  # of estimators that hold ours, as any other
+META_ESTIMATOR_TESTS = [  # tests of meta-estimators, with our estimator inside
     "sklearn.linear_model.tests.test_ransac",
     "sklearn.feature_selection.tests.test_rfe",
     *(f"sklearn.tests.test_{name}" for name in ("metadata_routing", "pipeline")),
@@ -77,13 +77,13 @@ def pytest_collection_modifyitems(items):
 """
 
 
-def test_scikit_learns_own_tests_pass(tmp_path):
-    run_their_tests(tmp_path, PLUGIN, MODULES, 35, SKIPPED)
+def test_scikit_learns_tests_pass(tmp_path):
+    run_sklearn_tests(tmp_path, PLUGIN, MODULES, 35, SKIPPED)
 
 
 @pytest.mark.long
-def test_scikit_learns_own_tests_of_what_holds_an_estimator_pass(tmp_path):
-    run_their_tests(tmp_path, PLUGIN, AROUND_US, 50, {})
+def test_scikit_learns_tests_of_meta_estimators_pass(tmp_path):
+    run_sklearn_tests(tmp_path, PLUGIN, META_ESTIMATOR_TESTS, 50, {})
 
 
 @parametrize_with_checks([LinearRegression(), LinearRegression(fit_intercept=False), LinearRegression(positive=True)])
@@ -92,7 +92,7 @@ def test_checks_of_estimators_pass(estimator, check):
 
 
 def problem(targets=None, N=60, P=5, dtype=np.float64, seed=0):
-    """X, y and weights, some of them 0; columns and targets lie off the origin."""
+    """X, y and weights, some of them 0; columns and targets are not centred."""
     rng = np.random.default_rng(seed)
     X = rng.normal(3, 1, (N, P))
     y = X @ rng.normal(size=(P, targets or 1)) + 7 + 0.5 * rng.normal(size=(N, targets or 1))
@@ -105,7 +105,7 @@ def close(got, want, rtol=1e-10):
 
 
 def same(ours, theirs, names=THEIRS, rtol=1e-10):
-    """Values, shapes, dtypes and kinds of results."""
+    """Check values, shapes, dtypes and types of results."""
     for name in names:
         got, want = getattr(ours, name), getattr(theirs, name)
         assert np.shape(got) == np.shape(want)
@@ -118,7 +118,7 @@ def same(ours, theirs, names=THEIRS, rtol=1e-10):
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_the_fit_is_scikit_learns(targets, intercept, weighted, dtype):
+def test_the_fit_matches_scikit_learn(targets, intercept, weighted, dtype):
     X, y, w = problem(targets, dtype=dtype)
     w, rtol = (w if weighted else None), (1e-10 if dtype == np.float64 else 2e-5)
     ours, theirs = (
@@ -136,7 +136,7 @@ def test_the_fit_is_scikit_learns(targets, intercept, weighted, dtype):
 
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_errors_and_likelihood_are_those_of_statsmodels(intercept, weighted):
+def test_errors_and_likelihood_match_statsmodels(intercept, weighted):
     X, Y, w = problem(2)
     w = w if weighted else np.ones(len(X))
     several, kept = LinearRegression(fit_intercept=intercept).fit(X, Y, w), w > 0
@@ -158,7 +158,7 @@ def test_errors_and_likelihood_are_those_of_statsmodels(intercept, weighted):
 
 @pytest.mark.skipif(_backend.DEFAULT == "reference", reason="it computes by QR in float64, without refinement")
 @pytest.mark.parametrize("path", NIST, ids=[path.stem for path in NIST])
-def test_the_digits_that_nist_certifies(path):
+def test_nist_certified_digits(path):
     X, y, intercept, certified = certified_problem(path)
     model = LinearRegression(fit_intercept=intercept).fit(X, y)
     coef = [model.intercept_, *model.coef_][not intercept :]
@@ -166,7 +166,7 @@ def test_the_digits_that_nist_certifies(path):
     assert model.rank_ == X.shape[1]
 
 
-def test_a_column_may_be_as_small_as_it_likes():
+def test_a_column_of_any_scale_is_kept():
     X, y, _ = problem(P=2)
     X[:, 1] *= 1e-7
     y = X @ [1.0, 1e7]
@@ -175,9 +175,9 @@ def test_a_column_may_be_as_small_as_it_likes():
     close(model.coef_, [1.0, 1e7], 1e-12)
 
 
-def test_an_offset_of_y_is_the_intercepts():
+def test_an_offset_of_y_changes_only_the_intercept():
     X, _, _ = problem()
-    y = X.round(3) @ np.arange(1.0, 6)  # a few digits, which an offset leaves whole
+    y = X.round(3) @ np.arange(1.0, 6)  # few digits, so that adding an offset is exact
     near, far = LinearRegression().fit(X, y), LinearRegression().fit(X, y + 1e9)
     close(far.coef_, near.coef_, 1e-7)
     close(far.standard_errors_, near.standard_errors_, 1e-5)
@@ -186,7 +186,7 @@ def test_an_offset_of_y_is_the_intercepts():
 
 def test_y_is_not_rounded_to_the_dtype_of_X():
     X, y, _ = problem(dtype=np.float32)
-    far = y.astype(np.float64) + 1e9  # one grid point of float32 is 64 there
+    far = y.astype(np.float64) + 1e9  # the spacing of float32 is 64 there
     model = LinearRegression().fit(X, far)
     assert model.coef_.dtype == model.predict(X).dtype == np.float32
     close(model.coef_, LinearRegression().fit(X, y).coef_, 1e-6)
@@ -194,7 +194,7 @@ def test_y_is_not_rounded_to_the_dtype_of_X():
 
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("case", ["twice", "constant", "wide"])
-def test_dependent_columns_get_the_solution_of_minimum_norm(case, intercept):
+def test_dependent_columns_get_the_minimum_norm_solution(case, intercept):
     X, y, w = problem(2, *((6, 9) if case == "wide" else (60, 5)))
     if case == "twice":
         X[:, 3] = X[:, 1]
@@ -210,7 +210,7 @@ def test_dependent_columns_get_the_solution_of_minimum_norm(case, intercept):
         assert ours.status_ & fastvae.Status.RANK_DEFICIENT
 
 
-def test_a_weight_of_0_is_no_row():
+def test_rows_of_weight_0_are_ignored():
     X, y, w = problem(2)
     X[w == 0], y[w == 0] = 1e6, -1e6
     weighted, without = LinearRegression().fit(X, y, w), LinearRegression().fit(X[w > 0], y[w > 0], w[w > 0])
@@ -219,7 +219,7 @@ def test_a_weight_of_0_is_no_row():
         LinearRegression().fit(X, y, np.zeros(len(X)))
 
 
-def test_weights_that_are_none_are_refused():
+def test_invalid_weights_are_refused():
     X, y, _ = problem()
     for method in (LinearRegression().fit, LinearRegression().partial_fit):
         with pytest.raises(ValueError, match=r"[Nn]egative"):
@@ -234,10 +234,10 @@ def test_weights_that_are_none_are_refused():
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_partial_fits_are_the_fit_of_all_rows(targets, intercept, weighted, dtype):
+def test_partial_fits_match_the_fit_of_all_rows(targets, intercept, weighted, dtype):
     X, y, w = problem(targets, dtype=dtype)
     parts, whole = (LinearRegression(fit_intercept=intercept) for _ in range(2))
-    for rows in np.split(np.arange(60), [1, 2, 9, 40]):  # fewer than columns at first
+    for rows in np.split(np.arange(60), [1, 2, 9, 40]):  # fewer rows than columns at first
         parts.partial_fit(X[rows], y[rows], 1 + w[rows] if weighted else None)
     whole.fit(X, y, 1 + w if weighted else None)
     same(parts, whole, (*THEIRS, *OURS[:-1]), rtol=1e-12 if dtype == np.float64 else 1e-6)
@@ -252,16 +252,16 @@ def test_estimates_follow_each_call_of_partial_fit():
     for n in (3, 20, 37):
         assert model.partial_fit(X[rows : rows + n], y[rows : rows + n]) is model
         rows += n
-        assert "coef_" not in vars(model)  # solved for when asked, and once
+        assert "coef_" not in vars(model)  # solved for on access, and only once
         same(model, LinearRegression().fit(X[:rows], y[:rows]), rtol=1e-9)
         assert model.coef_ is model.coef_
     for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        same(copied.partial_fit(X, y), LinearRegression().fit(X, y))  # all rows twice, which W and b do not know
+        same(copied.partial_fit(X, y), LinearRegression().fit(X, y))  # all rows twice, which does not change W and b
         assert copied.sigma2_ == pytest.approx(model.sigma2_)
         assert copied.standard_errors_.max() < 0.8 * model.standard_errors_.max()
 
 
-def test_fit_begins_anew_and_so_does_the_first_partial_fit_after_it():
+def test_fit_and_the_first_partial_fit_after_it_start_from_scratch():
     X, y, _ = problem()
     model = LinearRegression().partial_fit(X[:40], y[:40]).fit(X[40:], y[40:])
     same(model, LinearRegression().fit(X[40:], y[40:]), (*THEIRS, *OURS))
@@ -287,7 +287,7 @@ def test_partial_fits_must_agree():
 
 
 @pytest.mark.parametrize("kind", ["positive", "sparse", "sparse frame"])
-def test_what_is_scikit_learns_alone_goes_to_its_solver(kind):
+def test_unsupported_options_use_scikit_learns_solver(kind):
     X, y, w = problem(2)
     sparse = scipy.sparse.csr_matrix(X)
     given = {"positive": X, "sparse": sparse, "sparse frame": pd.DataFrame.sparse.from_spmatrix(sparse)}
@@ -295,8 +295,8 @@ def test_what_is_scikit_learns_alone_goes_to_its_solver(kind):
     model = LinearRegression(tol=1e-12).partial_fit(X, y).fit(X, y).set_params(**options)
     theirs = sklearn.linear_model.LinearRegression(tol=1e-12, **options).fit(*arguments)
     same(model.fit(*arguments), theirs, ("coef_", "intercept_"), 1e-14)
-    for name in OURS:  # nothing is left of the fit before
-        with pytest.raises(AttributeError, match=f"{name}.*: this fit was scikit-learn's own"):
+    for name in OURS:  # nothing remains of the previous fit
+        with pytest.raises(AttributeError, match=f"{name}.*: this fit was computed by scikit-learn"):
             getattr(model, name)
     assert not hasattr(model, "rank_")
     if kind == "positive":
@@ -304,7 +304,7 @@ def test_what_is_scikit_learns_alone_goes_to_its_solver(kind):
             model.partial_fit(X, y)
 
 
-def test_with_array_api_dispatch_all_is_scikit_learns(monkeypatch):
+def test_with_array_api_dispatch_scikit_learns_code_runs(monkeypatch):
     X, y, _ = problem()
     monkeypatch.setattr(fastvae.sklearn._regression, "get_config", lambda: {"array_api_dispatch": True})
     model = LinearRegression().fit(X, y)
@@ -314,7 +314,7 @@ def test_with_array_api_dispatch_all_is_scikit_learns(monkeypatch):
         model.partial_fit(X, y)
 
 
-def test_what_is_missing_says_why():
+def test_missing_attributes_give_the_reason():
     X, y, _ = problem()
     model = LinearRegression()
     with pytest.raises(AttributeError, match=r"no attribute 'coef_'$"):
@@ -322,14 +322,14 @@ def test_what_is_missing_says_why():
     with pytest.raises(NotFittedError):
         model.predict(X)
     for fitted in (LinearRegression().fit(X, y), LinearRegression().partial_fit(X, y)):
-        with pytest.raises(AttributeError, match="no decomposition of X was made"):
+        with pytest.raises(AttributeError, match="X was not decomposed"):
             fitted.singular_  # noqa: B018
         with pytest.raises(AttributeError, match=r"no attribute 'nonsense_'$"):
             fitted.nonsense_  # noqa: B018
 
 
 @pytest.mark.parametrize("copy_X", [True, False])
-def test_nothing_is_written_to(copy_X):
+def test_arguments_are_not_written_to(copy_X):
     X, y, w = problem()
     given = [np.asfortranarray(X), y.copy(), w.copy()]
     for array in given:
@@ -349,7 +349,7 @@ def test_it_takes_lists_and_integers():
         LinearRegression().fit(np.eye(3), scipy.sparse.csr_array(np.eye(3)))
 
 
-def test_it_pickles_and_knows_the_columns_of_a_frame():
+def test_it_pickles_and_knows_the_columns_of_a_data_frame():
     frame, y = load_diabetes(return_X_y=True, as_frame=True)
     model = pickle.loads(pickle.dumps(LinearRegression().fit(frame, y)))
     assert model.feature_names_in_.tolist() == frame.columns.tolist()
@@ -362,7 +362,7 @@ def test_it_pickles_and_knows_the_columns_of_a_frame():
     assert LinearRegression().fit(frame, pd.DataFrame({"a": y, "b": 2 * y})).coef_.shape == (2, 10)
 
 
-def test_the_constructor_is_scikit_learns_and_methods_route_weights():
+def test_the_constructor_matches_scikit_learn_and_methods_route_weights():
     theirs = sklearn.linear_model.LinearRegression
     assert inspect.signature(LinearRegression) == inspect.signature(theirs)
     assert LinearRegression().get_params() == theirs().get_params()
@@ -383,7 +383,7 @@ def test_the_constructor_is_scikit_learns_and_methods_route_weights():
     ],
     ids=["pipeline", "target", "bagging", "search"],
 )
-def test_scikit_learn_builds_on_it(around):
+def test_scikit_learns_meta_estimators_accept_it(around):
     X, y = load_diabetes(return_X_y=True)
     ours, theirs = (around(cls()) for cls in (LinearRegression, sklearn.linear_model.LinearRegression))
     close(ours.fit(X, y).predict(X), theirs.fit(X, y).predict(X), 1e-6)

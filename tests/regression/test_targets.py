@@ -1,4 +1,4 @@
-"""A target with inf or NaN spoils no other of the same problem, in a batch and in a Gram."""
+"""A target with inf or NaN does not affect other targets of the same problem, in a batch and in a Gram."""
 
 import numpy as np
 import pytest
@@ -15,19 +15,19 @@ HOW = Status.REFINED | Status.DOUBLE_DOUBLE | Status.RANK_DEFICIENT
 spoilers = pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
 
 
-def spoilt_targets(value, **options):
-    """Three problems: the first sound, the second with a spoilt target, the third with two, in other rows."""
+def problems_with_nonfinite_targets(value, **options):
+    """Three problems: the first without inf or NaN, the second with one such target, the third with two."""
     X, y, w = problem(3, targets=R, **options)
     y[1, 7, 1] = y[2, 0, 0] = y[2, 22, 2] = value
     return X, y, w
 
 
-LOST = np.zeros((3, R), bool)
-LOST[[1, 2, 2], [1, 0, 2]] = True
+NONFINITE_TARGETS = np.zeros((3, R), bool)
+NONFINITE_TARGETS[[1, 2, 2], [1, 0, 2]] = True
 
 
-def as_if_alone(fit, alone, lost=LOST, rtol=1e-10, how=HOW):
-    """Targets that are not lost are answered as by `alone(b, kept)`; those are NaN, and the status says so."""
+def as_if_alone(fit, alone, lost=NONFINITE_TARGETS, rtol=1e-10, how=HOW):
+    """Check finite targets against `alone(b, kept)`, and that the others are NaN with the status NONFINITE."""
     for b in range(len(lost)):
         kept = ~lost[b]
         truth = alone(b, kept)
@@ -45,8 +45,8 @@ def as_if_alone(fit, alone, lost=LOST, rtol=1e-10, how=HOW):
 @spoilers
 @pytest.mark.parametrize("options", [{}, {"fit_intercept": False}, {"alpha": 2.0}, {"precision": "float64"}], ids=str)
 @pytest.mark.parametrize("weighted", [True, False])
-def test_other_targets_are_answered(backend, value, options, weighted):
-    X, y, w = spoilt_targets(value)
+def test_other_targets_are_fitted(backend, value, options, weighted):
+    X, y, w = problems_with_nonfinite_targets(value)
     options = options | {"backend": backend}
     fit = regression.fit(X, y, sample_weight=w if weighted else None, **options)
     as_if_alone(
@@ -54,9 +54,9 @@ def test_other_targets_are_answered(backend, value, options, weighted):
     )
 
 
-def test_they_are_where_columns_are_dependent_or_nearly(backend):
-    X, y, _ = spoilt_targets(np.nan)
-    y[1, :, 0] = X[1] @ np.arange(1.0, 5.0) + 1e-8 * np.cos(np.arange(N))  # corrected by residuals
+def test_other_targets_are_fitted_with_dependent_columns(backend):
+    X, y, _ = problems_with_nonfinite_targets(np.nan)
+    y[1, :, 0] = X[1] @ np.arange(1.0, 5.0) + 1e-8 * np.cos(np.arange(N))  # corrected with residuals
     X[2, :, 3] = X[2, :, 0]
     fit = regression.fit(X, y, on_singular="ignore", backend=backend)
     as_if_alone(
@@ -73,8 +73,8 @@ def test_they_are_where_columns_are_dependent_or_nearly(backend):
         assert (fit.status & Status.DOUBLE_DOUBLE != 0).all()
 
 
-def test_they_are_beside_extreme_magnitudes(backend):
-    X, y, _ = spoilt_targets(np.nan)
+def test_other_targets_are_fitted_with_extreme_magnitudes(backend):
+    X, y, _ = problems_with_nonfinite_targets(np.nan)
     y[:, :, 2] *= 1e180
     X *= 1e-160
     fit = regression.fit(X, y, backend=backend)
@@ -82,8 +82,8 @@ def test_they_are_beside_extreme_magnitudes(backend):
 
 
 @spoilers
-def test_where_all_targets_are_lost_so_is_the_problem(backend, value):
-    X, y, _ = spoilt_targets(value)
+def test_a_problem_without_finite_targets_is_not_fitted(backend, value):
+    X, y, _ = problems_with_nonfinite_targets(value)
     y[1, 3], X[2, 5, 0] = value, value
     fit = regression.fit(X, y, backend=backend)
     gram = regression.Gram(backend=backend).update(X, y).solve()
@@ -94,8 +94,8 @@ def test_where_all_targets_are_lost_so_is_the_problem(backend, value):
 
 
 @spoilers
-def test_other_targets_of_a_gram_are_answered(backend, value):
-    X, y, w = spoilt_targets(value)
+def test_other_targets_of_a_gram_are_fitted(backend, value):
+    X, y, w = problems_with_nonfinite_targets(value)
     gram, other = (
         regression.Gram(backend=backend).update(X[:, at], y[:, at], w[:, at]) for at in (slice(9), slice(9, 15))
     )
@@ -110,11 +110,11 @@ def test_other_targets_of_a_gram_are_answered(backend, value):
     as_if_alone(again, alone, rtol=1e-9)
 
 
-def test_gradients_pass_lost_targets_by(backend):
-    X, y, _ = (torch.from_numpy(t) for t in spoilt_targets(np.nan))
+def test_gradients_ignore_nonfinite_targets(backend):
+    X, y, _ = (torch.from_numpy(t) for t in problems_with_nonfinite_targets(np.nan))
     tensors = [t.clone().requires_grad_() for t in (X, y)]
     fit = regression.fit(*tensors)
-    kept = torch.from_numpy(~LOST)
+    kept = torch.from_numpy(~NONFINITE_TARGETS)
     (fit.coef[kept].sum() + fit.log_likelihood[kept].sum()).backward()
     of_X, of_y = (t.grad for t in tensors)
     assert of_X is not None
@@ -125,13 +125,13 @@ def test_gradients_pass_lost_targets_by(backend):
         (truth.coef.sum() + truth.log_likelihood.sum()).backward()
         close(of_X[b], alone[0].grad, 1e-9, 1e-12)
         close(of_y[b][:, kept[b]], alone[1].grad, 1e-9, 1e-12)
-    assert (of_y.mT[torch.from_numpy(LOST)] == 0).all()
+    assert (of_y.mT[torch.from_numpy(NONFINITE_TARGETS)] == 0).all()
 
 
-def test_a_summary_says_which_target_is_lost(backend):
-    X, y, _ = spoilt_targets(np.nan)
+def test_a_summary_names_the_nonfinite_target(backend):
+    X, y, _ = problems_with_nonfinite_targets(np.nan)
     fit = regression.fit(X, y, backend=backend)
-    lost = "not fitted: the data hold inf or NaN"
+    lost = "not fitted: the data contain inf or NaN"
     assert [lost in fit.summary(problem=1, target=r) for r in range(R)] == [False, True, False]
     assert "nan" not in fit.summary(problem=1)
-    assert "2  with targets that are not fitted: they hold inf or NaN" in fit.summary()
+    assert "2  with targets that are not fitted: they contain inf or NaN" in fit.summary()

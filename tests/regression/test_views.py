@@ -1,4 +1,4 @@
-"""Regressions read tensors whose memory does not hold their values, lazily negated ones and zeros."""
+"""Regressions with tensors whose memory does not hold their values: lazily negated ones, and zeros without memory."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def tensors(dtype=torch.float64):
 
 @pytest.mark.parametrize("which", ["X", "y", "sample_weight", "all"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_negated_tensors_are_read_rightly(backend, which, dtype):
+def test_negated_tensors_are_read_correctly(backend, which, dtype):
     plain = dict(zip(("X", "y", "sample_weight"), tensors(dtype), strict=True))
     lazy = {name: negated(t) if which in (name, "all") else t for name, t in plain.items()}
     assert any(t.is_neg() for t in lazy.values())

@@ -1,4 +1,4 @@
-"""Weights that are far apart, against exact arithmetic: light rows count beside heavy ones."""
+"""Very uneven weights, against exact arithmetic: light rows are not lost beside heavy ones."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from .problems import by_backend, close
 pytestmark = by_backend
 rng = np.random.default_rng(1)
 X, y = rng.normal(size=(15, 3)) * [1.0, 10.0, 100.0], rng.normal(size=15)
-X[0, 0] = 0.0  # so that the first column does not see the heaviest row
+X[0, 0] = 0.0  # the heaviest row does not contribute to the first column
 
 
 def weights(heavy, power):
@@ -26,7 +26,7 @@ def weights(heavy, power):
 @pytest.mark.parametrize("heavy", [[0], [7], [2, 9], [3, 5, 8]], ids=str)
 @pytest.mark.parametrize("intercept", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_light_rows_count_beside_heavy_ones(backend, power, heavy, intercept, alpha):
+def test_light_rows_are_not_lost_beside_heavy_ones(backend, power, heavy, intercept, alpha):
     w = weights(heavy, power)
     solution, diagonal, rss = in_exact_arithmetic(X, y, w, alpha, intercept, digits=250)
     fit = regression.fit(X, y, sample_weight=w, alpha=alpha, fit_intercept=intercept, backend=backend)
@@ -46,12 +46,12 @@ def test_heavy_rows_far_from_the_origin(backend, power, offset, intercept):
     solution = in_exact_arithmetic(X + offset, y, w, 0.0, intercept, digits=250)[0]
     fit = regression.fit(X + offset, y, sample_weight=w, fit_intercept=intercept, backend=backend)
     assert not fit.status & Status.RANK_DEFICIENT
-    # without an intercept the condition is that of the offset; with one it is the intercept's
+    # without an intercept the offset determines the condition of the coefficients; with one, that of the intercept
     close(fit.coef, solution[int(intercept) :], 1e-13 if intercept else 1e-15 * offset)
 
 
 @pytest.mark.parametrize("power", [4, 16, 24])
-def test_dependent_columns_are_told_beside_heavy_rows(backend, power):
+def test_dependent_columns_are_detected_beside_heavy_rows(backend, power):
     w = weights([2, 9], power)
     double = np.c_[X, X[:, 0] + X[:, 1]]
     fit = regression.fit(double, y, sample_weight=w, on_singular="ignore", backend=backend)
@@ -59,7 +59,7 @@ def test_dependent_columns_are_told_beside_heavy_rows(backend, power):
     assert fit.rank == 3
 
 
-def test_one_uneven_problem_leaves_the_others_as_they_are(backend):
+def test_a_problem_with_uneven_weights_does_not_affect_the_others(backend):
     w = np.stack([np.ones(15), weights([2, 9], 24), np.linspace(1, 2, 15)])
     how = {"alpha": 0.5, "backend": backend}
     many = regression.fit(np.stack([X] * 3), np.stack([y] * 3), sample_weight=w, **how)

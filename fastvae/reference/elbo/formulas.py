@@ -8,10 +8,11 @@
     kl_nl   = 1/2 ((mu - mu_p)^2 e^-logvar_p + phi(logvar - logvar_p))      phi(t) = e^t - 1 - t
 
 Shapes: x [N, *event], x_hat [N, *event] or [K, N, *event], mu and logvar [N, *latent].
-Arithmetic and sums in float32 (float64 where an input is); gradients in each input's own dtype, by autograd.
+Arithmetic and sums are in float32, or float64 if an input is float64; gradients, by autograd, have the dtype of the
+input. Arguments are checked in `fastvae._elbo.api`, not here.
 
 Source: Kingma & Welling, "Auto-encoding variational Bayes" (2014); free bits: Kingma et al., "Improved variational
-inference with inverse autoregressive flow" (2016).  Arguments are checked in `fastvae._elbo.api`, not here.
+inference with inverse autoregressive flow" (2016).
 """
 
 import math
@@ -25,7 +26,7 @@ from torch import Tensor
 from .likelihoods import gaussian_log_prob, over_scale
 from .noise import standard_normal
 
-# phi(t) / t^2 on |t| <= 0.9, highest power first: Chebyshev interpolation, good to a rounding error.
+# phi(t) / t^2 on |t| <= 0.9, highest power first: Chebyshev interpolation, accurate to rounding error.
 PHI_LIMIT = 0.9
 PHI_COEFFICIENTS = {
     torch.float32: (
@@ -45,7 +46,17 @@ Decoder = Callable[[Tensor], "Tensor | tuple[Tensor, Tensor]"]
 
 
 class ElboTerms(NamedTuple):
-    """The bound and its two terms, in nats, each reduced over the batch in the same way."""
+    """The ELBO and its two terms, in nats, each reduced over the batch in the same way.
+
+    Attributes
+    ----------
+    elbo : Tensor
+        The evidence lower bound.
+    log_likelihood : Tensor
+        The expected log-likelihood, averaged over the draws.
+    kl : Tensor
+        The KL divergence, without beta and free bits.
+    """
 
     elbo: Tensor
     log_likelihood: Tensor
@@ -53,24 +64,24 @@ class ElboTerms(NamedTuple):
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """Float32, or float64 where one of the tensors is: the dtype of arithmetic, sums and values."""
+    """The dtype of arithmetic, sums and values: float32, or float64 if one of the tensors is float64."""
     return reduce(torch.promote_types, (t.dtype for t in tensors if t.is_floating_point()), torch.float32)
 
 
 def phi(t: Tensor) -> Tensor:
-    """e^t - 1 - t to 4 ulp, never negative; float32 or float64. Its derivative is expm1(t).
+    """e^t - 1 - t, accurate to 4 ulp and never negative; float32 or float64. Its derivative is expm1(t).
 
     Examples
     --------
-    >>> float(phi(torch.tensor(1e-6)))          # the textbook form has no correct digit here
+    >>> float(phi(torch.tensor(1e-6)))          # the textbook formula has no correct digit here
     5.0000...e-13
     """
     small = t.abs() <= PHI_LIMIT
-    t_small = torch.where(small, t, 0.0)  # a power of a large t would overflow, and hand the other branch 0 * inf
+    t_small = torch.where(small, t, 0.0)  # powers of a large t would overflow, and give a gradient of 0 * inf
     q = torch.zeros_like(t)
     for c in PHI_COEFFICIENTS[t.dtype]:
         q = q * t_small + c
-    # t drops out of e^t long before 1000, and the clamp makes phi(inf) = inf, not inf - inf
+    # t is negligible relative to e^t long before 1000, and the clamp gives phi(inf) = inf instead of inf - inf
     return torch.where(small, t_small * t_small * q, torch.expm1(t) - t.clamp(max=1000.0))
 
 
@@ -85,9 +96,10 @@ def kl_elements(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tenso
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor, prior: Prior | None = None, *, reduction: str = "none") -> Tensor:
-    """KL(N(mu, e^logvar) || p), summed over the latent dims; for the other direction exchange the two Gaussians.
+    """KL(N(mu, e^logvar) || p), summed over the latent dims; for the other direction, swap the two Gaussians.
 
-    Equivalent to ``torch.distributions.kl_divergence(Normal(mu, std), Normal(mu_p, std_p))``, summed likewise.
+    Equivalent to ``torch.distributions.kl_divergence(Normal(mu, std), Normal(mu_p, std_p))``, summed over the latent
+    dims.
     """
     return reduce_batch(sum_event(kl_elements(mu, logvar, prior)), reduction)
 
@@ -140,10 +152,11 @@ def elbo_terms(
     seed: Tensor | int | None = None,
     first_row: int = 0,
 ) -> ElboTerms:
-    """The bound, the expected log-likelihood and the raw KL; ``likelihood`` is any object with ``log_prob(x, x_hat)``.
+    """The ELBO, the expected log-likelihood and the KL; ``likelihood`` is any object with ``log_prob(x, x_hat)``.
 
     With free bits lambda, kl_nl is replaced by the constant lambda wherever its batch mean is at most lambda, so that
-    the mean over the batch is mean(log_likelihood) - beta sum_l max(lambda, kl_bar_l). The ``kl`` returned stays raw.
+    the mean of the ELBO is mean(log_likelihood) - beta sum_l max(lambda, kl_bar_l). The returned ``kl`` includes
+    neither beta nor free bits.
     """
     log_prob = gaussian_log_prob if likelihood is None else likelihood.log_prob
     if not isinstance(x_hat, Tensor):
@@ -161,26 +174,26 @@ def elbo_terms(
 def kl_penalty(
     mu: Tensor, logvar: Tensor, prior: Prior | None, beta: Tensor | float, free_bits: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """What the KL takes from the bound, weighed by beta and floored by free bits, and the raw KL: each ``[N]``."""
+    """The KL penalty, weighted by beta and with free bits, and the raw KL: each ``[N]``."""
     kl = kl_raw = kl_elements(mu, logvar, prior)  # [N, *latent]
-    may_be_off = not beta.requires_grad if isinstance(beta, Tensor) else beta == 0
-    if may_be_off:
-        off = torch.as_tensor(beta, device=mu.device) == 0  # masks the inputs: 0 * inf in a gradient would be NaN
-        mu, logvar, *params = (torch.where(off, 0.0, t) for t in (mu, logvar, *(prior or ())))
+    may_be_zero = not beta.requires_grad if isinstance(beta, Tensor) else beta == 0
+    if may_be_zero:
+        is_zero = torch.as_tensor(beta, device=mu.device) == 0  # masks the inputs: a gradient of 0 * inf would be NaN
+        mu, logvar, *params = (torch.where(is_zero, 0.0, t) for t in (mu, logvar, *(prior or ())))
         kl = kl_elements(mu, logvar, (params[0], params[1]) if params else None)
     if isinstance(free_bits, Tensor) or free_bits != 0:
         floor = torch.as_tensor(free_bits, dtype=kl.dtype, device=kl.device).detach()
-        kl = torch.where(kl.mean(0) <= floor, floor, kl)  # this way round NaN stays visible
+        kl = torch.where(kl.mean(0) <= floor, floor, kl)  # in this order NaN is kept
     return beta * sum_event(kl), sum_event(kl_raw)
 
 
 def elbo(x: Tensor, x_hat: Tensor | Decoder, mu: Tensor, logvar: Tensor, **options: Any) -> Tensor:
-    """The bound alone; the arguments of `elbo_terms`."""
+    """The ELBO; arguments as in `elbo_terms`."""
     return elbo_terms(x, x_hat, mu, logvar, **options).elbo
 
 
 def decode(decoder: Decoder, z: Tensor, num_samples: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """x_hat, and log_scale where the decoder returns one. It is called once, with the K draws folded into the rows."""
+    """Call the decoder once, with the K draws folded into the rows: x_hat, and log_scale or None."""
     out = decoder(z if num_samples is None else z.flatten(0, 1))  # k slowest
     x_hat, log_scale = out if isinstance(out, tuple) else (out, None)
     if num_samples is not None:
@@ -193,13 +206,13 @@ def decode(decoder: Decoder, z: Tensor, num_samples: int | None = None) -> tuple
 def decode_with(
     decoder: Decoder, z: Tensor, likelihood: Any, num_samples: int | None = None
 ) -> tuple[Tensor, Any, Tensor | None]:
-    """x_hat, the likelihood with the log_scale that the decoder returned with it, if it did, and that log_scale."""
+    """Call the decoder: x_hat, the likelihood with the log_scale the decoder returned, if any, and that log_scale."""
     x_hat, log_scale = decode(decoder, z, num_samples)
     return x_hat, likelihood if log_scale is None else with_log_scale(likelihood, log_scale), log_scale
 
 
 def with_log_scale(likelihood: Any, log_scale: Tensor) -> Any:
-    """The likelihood with the log_scale that the decoder returned; an error if it can't have one."""
+    """The likelihood with the log_scale that the decoder returned; TypeError if it does not support one."""
     if not hasattr(likelihood, "with_log_scale"):
         kind = type(likelihood).__name__
         raise TypeError(
@@ -209,17 +222,17 @@ def with_log_scale(likelihood: Any, log_scale: Tensor) -> Any:
 
 
 def as_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
-    """A 0-d int64 tensor on the device; None draws one from torch's generator there, as `torch.manual_seed` set it."""
+    """The seed as a 0-d int64 tensor on the device; None draws one from torch's generator for that device."""
     if seed is None:
         return torch.randint(2**63 - 1, (), device=device)
     return seed if isinstance(seed, Tensor) else torch.full((), seed, dtype=torch.int64, device=device)
 
 
 def sum_event(t: Tensor) -> Tensor:
-    """Sum over all dims but the first, ``[N, ...] -> [N]``."""
+    """Sum over all dims except the first, ``[N, ...] -> [N]``."""
     return t.reshape(t.shape[0], math.prod(t.shape[1:])).sum(1)
 
 
 def reduce_batch(t: Tensor, reduction: str) -> Tensor:
-    """``[N]`` -> its mean, its sum, or itself."""
+    """Reduce ``[N]`` to its mean or its sum, or return it unchanged."""
     return t if reduction == "none" else t.mean() if reduction == "mean" else t.sum()

@@ -1,10 +1,10 @@
-"""Log densities of one observed element, constants included, in nats: the formulas behind `fastvae.likelihoods`.
+"""Log densities of one observed element, including constants, in nats: the formulas of `fastvae.likelihoods`.
 
     Gaussian    log N(x; x_hat, e^(2 log_scale)) = -1/2 ((x - x_hat) e^-log_scale)^2 - log_scale - 1/2 log 2 pi
     Laplace     log Laplace(x; x_hat, e^log_scale)   = -|x - x_hat| e^-log_scale - log_scale - log 2
     Bernoulli   log p(x; logit x_hat) = x log s(x_hat) + (1 - x) log s(-x_hat),      s(a) = 1 / (1 + e^-a)
 
-Every function is elementwise and broadcasts; arithmetic is in the dtype it is handed.
+Every function is elementwise and broadcasts; arithmetic is in the dtype of the arguments.
 """
 
 import math
@@ -19,24 +19,26 @@ LOG_2 = math.log(2)
 
 
 def over_scale(residual: Tensor, log_scale: Tensor | float) -> Tensor:
-    """r = residual e^-log_scale, in three factors: none of them is infinite, so that 0 stays 0, and their product with
-    any other number overflows. Its derivative in log_scale is -r, and formed as such.
+    """r = residual e^-log_scale, without 0 * inf and with the derivative -r with respect to log_scale.
+
+    It is multiplied by three factors, none of them infinite: a residual of 0 stays 0, and any other one overflows if r
+    does.
     """
     dtype = residual.dtype
     if isinstance(log_scale, Tensor) and log_scale.dim() > 0:
         dtype = torch.promote_types(dtype, log_scale.dtype)
-    most = math.log(torch.finfo(dtype).max) - 1
+    limit = math.log(torch.finfo(dtype).max) - 1
     if not isinstance(log_scale, Tensor):
         for _ in range(3):
-            part = max(log_scale, -most)
-            residual, log_scale = residual * math.exp(-part) if part else residual, min(log_scale + most, 0.0)
+            part = max(log_scale, -limit)
+            residual, log_scale = residual * math.exp(-part) if part else residual, min(log_scale + limit, 0.0)
         return residual
-    rest = fixed = log_scale.detach()
+    remainder = constant = log_scale.detach()
     for _ in range(3):
-        residual = residual * torch.exp(-rest.clamp(min=-most))
-        rest = (rest + most).clamp(max=0.0)
-    # 1, of which the derivative is -1. By way of those factors it would leave the range where -r does not.
-    return residual * torch.exp(torch.where(fixed.isinf(), 0.0, fixed - log_scale))
+        residual = residual * torch.exp(-remainder.clamp(min=-limit))
+        remainder = (remainder + limit).clamp(max=0.0)
+    # A factor of 1 with the derivative -1. The derivative of the factors above could overflow although -r does not.
+    return residual * torch.exp(torch.where(constant.isinf(), 0.0, constant - log_scale))
 
 
 def gaussian_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, link: str = "identity") -> Tensor:
@@ -49,7 +51,7 @@ def gaussian_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0,
 
 
 def laplace_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, link: str = "identity") -> Tensor:
-    """Log density of a Laplace variable about link(x_hat); its derivative there is 0 where x is that very number.
+    """Log density of a Laplace variable with location link(x_hat); its derivative is 0 where x equals the location.
 
     Equivalent to ``torch.distributions.Laplace(link(x_hat), log_scale.exp()).log_prob(x)``.
     """
@@ -57,9 +59,9 @@ def laplace_log_prob(x: Tensor, x_hat: Tensor, log_scale: Tensor | float = 0.0, 
 
 
 def bernoulli_log_prob(x: Tensor, x_hat: Tensor) -> Tensor:
-    """Log p(x) of a Bernoulli variable with logit x_hat; for x between 0 and 1, minus the cross-entropy.
+    """Log p(x) of a Bernoulli variable with logits x_hat; for x between 0 and 1, the negative cross-entropy.
 
-    Both terms are negative, so nothing cancels: log p keeps its digits where p is near one.
+    Neither term is positive, so there is no cancellation: log p is accurate where p is near one.
     Equivalent to ``torch.distributions.Bernoulli(logits=x_hat).log_prob(x)``.
     """
     return x * logsigmoid(x_hat) + (1 - x) * logsigmoid(-x_hat)

@@ -6,7 +6,7 @@
     eps = sqrt(-2 log u) (cos 2 pi t, sin 2 pi t)                so |eps| <= 6.77
 
 The words are the same on every device and in every backend, for any batch split or block size; eps agrees to 2e-6.
-u and t are float32 numbers in every dtype, so float64 noise is the float32 noise computed more exactly.
+u and t are float32 numbers for every dtype, so float64 noise is the float32 noise, computed more accurately.
 
 Source: Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -44,7 +44,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     r = torch.arange(ROUNDS, device=key.device)
     keys = ((key[i] + r * WEYL[i]) & MASK for i in (0, 1))  # two [ROUNDS]
     for k0, k1 in zip(*(k.unbind() for k in keys), strict=True):
-        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]  # wrap modulo 2^64 in int64: the bits are those of uint64
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]  # int64 wraps modulo 2^64: the same bits as uint64
         c0, c1 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK
         c2, c3 = ((p0 >> 32) & MASK) ^ c3 ^ k1, p0 & MASK
     return torch.stack((c0, c1, c2, c3))
@@ -57,11 +57,16 @@ def standard_normal(
 
     Parameters
     ----------
-    shape : (N, *latent); l counts the latent elements of a row in row-major order
-    seed : 0-d int64 tensor, not negative; its device is the result's
-    num_samples : number K of draws a row
-    first_row : the number n of the first row
-    dtype : torch.float32 or torch.float64, in which eps is computed from u and t
+    shape : tuple of ints
+        (N, *latent); l numbers the latent elements of a row in row-major order.
+    seed : 0-d int64 tensor
+        Not negative; the result is on its device.
+    num_samples : int
+        Number of draws K per row.
+    first_row : int
+        Index n of the first row.
+    dtype : torch.dtype
+        torch.float32 or torch.float64, in which eps is computed from u and t.
 
     Examples
     --------

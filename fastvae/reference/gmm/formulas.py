@@ -5,21 +5,21 @@ q(z) over the components
 
     log p(x) = ELBO(q) + KL(q || p(z | x)),    ELBO(q) = sum_k q_k (log p(x, z=k) - log q_k).
 
-EM (Dempster, Laird & Rubin 1977) climbs the ELBO in two alternating steps (Neal & Hinton 1998): `e_step` sets q to the
-posterior, which makes the KL 0 and the bound tight; `m_step` maximises the bound over weights, means and covariances
-with q held fixed. So the log likelihood never falls. The formulas are in Bishop (2006), ch. 9.
+EM (Dempster, Laird & Rubin 1977) maximises the ELBO in two alternating steps (Neal & Hinton 1998): `e_step` sets q to
+the posterior, which makes the KL 0 and the bound tight; `m_step` maximises the bound over weights, means and
+covariances with q held fixed. So the log likelihood never decreases. The formulas are in Bishop (2006), ch. 9.
 
 Arguments, the same in every function, for N rows, D features, K components:
 
     X              `[*batch, N, D]`  rows
     resp           `[*batch, N, K]`  responsibilities q_n(z=k), >= 0, summing to 1 over K
-    sample_weight  `[*batch, N]`     >= 0, or None for ones; a weight of 2 is the row twice
+    sample_weight  `[*batch, N]`     >= 0, or None for ones; a weight of 2 is equivalent to repeating the row
     mixture        a `Mixture`       the parameters
 
-Leading dims `*batch` are independent problems and broadcast against each other: X `[N, D]` goes with means `[B, K, D]`.
+Leading dims `*batch` are independent problems and broadcast: X `[N, D]` can be combined with means `[B, K, D]`.
 Results have the promoted dtype of the arguments, float32 at least, since there are no half-precision factorisations;
-log probabilities are in nats. Nothing is checked or repaired here: what is not defined comes out as NaN, in its own
-problem of a batch only. Residuals x - mu_k, `[*batch, K, N, D]`, are formed for a block of rows at a time.
+log probabilities are in nats. Arguments are not checked: an undefined result is NaN, and only in its own problem of a
+batch. Residuals x - mu_k, `[*batch, K, N, D]`, are computed for one block of rows at a time.
 """
 
 import math
@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
-LARGE = 1e18  # of float32, what has a square
-BLOCK = 2**21  # elements of the residuals of a block: 16 MB in float64
+LARGE = 1e18  # larger values may overflow when squared in float32
+BLOCK = 2**21  # elements of a block of residuals: 16 MB in float64
 
 
 class Mixture(NamedTuple):
@@ -58,7 +58,7 @@ class Mixture(NamedTuple):
 
 
 class EStep(NamedTuple):
-    """What the E-step knows of each row.
+    """The result of the E-step.
 
     Attributes
     ----------
@@ -73,12 +73,12 @@ class EStep(NamedTuple):
 
 
 def joint_log_prob(X: Tensor, mixture: Mixture) -> Tensor:
-    """Log density of a row and its component: log p(x_n, z=k) = log pi_k + log N(x_n; mu_k, Sigma_k).
+    """Joint log density of a row and its component, log p(x_n, z=k) = log pi_k + log N(x_n; mu_k, Sigma_k).
 
-    log N = -1/2 |z|^2 - 1/2 log |Sigma| - D/2 log 2 pi, where z = L^-1 (x - mu) and Sigma = L L'. The residual comes
-    first: the expanded form x'Px - 2 x'P mu + mu'P mu cancels when the data lie far from the origin.
+    log N = -1/2 |z|^2 - 1/2 log |Sigma| - D/2 log 2 pi, where z = L^-1 (x - mu) and Sigma = L L'. It is computed from
+    residuals: the expanded form x'Px - 2 x'P mu + mu'P mu suffers from cancellation for data far from the origin.
 
-    A weight of exactly 0 takes its component out of the model: -inf, and gradient 0. A covariance that is not positive
+    A weight of exactly 0 removes its component from the model: -inf, and gradient 0. A covariance that is not positive
     definite has no density: NaN. `[*batch, N, K]`, in nats.
 
     Notes
@@ -93,7 +93,7 @@ def joint_log_prob(X: Tensor, mixture: Mixture) -> Tensor:
     tensor([[-1.6121, -2.8052]])
     """
     X, weights, means, covariances = _promote(X, *mixture[:3])
-    if _known(mixture.covariance_type) in ("full", "tied"):
+    if _check_covariance_type(mixture.covariance_type) in ("full", "tied"):
         tied = mixture.covariance_type == "tied"
         L = _cholesky(covariances[..., None, :, :] if tied else covariances)  # [*batch, 1 or K, D, D]
         half_log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # [*batch, 1 or K]
@@ -111,9 +111,9 @@ def joint_log_prob(X: Tensor, mixture: Mixture) -> Tensor:
     squares = [whiten(e).square().sum(-1) for e in _residuals(X, means)]  # |z|^2, each [*batch, K, rows]
     constant = 0.5 * X.shape[-1] * math.log(2 * math.pi)
     log_normal = -0.5 * torch.cat(squares, -1) - half_log_det[..., None] - constant  # [*batch, K, N]
-    # log sees a 1 in place of a 0, else the gradient would be 0 * inf = NaN. A negative weight stays visible as NaN.
-    out = weights == 0
-    log_weights = weights.masked_fill(out, 1.0).log().masked_fill(out, -math.inf)  # [*batch, K]
+    # A weight of 0 is replaced by 1 in the log, or its gradient would be 0 * inf = NaN. A negative weight gives NaN.
+    ignored = weights == 0
+    log_weights = weights.masked_fill(ignored, 1.0).log().masked_fill(ignored, -math.inf)  # [*batch, K]
     return (log_weights[..., None] + log_normal).mT
 
 
@@ -139,7 +139,7 @@ def e_step(X: Tensor, mixture: Mixture) -> EStep:
     """
     joint = joint_log_prob(X, mixture)  # [*batch, N, K]
     log_prob = torch.logsumexp(joint, -1)  # [*batch, N]
-    # Not joint - log_prob: far from all components log p is so large that it has no digits left of a difference.
+    # Not joint - log_prob: far from all components both are so large that the difference would lose all precision.
     return EStep(torch.log_softmax(joint, -1), log_prob)
 
 
@@ -157,27 +157,27 @@ def m_step(
 
         pi_k = N_k / sum_k N_k,    mu_k = sum_n r_nk x_n / N_k,    S_k = sum_n r_nk (x_n - mu_k)(x_n - mu_k)',
 
-    full S_k / N_k; tied sum_k S_k / sum_k N_k; diag the diagonal of full; spherical the mean of diag. Each is centred
-    about the new mean in a second pass over X, exactly symmetric, and gets `reg_covar` added to its variances.
+    full S_k / N_k; tied sum_k S_k / sum_k N_k; diag the diagonal of full; spherical the mean of diag. Each is computed
+    about the new mean in a second pass over X, is exactly symmetric, and has `reg_covar` added to its variances.
 
     Parameters
     ----------
     X, resp, sample_weight : Tensor
-        See the head of this file.
+        See the module docstring.
     covariance_type : str
         "full", "tied", "diag" or "spherical".
     reg_covar : float
-        Added to every variance. With any but 0 the step is no longer the maximum, and the bound may fall.
+        Added to every variance. Unless it is 0, the result is not the exact maximum, and the bound may decrease.
 
     Returns
     -------
     Mixture
-        A component that no row belongs to (N_k = 0) has weight 0 and, as 0 / 0, mean and covariance NaN; a tied
+        A component without rows (N_k = 0) has weight 0, and its mean and covariance are NaN, as 0 / 0; a tied
         covariance is then NaN too.
 
     Notes
     -----
-    Equivalent to the M-step of scikit-learn's ``GaussianMixture``, which adds 10 eps to N_k, and centres "full" alone.
+    Equivalent to the M-step of scikit-learn's ``GaussianMixture``, which adds 10 eps to N_k, and centres only "full".
 
     Examples
     --------
@@ -188,13 +188,15 @@ def m_step(
     """
     X, resp, *rest = _promote(X, resp, *([] if sample_weight is None else [sample_weight]))
     w = rest[0] if rest else None
-    X, resp = counted(X, w), counted(resp, w)
+    X, resp = zero_ignored_rows(X, w), zero_ignored_rows(resp, w)
     r = resp if w is None else resp * w[..., None]  # [*batch, N, K]
     N_k = r.sum(-2)  # [*batch, K]
     weights = N_k / N_k.sum(-1, keepdim=True)  # [*batch, K]
     means = r.mT @ X / N_k[..., None]  # [*batch, K, D]
-    blocks = ((q.mT[..., None], e) for q, e in zip(r.split(_rows(X, means), -2), _residuals(X, means), strict=True))
-    if _known(covariance_type) in ("full", "tied"):
+    blocks = (
+        (q.mT[..., None], e) for q, e in zip(r.split(_rows_per_block(X, means), -2), _residuals(X, means), strict=True)
+    )
+    if _check_covariance_type(covariance_type) in ("full", "tied"):
         scatter = reduce(torch.add, ((q * e).mT @ e for q, e in blocks))  # [*batch, K, D, D]
         scatter = 0.5 * (scatter + scatter.mT)  # r x_i x_j and r x_j x_i round differently
         ridge = reg_covar * torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)  # [D, D]
@@ -209,14 +211,14 @@ def m_step(
 def em_step(
     X: Tensor, mixture: Mixture, *, sample_weight: Tensor | None = None, reg_covar: float = 0.0
 ) -> tuple[Mixture, Tensor]:
-    """One E-step and one M-step: the next parameters, and the log likelihood of the incoming ones.
+    """One E-step and one M-step: the next parameters, and the log likelihood of the given ones.
 
     Returns
     -------
     Mixture
-        The next parameters. Their likelihood is at least that of the incoming ones where `reg_covar` is 0.
+        The next parameters. Their likelihood is at least that of the given ones if `reg_covar` is 0.
     Tensor
-        sum_n w_n log p(x_n) under the *incoming* mixture, `[*batch]`, in nats.
+        sum_n w_n log p(x_n) under the *given* mixture, `[*batch]`, in nats.
 
     Notes
     -----
@@ -230,7 +232,7 @@ def em_step(
     >>> bool(log_likelihood(X, mixture) > before)
     True
     """
-    X = counted(X, sample_weight)
+    X = zero_ignored_rows(X, sample_weight)
     log_resp, log_prob = e_step(X, mixture)
     q, kind = log_resp.exp(), mixture.covariance_type
     new = m_step(X, q, covariance_type=kind, sample_weight=sample_weight, reg_covar=reg_covar)
@@ -240,9 +242,8 @@ def em_step(
 def elbo(X: Tensor, resp: Tensor, mixture: Mixture, *, sample_weight: Tensor | None = None) -> Tensor:
     """ELBO(q) = sum_n w_n sum_k r_nk (log p(x_n, z=k) - log r_nk) for any q, with 0 log 0 = 0.
 
-    It falls short of the log likelihood by sum_n w_n KL(q_n || p(z | x_n)): never above it, and equal to it where q is
-    the posterior. Where r_nk is exactly 0 the component adds nothing, to the value or to any gradient. `[*batch]`, in
-    nats.
+    The log likelihood minus sum_n w_n KL(q_n || p(z | x_n)), so it is never larger, and equal if q is the posterior. If
+    r_nk is exactly 0, the component contributes nothing to the value or to any gradient. `[*batch]`, in nats.
 
     Examples
     --------
@@ -251,11 +252,11 @@ def elbo(X: Tensor, resp: Tensor, mixture: Mixture, *, sample_weight: Tensor | N
     >>> elbo(X, torch.full((2, 2), 0.5), mixture), elbo(X, e_step(X, mixture).log_resp.exp(), mixture)
     (tensor(-3.3379), tensor(-2.9041))
     """
-    X, resp = _promote(counted(X, sample_weight), counted(resp, sample_weight))
+    X, resp = _promote(zero_ignored_rows(X, sample_weight), zero_ignored_rows(resp, sample_weight))
     joint = joint_log_prob(X, mixture)  # [*batch, N, K]
-    out = resp == 0
-    # Both sides of the product are made harmless where r = 0: neither 0 * -inf nor log 0 is ever formed.
-    gap = joint.masked_fill(out, 0.0) - resp.masked_fill(out, 1.0).log()  # [*batch, N, K]
+    ignored = resp == 0
+    # Where r = 0, both terms are replaced, so that neither 0 * -inf nor log 0 is ever computed.
+    gap = joint.masked_fill(ignored, 0.0) - resp.masked_fill(ignored, 1.0).log()  # [*batch, N, K]
     return _sum_rows((resp * gap).sum(-1), sample_weight)
 
 
@@ -270,11 +271,11 @@ def log_likelihood(X: Tensor, mixture: Mixture, *, sample_weight: Tensor | None 
     >>> log_likelihood(torch.zeros(1, 2), mixture)
     tensor(-1.8379)
     """
-    return _sum_rows(e_step(counted(X, sample_weight), mixture).log_prob, sample_weight)
+    return _sum_rows(e_step(zero_ignored_rows(X, sample_weight), mixture).log_prob, sample_weight)
 
 
 def fit_normal(X: Tensor, *, sample_weight: Tensor | None = None) -> Mixture:
-    """One multivariate normal by maximum likelihood: a mixture of one full component, and needs no iterations.
+    """Fit one multivariate normal by maximum likelihood: a mixture of one full component, without iterations.
 
     Equivalent to ``np.mean(X, 0)`` and ``np.cov(X.T, ddof=0, aweights=sample_weight)``.
 
@@ -286,14 +287,16 @@ def fit_normal(X: Tensor, *, sample_weight: Tensor | None = None) -> Mixture:
     return m_step(X, torch.ones_like(X[..., :1]), sample_weight=sample_weight)
 
 
-def counted(rows: Tensor, sample_weight: Tensor | None) -> Tensor:
-    """The rows, `[*batch, N, any]`, with zeros in place of NaN, inf and what has no square in those of weight 0, which
-    would come out of a product with 0. What else such a row holds is kept, for the derivative by its weight.
+def zero_ignored_rows(rows: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """The rows, `[*batch, N, any]`, with rows of weight 0 set to zero if they contain NaN, inf or very large values.
+
+    Such values would turn a product with weight 0 into NaN. Other rows of weight 0 are kept, for the derivative with
+    respect to their weight.
     """
     if sample_weight is None:
         return rows
-    out = (sample_weight == 0) & ~(rows.detach().abs().amax(-1) < LARGE)  # [*batch, N]
-    return torch.where(out[..., None], 0.0, rows)
+    ignored = (sample_weight == 0) & ~(rows.detach().abs().amax(-1) < LARGE)  # [*batch, N]
+    return torch.where(ignored[..., None], 0.0, rows)
 
 
 def _promote(*tensors: Tensor) -> list[Tensor]:
@@ -301,26 +304,26 @@ def _promote(*tensors: Tensor) -> list[Tensor]:
     return [t.to(dtype) for t in tensors]
 
 
-def _rows(X: Tensor, means: Tensor) -> int:
-    """The rows of a block: their residuals from every mean of every problem have about BLOCK elements."""
+def _rows_per_block(X: Tensor, means: Tensor) -> int:
+    """Rows per block, such that the residuals from all means of all problems have about BLOCK elements."""
     problems = math.prod(torch.broadcast_shapes(X.shape[:-2], means.shape[:-2]))
     return max(1, BLOCK // max(1, problems * means.shape[-2] * means.shape[-1]))
 
 
 def _residuals(X: Tensor, means: Tensor) -> Iterator[Tensor]:
-    """x - mu_k, a block of rows after the other, each `[*batch, K, rows, D]`."""
-    return (rows[..., None, :, :] - means[..., :, None, :] for rows in X.split(_rows(X, means), -2))
+    """x - mu_k, one block of rows at a time, each `[*batch, K, rows, D]`."""
+    return (rows[..., None, :, :] - means[..., :, None, :] for rows in X.split(_rows_per_block(X, means), -2))
 
 
-def _known(covariance_type: str) -> str:
+def _check_covariance_type(covariance_type: str) -> str:
     if covariance_type not in COVARIANCE_TYPES:
         raise ValueError(f"covariance_type must be one of {COVARIANCE_TYPES}, got {covariance_type!r}")
     return covariance_type
 
 
 def _cholesky(A: Tensor) -> Tensor:
-    # Where one matrix of a batch is not positive definite, cholesky raises for them all; cholesky_ex stops half way
-    # in that one, and what stands in its L is nothing to compute with.
+    # If one matrix of a batch is not positive definite, `cholesky` raises for the whole batch. `cholesky_ex` leaves a
+    # partial factor for that one, which must not be used.
     L, info = torch.linalg.cholesky_ex(A)
     return L.masked_fill((info != 0)[..., None, None], math.nan)
 

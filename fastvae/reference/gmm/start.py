@@ -1,7 +1,7 @@
-"""Where EM starts: responsibilities from k-means, k-means++, rows drawn from the data, or nothing at all; and samples.
+"""Initial responsibilities of EM, by k-means, k-means++, rows drawn from the data, or at random; and sampling.
 
-Every draw is a function of (seed, problem, restart) and of nothing else: a problem starts at the same place alone and
-in any batch, on any device, since the random numbers are made on the CPU.
+Every draw depends only on (seed, problem, restart), and random numbers are generated on the CPU: a problem has the same
+start alone and in any batch, on any device.
 
 Arguments: X `[P, N, D]` float64, centred; w `[P, N]` >= 0; one (seed, problem, restart) for each of the P problems.
 """
@@ -15,17 +15,17 @@ from .formulas import Mixture, _cholesky
 
 STARTS = ("kmeans", "kmeans-raw", "k-means++", "random", "random_from_data")
 MAX_LLOYD = 300
-JITTER = 1e-9  # of each variance: a feature that others determine counts for nothing
+JITTER = 1e-9  # relative to each variance: keeps the covariance positive definite if features are dependent
 
-Stream = tuple[int, int, int]
+StreamKey = tuple[int, int, int]
 
 
-def responsibilities(X: Tensor, w: Tensor, K: int, start: str, streams: list[Stream]) -> Tensor:
+def initial_responsibilities(X: Tensor, w: Tensor, K: int, start: str, streams: list[StreamKey]) -> Tensor:
     """The first responsibilities, `[P, N, K]`.
 
-    kmeans, -raw       1 for the row's cluster after k-means, seeded by k-means++; `gmm_fit` scales or whitens X before
-    k-means++          1 for K rows far from each other, one a component; every other row counts for nothing
-    random_from_data   the same for K distinct rows, drawn by weight
+    kmeans, -raw       1 for the row's cluster after k-means, seeded by k-means++; the engine scales or whitens X first
+    k-means++          1 for K rows far from each other, one per component; 0 for all other rows
+    random_from_data   the same for K distinct rows, drawn with probability proportional to their weights
     random             uniform random numbers, normalised
 
     Equivalent to scikit-learn's ``GaussianMixture(init_params=start)``.
@@ -35,16 +35,18 @@ def responsibilities(X: Tensor, w: Tensor, K: int, start: str, streams: list[Str
         resp = _uniform(generators, X, X.shape[1], K)
         return resp / resp.sum(-1, keepdim=True)
     if start == "random_from_data":
-        # The K smallest of exponential waiting times of rate w: a draw by weight without replacement.
+        # The K smallest of exponential waiting times of rate w: weighted sampling without replacement.
         waiting = -_uniform(generators, X, X.shape[1]).log() / w  # [P, N]
         return _one_hot(waiting.topk(K, largest=False).indices, X.shape[1]).mT
-    seeds = plus_plus(X, w, K, generators)  # [P, K]
+    seeds = kmeans_plusplus(X, w, K, generators)  # [P, K]
     return lloyd(X, w, seeds) if start in ("kmeans", "kmeans-raw") else _one_hot(seeds, X.shape[1]).mT
 
 
-def plus_plus(X: Tensor, w: Tensor, K: int, generators: list[Generator]) -> Tensor:
-    """Greedy k-means++: each next row is drawn with probability w_n d_n^2, d_n its distance to the nearest row so far;
-    of 2 + log K candidates the one that lowers sum w d^2 most is taken. Row numbers `[P, K]`.
+def kmeans_plusplus(X: Tensor, w: Tensor, K: int, generators: list[Generator]) -> Tensor:
+    """Greedy k-means++ seeding. Row indices `[P, K]`.
+
+    Each next row is drawn with probability proportional to w_n d_n^2, d_n the distance to the nearest row so far. Of
+    2 + log K candidates, the one that reduces sum w d^2 most is chosen.
 
     Equivalent to ``sklearn.cluster.kmeans_plusplus(X, K, sample_weight=w)``.
     Source: Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding" (2007).
@@ -52,10 +54,10 @@ def plus_plus(X: Tensor, w: Tensor, K: int, generators: list[Generator]) -> Tens
     trials = 2 + int(math.log(K))
     u = _uniform(generators, X, K, trials)
     chosen = [_draw(w, u[:, 0, :1])]  # [P, 1]
-    nearest = _squares(X, chosen[0])[:, 0]  # [P, N]
+    nearest = _squared_distances(X, chosen[0])[:, 0]  # [P, N]
     for k in range(1, K):
         candidates = _draw(w * nearest, u[:, k])  # [P, trials]
-        squares = torch.minimum(nearest[:, None], _squares(X, candidates))  # [P, trials, N]
+        squares = torch.minimum(nearest[:, None], _squared_distances(X, candidates))  # [P, trials, N]
         best = (squares * w[:, None]).sum(-1).argmin(-1, keepdim=True)  # [P, 1]
         chosen.append(candidates.gather(1, best))
         nearest = squares.gather(1, best[..., None].expand(-1, -1, X.shape[1]))[:, 0]
@@ -63,9 +65,9 @@ def plus_plus(X: Tensor, w: Tensor, K: int, generators: list[Generator]) -> Tens
 
 
 def lloyd(X: Tensor, w: Tensor, seeds: Tensor) -> Tensor:
-    """Weighted k-means from the rows `seeds`, until no label changes: the clusters as responsibilities `[P, N, K]`.
+    """Weighted k-means (Lloyd's algorithm) from the rows `seeds`, until no label changes: responsibilities `[P, N, K]`.
 
-    A cluster that has lost its rows takes the row farthest from its own centre.
+    An empty cluster is moved to the row that is farthest from its own centre.
     """
     K = seeds.shape[1]
     centres = X.gather(1, seeds[..., None].expand(-1, -1, X.shape[2]))  # [P, K, D]
@@ -79,14 +81,15 @@ def lloyd(X: Tensor, w: Tensor, seeds: Tensor) -> Tensor:
         N_k = r.sum(1)  # [P, K]
         centres = r.mT @ X / N_k[..., None]
         for p, k in (N_k == 0).nonzero().tolist():
-            far = torch.where(w[p] > 0, nearest[p], -1.0).argmax()
-            centres[p, k], nearest[p, far] = X[p, far], 0.0
+            farthest = torch.where(w[p] > 0, nearest[p], -1.0).argmax()
+            centres[p, k], nearest[p, farthest] = X[p, farthest], 0.0
     return _one_hot(_distances(X, centres).argmin(-1), K)
 
 
 def whiten(X: Tensor, w: Tensor) -> Tensor:
-    """L^-1 (x - m) of all rows, L L' = S + JITTER diag S for their mean m and covariance S: distances between them do
-    not depend on how features are scaled, turned or sheared. `[P, N, D]`.
+    """Whitened rows L^-1 (x - m), `[P, N, D]`, with L L' = S + JITTER diag S for their mean m and covariance S.
+
+    Distances between whitened rows are invariant to scaling, rotating and shearing the features.
     """
     share = (w / w.sum(-1, keepdim=True))[..., None]  # [P, N, 1]
     X = X - (share * X).sum(1, keepdim=True)
@@ -97,14 +100,14 @@ def whiten(X: Tensor, w: Tensor) -> Tensor:
 
 
 def sample(mixture: Mixture, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n rows of each of B mixtures: z by its weights, then x = mu_z + L_z eps. X `[B, n, D]`, z `[B, n]`."""
+    """Draw n rows from each of B mixtures: z from its weights, then x = mu_z + L_z eps. X `[B, n, D]`, z `[B, n]`."""
     weights, means, covariances, kind = mixture
     B, K, D = means.shape
     streams = [generator(seed, b, 0) for b in range(B)]
     labels = _draw(weights, _uniform(streams, means, n))  # [B, n]
     eps = torch.stack([torch.randn(n, D, generator=g, dtype=torch.float64) for g in streams]).to(means.device)
     X = means.gather(1, labels[..., None].expand(-1, -1, D))  # [B, n, D]
-    X = X.masked_fill(~weights.isfinite().all(1)[:, None, None], math.nan)  # whose components cannot be drawn
+    X = X.masked_fill(~weights.isfinite().all(1)[:, None, None], math.nan)  # no component can be drawn
     if kind in ("diag", "spherical"):
         std = (covariances if kind == "diag" else covariances[..., None].expand_as(means)).sqrt()
         return X + std.gather(1, labels[..., None].expand(-1, -1, D)) * eps, labels
@@ -117,7 +120,7 @@ def sample(mixture: Mixture, n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def generator(seed: int, problem: int, restart: int) -> Generator:
-    """The random numbers of one restart of one problem. A hash (splitmix64) keeps the streams of neighbours apart."""
+    """The random generator of one restart of one problem; a hash (splitmix64) decorrelates neighbouring streams."""
     state = seed
     for word in (problem, restart):
         state = (state + 0x9E3779B97F4A7C15 * (word + 1)) % 2**64
@@ -128,24 +131,27 @@ def generator(seed: int, problem: int, restart: int) -> Generator:
 
 
 def _uniform(generators: list[Generator], like: Tensor, *shape: int) -> Tensor:
-    """Uniform in [0, 1), `[P, *shape]`."""
+    """Uniform random numbers in [0, 1), `[P, *shape]`."""
     numbers = [torch.rand(*shape, generator=g, dtype=torch.float64) for g in generators]
     return torch.stack(numbers).to(like.device)
 
 
 def _draw(weights: Tensor, u: Tensor) -> Tensor:
-    """Indices drawn by weight, by inversion: weights `[P, N]`, u `[P, m]`. None of weight 0, unless all are."""
+    """Indices drawn with probability proportional to the weights, by inversion: weights `[P, N]`, u `[P, m]`.
+
+    An index of weight 0 is never drawn, unless all weights are 0.
+    """
     sums = weights.cumsum(-1)
     return torch.searchsorted(sums, u * sums[:, -1:], right=True).clamp_(max=weights.shape[-1] - 1)
 
 
-def _squares(X: Tensor, rows: Tensor) -> Tensor:
-    """Squared distances of the rows numbered `[P, m]` to all rows, `[P, m, N]`."""
+def _squared_distances(X: Tensor, rows: Tensor) -> Tensor:
+    """Squared distances from the rows with indices `[P, m]` to all rows, `[P, m, N]`."""
     return _distances(X.gather(1, rows[..., None].expand(-1, -1, X.shape[2])), X).square()
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # differences first: nothing cancels
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # from differences: no cancellation
 
 
 def _one_hot(labels: Tensor, K: int) -> Tensor:

@@ -1,16 +1,16 @@
-"""The reference engine of `fastvae.regression`: many problems at once, by QR, with rank, condition and status.
+"""The reference engine of `fastvae.regression`: a batch of problems by QR, with rank, condition and status.
 
-An engine is a module with `fit`, `accumulate`, `merge`, `solve` and `target_exponents` as here; `fastvae.regression`
-checks the arguments and calls the one that serves them. All it hands over are tensors of one device:
+An engine is a module with the functions `fit`, `accumulate`, `merge`, `solve` and `target_exponents` of this one.
+`fastvae.regression` checks the arguments and calls the engine of the chosen backend. It passes tensors on one device:
 
     X              `[B, N, P]`  float32 or float64, any strides
     y              `[B, N, R]`  float32 or float64, of its own dtype, any strides
     sample_weight  `[B, N]`     float64, finite, >= 0; or None for ones
 
-and all that comes back is float64, counts and status int64. Values of X and y are not looked at before: a problem with
-inf or NaN comes back with NaN everywhere, and NONFINITE in its own status only; `solve` answers the targets beside
-those that hold them. Status flags are the numbers of `fastvae.Status`. This engine also takes B = 0 and P = 0, and is
-differentiable where the columns are independent.
+Results are float64, counts and status int64. The values of X and y are not checked before: the results of a problem
+with inf or NaN are NaN, and only its own status is NONFINITE; `solve` still solves for targets without inf or NaN.
+Status flags are the integers of `fastvae.Status`. This engine also supports B = 0 and P = 0, and is differentiable if
+the columns are independent.
 """
 
 import math
@@ -22,19 +22,19 @@ from torch import Tensor
 
 from . import formulas
 from .formulas import Centred, Solution
-from .solve import EPS, by_rows, minimum_norm
+from .solve import EPS, minimum_norm, rowwise_qr
 
 NONFINITE, TOO_FEW_ROWS, RANK_DEFICIENT = 16, 32, 256
-SMALL_RIDGE = 1e-2  # of the squared length of a column
-UNEVEN = 2.0**20  # weights, of one another: QR without pivots may round light rows away
-LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these in double-double, are in range
+SMALL_RIDGE = 1e-2  # relative to the squared norm of a column
+UNEVEN_RATIO = 2.0**20  # ratio of weights above which QR without pivoting may lose light rows to rounding
+MIN_MAGNITUDE, MAX_MAGNITUDE = 1e-140, 1e140  # of numbers whose squares in double-double are in range
 
 
 class Fitted(NamedTuple):
-    """What `fit` and `solve` return."""
+    """The result of `fit` and `solve`."""
 
     coef: Tensor  # [B, R, P]
-    intercept: Tensor  # [B, R], 0 without one
+    intercept: Tensor  # [B, R], 0 if not estimated
     standard_errors: Tensor  # [B, R, P]
     intercept_standard_error: Tensor  # [B, R]
     sigma2: Tensor  # [B, R] RSS / N
@@ -42,33 +42,33 @@ class Fitted(NamedTuple):
     log_likelihood: Tensor  # [B, R]
     r2: Tensor  # [B, R]
     rss: Tensor  # [B, R]
-    condition: Tensor  # [B] of the centred columns at unit norm; inf where they are dependent
+    condition: Tensor  # [B] of the centred columns at unit norm; inf if they are dependent
     rank: Tensor  # [B] int64, of the centred columns
     rows: Tensor  # [B] int64, of positive weight
     df: Tensor  # [B] int64, rows - rank - fit_intercept
     status: Tensor  # [B] int64
-    mean_x: Tensor  # [B, P], 0 without an intercept, as all of these
-    small_mean_x: Tensor  # [B, P], what rounding left of these
+    mean_x: Tensor  # [B, P], 0 without an intercept, like small_mean_x and mean_y
+    small_mean_x: Tensor  # [B, P], rounding error of mean_x
     mean_y: Tensor  # [B, R]
     total_weight: Tensor  # [B]
     inverse_gram: Callable[[], Tensor]  # () -> [B, P, P]: V, with Var coef = sigma2_unbiased V
 
 
-OF_TARGETS = ("intercept", "intercept_standard_error", "mean_y")  # in their units
-OVER_TARGETS = (*Fitted._fields[:9], "mean_y")
+SCALED_WITH_TARGETS = ("intercept", "intercept_standard_error", "mean_y")  # in the units of y
+PER_TARGET = (*Fitted._fields[:9], "mean_y")
 
 
 class Sums(NamedTuple):
-    """What is kept of rows: the triangle T of a QR of [1 X y], or [X y], each row times the root of its weight.
+    """A summary of rows: the triangular factor T of [1 X y], or [X y], with each row times the root of its weight.
 
-    T'T is the Gram matrix, which would have the square of T's condition. Picklable.
+    T'T is the Gram matrix, whose condition number is the square of T's. Picklable.
     """
 
     triangle: Tensor  # [B, K, K], K = P + R + fit_intercept
     rows: Tensor  # [B] int64, of positive weight
     total_weight: Tensor  # [B]
     log_weight: Tensor  # [B] sum_n log w_n over w_n > 0
-    lost: Tensor  # [B, R] bool: targets with inf or NaN, in whose place are zeros
+    nonfinite: Tensor  # [B, R] bool: targets with inf or NaN, which are replaced by zeros
     P: int
     fit_intercept: bool
 
@@ -76,19 +76,19 @@ class Sums(NamedTuple):
 def fit(
     X: Tensor, y: Tensor, *, sample_weight: Tensor | None, alpha: float, fit_intercept: bool, precision: str
 ) -> Fitted:
-    """Fit each problem. Every precision is QR in float64 here."""
+    """Fit each problem, by QR in float64 for every ``precision``."""
     X, y, w = X.to(torch.float64), y.to(torch.float64), _weights(X, sample_weight)
-    return _answered(formulas.centre(X, y, w[..., None], fit_intercept), alpha, fit_intercept, (X, y, w))
+    return _solve_problems(formulas.centre(X, y, w[..., None], fit_intercept), alpha, fit_intercept, (X, y, w))
 
 
 def accumulate(
     sums: Sums | None, X: Tensor, y: Tensor, *, sample_weight: Tensor | None, fit_intercept: bool, precision: str
 ) -> Sums:
-    """The sums with the rows of X and y added; None for none yet."""
+    """Add the rows of X and y to the sums, None if there are none yet."""
     w = _weights(X, sample_weight)  # [B, N]
-    X, y = (formulas.without_ignored(t, w[..., None]) for t in (X, y))
-    lost = ~y.isfinite().all(1)  # [B, R]
-    y = y.masked_fill(lost[:, None], 0.0)
+    X, y = (formulas.zero_ignored_rows(t, w[..., None]) for t in (X, y))
+    nonfinite = ~y.isfinite().all(1)  # [B, R]
+    y = y.masked_fill(nonfinite[:, None], 0.0)
     root = w.sqrt()[..., None]
     columns = [root] if fit_intercept else []
     columns += [root * X, root * y]
@@ -98,7 +98,7 @@ def accumulate(
         (w > 0).sum(-1),
         w.sum(-1),
         formulas.log_weight(w).sum(-1),
-        lost,
+        nonfinite,
         X.shape[-1],
         fit_intercept,
     )
@@ -112,36 +112,37 @@ def merge(sums: Sums, other: Sums) -> Sums:
         rows=sums.rows + other.rows,
         total_weight=sums.total_weight + other.total_weight,
         log_weight=sums.log_weight + other.log_weight,
-        lost=sums.lost | other.lost,
+        nonfinite=sums.nonfinite | other.nonfinite,
     )
 
 
 def target_exponents(sums: Sums) -> Tensor | None:
-    """What `solve` takes the targets divided by, powers of two `[B, R]`; None where it takes them as they are."""
+    """Exponents `[B, R]` of the powers of two by which `solve` divides the targets; None if it does not scale them."""
     peak = sums.triangle[..., sums.P + int(sums.fit_intercept) :].abs().amax(1)
-    wild = ((peak > MOST) | (peak < LEAST) & (peak > 0)) & peak.isfinite()
-    return torch.where(wild, torch.frexp(peak).exponent, 0) if wild.any() else None
+    extreme = ((peak > MAX_MAGNITUDE) | (peak < MIN_MAGNITUDE) & (peak > 0)) & peak.isfinite()
+    return torch.where(extreme, torch.frexp(peak).exponent, 0) if extreme.any() else None
 
 
 def solve(sums: Sums, *, alpha: float) -> Fitted:
     """Fit each problem: the triangle is a data set of K rows with the same sums of squares, its first row the means.
 
-    Targets and what follows from them are in units of 2^`target_exponents`.
+    Targets, and results in their units, are divided by 2^`target_exponents`.
     """
     T, P = sums.triangle, sums.P
     first = int(sums.fit_intercept)
     if (exponents := target_exponents(sums)) is not None:
-        T = torch.cat([T[..., : first + P], times(T[..., first + P :], -exponents[:, None])], -1)
+        T = torch.cat([T[..., : first + P], ldexp(T[..., first + P :], -exponents[:, None])], -1)
     mean_x, mean_y = torch.zeros_like(T[:, :1, first : first + P]), torch.zeros_like(T[:, :1, first + P :])
     if first:
         mean_x, mean_y = T[:, :1, 1 : 1 + P] / T[:, :1, :1], T[:, :1, 1 + P :] / T[:, :1, :1]
     A, c = T[:, first:, first : first + P], T[:, first:, first + P :]
     counts = (t[:, None] for t in (sums.total_weight, sums.log_weight, sums.rows))
-    whole = sums.lost.all(1)
-    c = c.masked_fill(whole[:, None, None], math.nan)
-    fitted = _answered(Centred(A, c, mean_x, torch.zeros_like(mean_x), mean_y, *counts), alpha, sums.fit_intercept)
-    some = sums.lost & ~whole[:, None]
-    return mark_lost(fitted, some) if some.any() else fitted
+    all_nonfinite = sums.nonfinite.all(1)
+    c = c.masked_fill(all_nonfinite[:, None, None], math.nan)
+    data = Centred(A, c, mean_x, torch.zeros_like(mean_x), mean_y, *counts)
+    fitted = _solve_problems(data, alpha, sums.fit_intercept)
+    nonfinite_targets = sums.nonfinite & ~all_nonfinite[:, None]
+    return mark_nonfinite(fitted, nonfinite_targets) if nonfinite_targets.any() else fitted
 
 
 def _weights(X: Tensor, sample_weight: Tensor | None) -> Tensor:
@@ -152,75 +153,83 @@ def _triangle(upper: Tensor, lower: Tensor) -> Tensor:
     return torch.linalg.qr(torch.cat([upper, lower], -2), mode="r").R
 
 
-def _answered(
+def _solve_problems(
     data: Centred, alpha: float, fit_intercept: bool, rows: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> Fitted:
-    """Problems of independent columns by least squares, those of dependent ones by minimum norm, those of weights far
-    apart, for which X, y and w as they are given have to be known, by QR with pivots, the others NaN.
+    """Solve each problem by the method it needs; problems that cannot be fitted are NaN.
+
+    Problems with independent columns are solved by least squares, those with dependent columns by minimum norm, and
+    those with very uneven weights by QR with pivoting, which needs ``rows``: X, y and w as given.
     """
     empty = (data.total_weight == 0)[:, 0]  # [B]
     finite = torch.stack([t.detach().square().sum((1, 2)).isfinite() for t in (data.c, data.mean_y)]).all(0)
-    finite &= data.A.detach().isfinite().all(-1).all(-1)  # by columns scaled, their squares are in range
-    sound = finite & ~empty
+    finite &= data.A.detach().isfinite().all(-1).all(-1)  # columns are scaled before they are squared
+    solvable = finite & ~empty
     solution = formulas.least_squares(data, alpha)
     length, allowed = _lengths(data)
     independent = _are_independent(solution, length, allowed)
-    alone = independent  # without the rows of a ridge, which are too small to tell dependent columns apart
+    full_rank = independent  # without the rows of a ridge: if these are small, they cannot replace dependent columns
     if alpha > 0:
-        own = data.A.detach().norm(dim=-2)  # about the means: a ridge has its solution for whatever columns are left
-        length = torch.where(own > allowed * length, own, length)
-        if (alpha < SMALL_RIDGE * own.square()).any():
-            few = data.A.shape[-2] < data.A.shape[-1]
-            bare = solution if few else formulas.least_squares(data)
-            alone = torch.zeros_like(alone) if few else _are_independent(bare, length, allowed)
-    uneven, exact = torch.zeros_like(sound), None
+        norms = data.A.detach().norm(dim=-2)  # about the means: a ridge has a solution for whatever columns remain
+        length = torch.where(norms > allowed * length, norms, length)
+        if (alpha < SMALL_RIDGE * norms.square()).any():
+            few_rows = data.A.shape[-2] < data.A.shape[-1]
+            unpenalized = solution if few_rows else formulas.least_squares(data)
+            full_rank = torch.zeros_like(full_rank) if few_rows else _are_independent(unpenalized, length, allowed)
+    uneven, rowwise = torch.zeros_like(solvable), None
     if rows is not None and rows[2].shape[1] > 0:
-        uneven = sound & are_uneven(rows[2].detach(), UNEVEN)
+        uneven = solvable & has_uneven_weights(rows[2].detach(), UNEVEN_RATIO)
         if uneven.any():
             X, y, w = (t.detach()[uneven] for t in rows)
-            exact = by_rows(X, y, w, alpha, fit_intercept)
+            rowwise = rowwise_qr(X, y, w, alpha, fit_intercept)
             independent = independent.clone()
-            independent[uneven] = exact.independent | (alpha > 0)
+            independent[uneven] = rowwise.independent | (alpha > 0)
 
-    deficient = sound & ~independent
+    deficient = solvable & ~independent
     status = NONFINITE * (~finite & ~empty) + TOO_FEW_ROWS * empty + RANK_DEFICIENT * deficient  # [B]
-    if not status.any() and (alone & ~uneven).all():
+    if not status.any() and (full_rank & ~uneven).all():
         return _fitted(data, solution, alpha, fit_intercept, status)
     fitted = _blank(data, fit_intercept, status)
 
-    def plain(part: Centred, at: Tensor) -> Solution:
+    def by_least_squares(part: Centred, at: Tensor) -> Solution:
         return formulas.least_squares(part, alpha)
 
-    def shortest(part: Centred, at: Tensor) -> Solution:
+    def by_minimum_norm(part: Centred, at: Tensor) -> Solution:
         return minimum_norm(part, alpha, length[at], allowed[at])
 
-    def with_ridge(part: Centred, at: Tensor) -> Solution:
-        return _with_coef(plain(part, at), shortest(part, at).coef)
+    def by_small_ridge(part: Centred, at: Tensor) -> Solution:
+        return _with_coef(by_least_squares(part, at), by_minimum_norm(part, at).coef)
 
-    def row_by_row(part: Centred, at: Tensor) -> Solution:
-        assert exact is not None  # where there are such problems
-        coef, root, total, _ = (t[independent[uneven]] for t in exact)
-        own = _with_coef(plain(part, at), coef)
-        if own.coef.requires_grad:
-            return own
-        # Of the squares left, those of a ridge are taken off; or RSS is summed up, where that loses fewer digits.
-        rss, length = (part.c - part.A @ coef).square().sum(-2), part.c.square().sum(-2)  # [b, R]
-        rss = torch.where(total < EPS * length, total - alpha * coef.square().sum(-2), rss)
-        return own._replace(coef=coef, root=root * own.scale.mT, rss=rss if alpha > 0 else total)
+    def by_rowwise_qr(part: Centred, at: Tensor) -> Solution:
+        assert rowwise is not None  # there are such problems
+        coef, root, total, _ = (t[independent[uneven]] for t in rowwise)
+        refined = _with_coef(by_least_squares(part, at), coef)
+        if refined.coef.requires_grad:
+            return refined
+        # With a ridge, RSS is the total minus the squares of the ridge, or is summed, whichever is more accurate.
+        rss, squares = (part.c - part.A @ coef).square().sum(-2), part.c.square().sum(-2)  # [b, R]
+        rss = torch.where(total < EPS * squares, total - alpha * coef.square().sum(-2), rss)
+        return refined._replace(coef=coef, root=root * refined.scale.mT, rss=rss if alpha > 0 else total)
 
-    calm = ~uneven & ~deficient
-    methods = {plain: calm & alone, with_ridge: calm & ~alone, row_by_row: uneven & ~deficient, shortest: deficient}
+    regular = ~uneven & ~deficient
+    methods = {
+        by_least_squares: regular & full_rank,
+        by_small_ridge: regular & ~full_rank,
+        by_rowwise_qr: uneven & ~deficient,
+        by_minimum_norm: deficient,
+    }
     for solve, problems in methods.items():
-        at = (sound & problems).nonzero()[:, 0]
-        if len(at):  # each method by itself: gradients of the others would be NaN
+        at = (solvable & problems).nonzero()[:, 0]
+        if len(at):  # only the problems of this method: gradients of the others would be NaN
             part = Centred(*(t[at] for t in data))
-            fitted = put(fitted, at, _fitted(part, solve(part, at), alpha, fit_intercept, status[at]))
+            fitted = insert(fitted, at, _fitted(part, solve(part, at), alpha, fit_intercept, status[at]))
     return fitted
 
 
 def _lengths(data: Centred) -> tuple[Tensor, Tensor]:
-    """The length of each column before centring, `[B, P]`, and what rounding leaves of 1 where a column is a
-    combination of others, or constant: a few eps, `[B, 1]`.
+    """The norm of each column before centring, `[B, P]`, and a relative tolerance of a few eps, `[B, 1]`.
+
+    The tolerance is what rounding may leave of a column that is constant or a linear combination of others.
     """
     A, mean_x, total_weight = (t.detach() for t in (data.A, data.mean_x, data.total_weight))
     unit = formulas.power_of_two(A, mean_x.abs())  # [B, 1, P]
@@ -229,18 +238,18 @@ def _lengths(data: Centred) -> tuple[Tensor, Tensor]:
 
 
 def _are_independent(solution: Solution, length: Tensor, allowed: Tensor) -> Tensor:
-    """Whether each column lies farther from the span of the others than rounding can tell, `[B]`."""
+    """Whether the distance of each column from the span of the others exceeds rounding errors, `[B]`."""
     distance = solution.scale[:, 0] / solution.root.detach().norm(dim=-1)  # [B, P]
     return (distance > allowed * length).all(-1)
 
 
-def are_uneven(w: Tensor, ratio: float) -> Tensor:
-    """Whether some of the weights `[B, N]` are more than so many times others, `[B]`."""
+def has_uneven_weights(w: Tensor, ratio: float) -> Tensor:
+    """Whether the largest of the weights `[B, N]` is more than ``ratio`` times the smallest positive one, `[B]`."""
     return w.amax(1) > ratio * w.masked_fill(w == 0, math.inf).amin(1)
 
 
 def _with_coef(solution: Solution, coef: Tensor) -> Solution:
-    """The solution with more exact coefficients; gradients are its own."""
+    """The solution with more accurate coefficients, but its own gradients."""
     own = solution.coef
     return solution._replace(coef=coef.detach() + torch.where(own.isfinite(), own - own.detach(), 0.0))
 
@@ -270,7 +279,7 @@ def _fitted(data: Centred, solution: Solution, alpha: float, fit_intercept: bool
 
 
 def _condition(solution: Solution) -> Tensor:
-    """sqrt(|G|_1 |G^-1|_1) for the Gram matrix G of the columns at unit norm, `[B]`."""
+    """Condition number sqrt(|G|_1 |G^-1|_1) for the Gram matrix G of the columns at unit norm, `[B]`."""
     if solution.triangle is None:
         return solution.root.new_full(solution.root.shape[:1], math.inf)
     T, inverse = solution.triangle.detach(), solution.root.detach()
@@ -283,7 +292,7 @@ def _condition(solution: Solution) -> Tensor:
 
 
 def _blank(data: Centred, fit_intercept: bool, status: Tensor) -> Fitted:
-    """NaN for all problems."""
+    """Results that are NaN for all problems."""
     (B, _, P), R, rows = data.A.shape, data.c.shape[-1], data.rows[:, 0]
     over = {"RP": (B, R, P), "R": (B, R), "P": (B, P), "": (B,)}
     nan = {dims: data.A.new_full(shape, math.nan) for dims, shape in over.items()}
@@ -310,16 +319,16 @@ def _blank(data: Centred, fit_intercept: bool, status: Tensor) -> Fitted:
     )
 
 
-def put(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
-    """The results, with those of the problems `at`."""
-    whole, parts = fitted._asdict(), part._asdict()
-    inverse_gram, inverse_part = whole.pop("inverse_gram"), parts.pop("inverse_gram")
-    tensors = {name: whole[name].index_copy(0, at, parts[name]) for name in whole}
+def insert(fitted: Fitted, at: Tensor, part: Fitted) -> Fitted:
+    """Replace the results of the problems ``at`` by those of ``part``."""
+    fields, parts = fitted._asdict(), part._asdict()
+    inverse_gram, inverse_part = fields.pop("inverse_gram"), parts.pop("inverse_gram")
+    tensors = {name: fields[name].index_copy(0, at, parts[name]) for name in fields}
     return Fitted(**tensors, inverse_gram=lambda: inverse_gram().index_copy(0, at, inverse_part()))
 
 
-def times(t: Tensor, exponent: Tensor) -> Tensor:
-    """t 2^exponent, in parts that do not overflow where the whole does not."""
+def ldexp(t: Tensor, exponent: Tensor) -> Tensor:
+    """t 2^exponent, in factors that do not overflow unless the result does."""
     part = torch.div(exponent, 4, rounding_mode="trunc")
     rest = exponent - 3 * part
     for e in (part, part, part, rest):
@@ -330,25 +339,25 @@ def times(t: Tensor, exponent: Tensor) -> Tensor:
 def scale_targets(fitted: Fitted, exponents: Tensor) -> Fitted:
     """The results for targets times 2^exponents, `[B, R]`."""
     by_log = math.log(2) * (fitted.rows[:, None] * exponents).to(torch.float64)
-    scaled: dict[str, Any] = {name: times(getattr(fitted, name), exponents) for name in OF_TARGETS}
-    scaled |= {name: times(getattr(fitted, name), exponents[..., None]) for name in ("coef", "standard_errors")}
-    scaled |= {name: times(getattr(fitted, name), 2 * exponents) for name in ("sigma2", "sigma2_unbiased", "rss")}
+    scaled: dict[str, Any] = {name: ldexp(getattr(fitted, name), exponents) for name in SCALED_WITH_TARGETS}
+    scaled |= {name: ldexp(getattr(fitted, name), exponents[..., None]) for name in ("coef", "standard_errors")}
+    scaled |= {name: ldexp(getattr(fitted, name), 2 * exponents) for name in ("sigma2", "sigma2_unbiased", "rss")}
     return fitted._replace(**scaled, log_likelihood=fitted.log_likelihood - by_log)
 
 
-def mark_lost(fitted: Fitted, lost: Tensor) -> Fitted:
-    """The results, NaN and NONFINITE in the problems `lost` `[B]`; or in the targets `[B, R]`."""
+def mark_nonfinite(fitted: Fitted, mask: Tensor) -> Fitted:
+    """Set the results of the problems in a mask `[B]`, or of the targets in a mask `[B, R]`, to NaN and NONFINITE."""
 
     def nan(t: Tensor) -> Tensor:
-        return t.masked_fill(lost.reshape(*lost.shape, *[1] * (t.dim() - lost.dim())), math.nan)
+        return t.masked_fill(mask.reshape(*mask.shape, *[1] * (t.dim() - mask.dim())), math.nan)
 
-    whole = fitted._asdict()
-    inverse_gram = whole.pop("inverse_gram")
-    names: tuple[str, ...] = OVER_TARGETS
+    fields = fitted._asdict()
+    inverse_gram = fields.pop("inverse_gram")
+    names: tuple[str, ...] = PER_TARGET
     inverse = inverse_gram
-    if lost.dim() == 2:
-        whole["status"] = fitted.status | NONFINITE * lost.any(1)
+    if mask.dim() == 2:
+        fields["status"] = fitted.status | NONFINITE * mask.any(1)
     else:
-        names, inverse = tuple(name for name, t in whole.items() if t.is_floating_point()), lambda: nan(inverse_gram())
-        whole["status"] = torch.where(lost, NONFINITE, fitted.status)
-    return Fitted(**whole | {name: nan(whole[name]) for name in names}, inverse_gram=inverse)
+        names, inverse = tuple(name for name, t in fields.items() if t.is_floating_point()), lambda: nan(inverse_gram())
+        fields["status"] = torch.where(mask, NONFINITE, fitted.status)
+    return Fitted(**fields | {name: nan(fields[name]) for name in names}, inverse_gram=inverse)

@@ -1,4 +1,4 @@
-"""scikit-learn's own tests, with a class swapped for ours by a plugin of pytest."""
+"""Run scikit-learn's own tests with a class replaced by ours, through a pytest plugin."""
 
 import os
 import re
@@ -10,20 +10,20 @@ from pathlib import Path
 import torch
 
 
-def run_their_tests(folder, plugin, modules, least, skipped):
-    """All of the modules pass in a process of their own, at least so many; those skipped by us say why."""
+def run_sklearn_tests(folder, plugin, modules, least, skipped):
+    """Check that more than `least` tests of the modules pass in a separate process, and none fails."""
     (folder / "swap.py").write_text(plugin)
     (folder / "pytest.ini").write_text("[pytest]\n")
     options = ["-p", "swap", "-p", "no:cacheprovider", "-c", "pytest.ini", "-rs", "--tb=short", "--pyargs"]
     settings = {"SKLEARN_RUN_FLOAT32_TESTS": "1", "SCIPY_ARRAY_API": "1", "PYTHONPATH": str(folder)}
-    # a build of torch for CUDA where there is no GPU: they ask whether it was built, not whether it works
+    # a CUDA build of torch without a GPU: these tests check whether CUDA was built, not whether it works
     cuda = ["-k", "not cuda"] if torch.version.cuda and not torch.cuda.is_available() else []
     command = [sys.executable, "-m", "pytest", *options, *cuda, *modules]
     run = subprocess.run(command, cwd=folder, env=os.environ | settings, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     passed = sum(map(int, re.findall(r"(\d+) passed", run.stdout)))
     assert passed > least, passed
-    # to import the modules would bring their marks in
+    # importing the modules would add their marks
     source = "".join(Path(getattr(find_spec(module), "origin", "")).read_text(encoding="utf-8") for module in modules)
     known = {pattern.split("\\[")[0].removesuffix(".*"): reason for pattern, reason in skipped.items()}
     there = [reason for name, reason in known.items() if f"def {name}(" in source]  # an older version has fewer
