@@ -16,7 +16,8 @@ if TYPE_CHECKING or not _IS_COMMAND:
     from . import regression as regression
     from ._core.backend import BackendError, show_config
     from ._core.status import Status
-    from ._elbo.api import ElboTerms, elbo, elbo_terms, kl_divergence, reparameterize
+    from ._elbo.api import ElboTerms, elbo, elbo_terms
+    from ._elbo.latent import kl_divergence, reparameterize
     from .likelihoods import Bernoulli, Gaussian, Laplace
     from .vae import VAE
 
@@ -41,7 +42,8 @@ __all__ = [
 # For the command line: the module of each public name, imported when the name is first accessed.
 _MODULES = {
     **dict.fromkeys(("BackendError", "show_config"), "_core.backend"),
-    **dict.fromkeys(("ElboTerms", "elbo", "elbo_terms", "kl_divergence", "reparameterize"), "_elbo.api"),
+    **dict.fromkeys(("ElboTerms", "elbo", "elbo_terms"), "_elbo.api"),
+    **dict.fromkeys(("kl_divergence", "reparameterize"), "_elbo.latent"),
     **dict.fromkeys(("Bernoulli", "Gaussian", "Laplace"), "likelihoods"),
     "Status": "_core.status",
     "VAE": "vae",

@@ -21,7 +21,8 @@ from ._core.checks import (
     integer,
 )
 from ._core.numbers import is_integer
-from ._elbo.api import elbo, elbo_terms, reparameterize
+from ._elbo.api import elbo, elbo_terms
+from ._elbo.latent import reparameterize
 from ._elbo.values import check_arguments, checked_outputs, warn_out_of_range
 from .likelihoods import LIKELIHOODS, Gaussian, LocationScale
 from .reference.elbo.formulas import ElboTerms, Prior, compute_dtype, decode_with, log_likelihood_elements, sum_event
