@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastvae_kernels.numba.language.jit import by_constant, kernel, loop_jit, math_jit, outlined
-from fastvae_kernels.numba.language.layout import Layout
+from fastvae_kernels.numba.language.layout import Layout, without_constants
 from fastvae_kernels.numba.language.memory import F64, array_at
 from fastvae_kernels.numba.language.threads import finished, run, take, worker
 
@@ -85,3 +85,28 @@ def test_an_unknown_member_is_named_by_the_compiler():
 
     with pytest.raises(Exception, match="Unknown attribute 'strange'"):
         kernel(SUMS)(reads)
+
+
+@loop_jit
+def doubled(rows):
+    return 2 * rows.N
+
+
+def test_a_group_without_constants_is_the_same_for_all_kernels():
+    x, out = np.arange(1.0, 6.0), np.zeros(1)
+    before = len(doubled.signatures)
+    for order in (1, 2):
+
+        @kernel(SUMS, order=order)
+        def sizes(f):
+            array_at(f.out, 1, F64)[0] = doubled(without_constants(f.rows)) + f.order
+
+        run(sizes, SUMS.pack(rows=ROWS.pack(N=5, x=x.ctypes.data), factor=0.5, out=out.ctypes.data), 1, 0.0)
+        assert out[0] == 10 + order
+    assert len(doubled.signatures) == before + 1
+
+
+def test_a_name_must_be_an_identifier():
+    with pytest.raises(ValueError, match="identifier, got 'a-b'"):
+        Layout("a-b")
+    assert Layout("").pack() == ()

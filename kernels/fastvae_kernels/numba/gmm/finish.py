@@ -11,6 +11,7 @@ from ..language.jit import Kernel, kernel, math_jit
 from ..language.layout import Layout
 from ..language.memory import F64, I64, array_at, row_at
 from ..language.threads import finished, last_of, take, worker
+from .data import ROWS
 from .families import update_component
 from .kmeans import move_centers
 from .modes import CENTERS, FULL, PARAMETERS
@@ -21,7 +22,9 @@ from .update import finish_parameters, merge
 # Sums [P, slots, F]; how many slots of a problem have arrived; flags [P, K]; results [P, 3]: the log-likelihood, then
 # flags of all components and whether one was split, or how far centers moved and how many have no rows.
 SUMS = Layout("statistics F slots arrived flags result")
-UPDATE = Layout("active K D rescue room room_size reg_covar:float", parameters=PARAMETERS_OF, sums=SUMS, fit=FIT)
+# What all launches of a plan share: T rows a tile; metric [P, D]; ids [B] and the seed of random responsibilities.
+PLAN = Layout("K T tied metric ids seed room_size reg_covar:float")
+UPDATE = Layout("active rescue room", rows=ROWS, plan=PLAN, parameters=PARAMETERS_OF, sums=SUMS, fit=FIT)
 
 
 @math_jit
@@ -33,7 +36,7 @@ def problem_of(f, i):
 @math_jit
 def finish_problem(f, p, then, metric, u):
     """Merge the slots of a problem, and make of them what is wanted ``then``; its next step. ``u`` is scratch."""
-    g, D, K = f.sums, f.rows.D, f.K
+    g, D, K = f.sums, f.rows.D, f.plan.K
     sums, result = row_at(g.statistics, p, g.slots * g.F, F64), row_at(g.result, p, 3, F64)
     merge(sums, 0, g.F, g.F, g.slots)
     result[0] = sums[g.F - 1]
@@ -42,8 +45,8 @@ def finish_problem(f, p, then, metric, u):
     if then == PARAMETERS:
         flags = row_at(g.flags, p, K, I64)
         for k in range(K):
-            flags[k] = update_component(f.family, k, sums, theta, means, u, D, K, f.tied, f.reg_covar)
-        result[1], result[2] = finish_parameters(theta, flags, D, K, f.tied, f.family, f.rescue)
+            flags[k] = update_component(f.family, k, sums, theta, means, u, D, K, f.plan.tied, f.plan.reg_covar)
+        result[1], result[2] = finish_parameters(theta, flags, D, K, f.plan.tied, f.family, f.rescue)
     elif then == CENTERS:
         result[1], result[2] = move_centers(sums, theta, means, metric, D, K)
     return next_step_of(f, p, result)
@@ -60,14 +63,14 @@ def next_step_of(f, p, result):
 @math_jit
 def update_one(f, p, k, u):
     """Merge what the slots have of a component, and update it; whoever does the last of a problem finishes it."""
-    g, D, K, W = f.sums, f.D, f.K, width(f.D)
+    g, D, K, W = f.sums, f.rows.D, f.plan.K, width(f.rows.D)
     sums = row_at(g.statistics, p, g.slots * g.F, F64)
     merge(sums, k * (D + 1), D + 1, g.F, g.slots)
     merge(sums, K * (D + 1) + k * W * W, W * W, g.F, g.slots)
     _, new, centers = parameters_of(f.parameters, f.fit, p)
     theta, means = array_at(new, f.parameters.size, F64), array_at(centers + 16 * K, K * D, F64)
     flags = row_at(g.flags, p, K, I64)
-    flags[k] = update_component(f.family, k, sums, theta, means, u, D, K, False, f.reg_covar)
+    flags[k] = update_component(f.family, k, sums, theta, means, u, D, K, False, f.plan.reg_covar)
     if last_of(g.arrived + 8 * p, K):
         merge(sums, g.F - 1, 1, g.F, g.slots)
         result = row_at(g.result, p, 3, F64)
@@ -83,11 +86,11 @@ def make_update() -> Kernel:
     @kernel(UPDATE, family=FULL)
     def mixture_update(f):
         me = worker(f.header)
-        u = array_at(f.room + 8 * f.room_size * me, f.D * f.D, F64)
+        u = array_at(f.room + 8 * f.plan.room_size * me, f.rows.D * f.rows.D, F64)
         start, stop = take(f.header, me)
         while start < stop:
             for unit in range(start, stop):
-                update_one(f, problem_of(f, unit // f.K), unit % f.K, u)
+                update_one(f, problem_of(f, unit // f.plan.K), unit % f.plan.K, u)
             finished(f.header, stop - start)
             start, stop = take(f.header, me)
 

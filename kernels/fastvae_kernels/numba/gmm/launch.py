@@ -13,7 +13,7 @@ from ..language.memory import CODES
 from ..language.threads import run
 from .data import ROWS
 from .families import Shapes
-from .finish import SUMS, UPDATE, make_update
+from .finish import PLAN, SUMS, UPDATE, make_update
 from .modes import FULL, LEAVE, MERGE, NEAREST, PARAMETERS, SQUARES, TIED
 from .row_pass import PASS, make_pass, room_of
 from .shift import ENDS, make_ends
@@ -87,10 +87,10 @@ class Mixtures:
             flags=address(self.flags), result=address(self.result),
         )  # fmt: skip
         self.packed_rows: tuple[Any, ...] | None = None  # of X, once they are
-        self.alike = {
-            "T": self.T, "K": K, "tied": int(shapes.matrices < K), "metric": address(self.scale), "seed": seed,
-            "ids": address(self.ids), "room_size": self.room, "reg_covar": reg_covar, "sums": self.sums,
-        }  # fmt: skip
+        self.plan = PLAN.pack(
+            K=K, T=self.T, tied=int(shapes.matrices < K), metric=address(self.scale), ids=address(self.ids), seed=seed,
+            room_size=self.room, reg_covar=reg_covar,
+        )  # fmt: skip
 
     def parameters(self) -> np.ndarray:
         """Parameter blocks of all problems, zeros."""
@@ -127,36 +127,39 @@ class Mixtures:
     def advance(self, active: np.ndarray, fit: "Steps", rescue: bool, whole: bool) -> None:
         """Take the next step of each active problem; all steps if ``whole``."""
         blocks = self.blocks(fit.now, fit.next, fit.now)
-        updated = np.isin(fit.records[active, STEP], (EM, AGAIN)) | (not self.separate_update)
+        if not self.separate_update:
+            self._pass(active, blocks, fit.packed(), PARAMETERS, rescue, whole=int(whole))
+            return
+        updated = np.isin(fit.records[active, STEP], (EM, AGAIN))
         for some, then in (active[updated], PARAMETERS), (active[~updated], MERGE):
             if len(some):
-                self._pass(some, blocks, fit.packed(), then, rescue, whole=int(whole))
+                self._pass(some, blocks, fit.packed(), then, rescue)
 
     def _pass(
         self, active: np.ndarray, blocks: tuple[int, ...], fit: Any, then: int, rescue: bool, *, whole: int = 0,
         source: int = 0, wanted: int = 0, resp: int = 0, resp_code: int = 0,
     ) -> None:  # fmt: skip
-        threads, tile = torch.get_num_threads(), 0
-        separate = then == PARAMETERS and self.separate_update
-        options = {
-            "active": address(active), "rescue": int(rescue), "room": scratch(self.room * threads),
-            "parameters": blocks, "fit": fit, **self.alike,
-        }  # fmt: skip
+        separate, tile = then == PARAMETERS and self.separate_update, 0
+        rows: tuple[int, ...] = ()
+        room, groups = (
+            scratch(self.room * torch.get_num_threads()),
+            {"plan": self.plan, "parameters": blocks, "sums": self.sums, "fit": fit},
+        )
         for X, w, is_last in self.pieces():
-            N = X.shape[1]
+            N, rows = X.shape[1], self.rows(X, w)
             tiles = max(1, -(-N // self.T))
             numbers = PASS.pack(
-                rows=self.rows(X, w), first_tile=tile, last_tile=tile + tiles, fresh=int(tile == 0), whole=whole,
-                source=source, wanted=wanted, then=LEAVE if separate or not is_last else then,
-                resp=resp, resp_code=resp_code, **options,
+                active=address(active), first_tile=tile, last_tile=tile + tiles, fresh=int(tile == 0), whole=whole,
+                source=source, wanted=wanted, then=LEAVE if separate or not is_last else then, rescue=int(rescue),
+                resp=resp, resp_code=resp_code, room=room, rows=rows, **groups,
             )  # fmt: skip
             units, passes = (len(active), PASSES) if whole else (len(active) * self.slots, 1)
             run(make_pass(self.shapes.kernel), numbers, units, self.shapes.ns_per_row * N * len(active) * passes)
             tile += tiles
         if separate:
-            options = {name: options[name] for name in UPDATE.members if name in options}
+            numbers = UPDATE.pack(active=address(active), rescue=int(rescue), room=room, rows=rows, **groups)
             work = len(active) * (self.slots * self.F + self.K * self.D**3) * 0.5
-            run(make_update(), UPDATE.pack(D=self.D, **options), len(active) * self.K, work)
+            run(make_update(), numbers, len(active) * self.K, work)
 
     def blocks(self, old: np.ndarray, new: np.ndarray, centers: np.ndarray) -> tuple[int, ...]:
         """The group of parameter blocks of a launch."""

@@ -22,19 +22,18 @@ from ..language.threads import finished, last_of, take, worker
 from ..language.transpose import load
 from .data import ROWS, load_tile, padded, rows_ahead
 from .families import add_statistics, log_densities, nearest_centers
-from .finish import SUMS, finish_problem, problem_of
+from .finish import PLAN, SUMS, finish_problem, problem_of
 from .kmeans import random_responsibilities, scale_rows
 from .modes import LEAVE, LINEAR, NEAREST, POSTERIOR, PRODUCTS, RANDOM, SPHERICAL, SQUARES
 from .steps import DONE, FIT, LEFT, PARAMETERS_OF, RECORD, STEP, parameters_of, pass_of
 from .tiles import PANEL, add_all_linear, add_all_squares, nearest, posterior, responsibilities, weigh, width
 
-# T rows a tile; this launch has those from the first tile to the last, and fresh sums if there are no others before.
-# The mode of its pass, see `modes.py`; where records say the rest, only whether to LEAVE it. metric [P, D]; ids [B] and
-# the seed of random responsibilities; resp [P, N, K], if given, of a dtype code.
+# The tiles of this launch; sums start at 0 if it is fresh. The mode of the pass, see `modes.py`; where records say the
+# rest, only whether to LEAVE it. resp [P, N, K], if given, of a dtype code.
 PASS = Layout(
-    "active T first_tile last_tile fresh whole source wanted then K tied rescue metric ids seed resp resp_code"
-    " room room_size reg_covar:float",
+    "active first_tile last_tile fresh whole source wanted then rescue resp resp_code room",
     rows=ROWS,
+    plan=PLAN,
     parameters=PARAMETERS_OF,
     sums=SUMS,
     fit=FIT,
@@ -53,8 +52,8 @@ def room_of(D: int, K: int, T: int) -> int:
 @math_jit
 def open_scratch(f, me):
     """The scratch of a thread, its constants filled in."""
-    D, K, S, W = f.rows.D, f.K, f.T + 8, width(f.rows.D)
-    at = f.room + 8 * f.room_size * me
+    D, K, S, W = f.rows.D, f.plan.K, f.plan.T + 8, width(f.rows.D)
+    at = f.room + 8 * f.plan.room_size * me
     xt, logit = array_at(at, W * S, F64), array_at(at + 8 * W * S, K * S, F64)
     at += 8 * (W + K) * S
     w, log_prob, panel = array_at(at, S, F64), array_at(at + 8 * S, S, F64), array_at(at + 16 * S, PANEL * S, F64)
@@ -75,9 +74,9 @@ def responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, sc
 
     Meanwhile the rows ahead are fetched.
     """
-    D, K, S, T = f.rows.D, f.K, f.T + 8, padded(rows)
+    D, K, S, T = f.rows.D, f.plan.K, f.plan.T + 8, padded(rows)
     if source == POSTERIOR:
-        log_densities(f.family, room.logit, room.xt, old, T, D, K, S, f.tied, ahead)
+        log_densities(f.family, room.logit, room.xt, old, T, D, K, S, f.plan.tied, ahead)
         if f.rows.w:
             return posterior(room.logit, room.log_prob, room.panel, room.w, T, K, S)
         return responsibilities(room.logit, room.log_prob, room.panel, room.w, T, K, S)
@@ -94,11 +93,11 @@ def responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, sc
         return nearest(room.logit, room.w, T, K, S)
     elif source == RANDOM:
         restarts = f.rows.restarts
-        problem = row_at(f.ids, p // restarts, 1, I64)[0]
-        random_responsibilities(room.logit, room.w, tile * f.T, T, K, S, f.seed, p % restarts, problem)
+        problem = row_at(f.plan.ids, p // restarts, 1, I64)[0]
+        random_responsibilities(room.logit, room.w, tile * f.plan.T, T, K, S, f.plan.seed, p % restarts, problem)
     else:
         resp = f.resp + p * f.rows.N * K * (4 if f.resp_code == F32 else 8)
-        load(room.logit, resp, f.resp_code, (tile - f.first_tile) * f.T, K, rows, T, K, S, room.zero)
+        load(room.logit, resp, f.resp_code, (tile - f.first_tile) * f.plan.T, K, rows, T, K, S, room.zero)
         weigh(room.logit, room.w, T, K, S)
     return 0.0
 
@@ -106,19 +105,19 @@ def responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, sc
 @math_jit
 def add_tile(f, room, sums, centers, rows, wanted):
     """Add the statistics of the tile that is in scratch."""
-    D, K, S, T = f.rows.D, f.K, f.T + 8, padded(rows)
+    D, K, S, T = f.rows.D, f.plan.K, f.plan.T + 8, padded(rows)
     if wanted == LINEAR:
         add_all_linear(sums, sums, room.xt, centers, room.logit, T, D, K, S)
     elif wanted == SQUARES:
         add_all_squares(sums[K * (D + 1) :], sums, room.xt, centers, room.logit, T, D, K, S)
     elif wanted == PRODUCTS:
-        add_statistics(f.family, sums, room.panel, room.xt, centers, room.logit, T, D, K, S, f.tied)
+        add_statistics(f.family, sums, room.panel, room.xt, centers, room.logit, T, D, K, S, f.plan.tied)
 
 
 @math_jit
 def add_slot(f, room, old, centers, p, slot, source, wanted, scaled, held):
     """A slot's tiles, one after the other: the tile that is in scratch in the end. ``held`` is the one there before."""
-    g, N, T, data = f.sums, f.rows.N, f.T, p // f.rows.restarts
+    g, N, T, data = f.sums, f.rows.N, f.plan.T, p // f.rows.restarts
     sums = row_at(g.statistics, p * g.slots + slot, g.F, F64)
     if f.fresh:
         for j in range(g.F):
@@ -156,11 +155,11 @@ def scale_centers(room, centers, D, K):
 @math_jit
 def work_at(f, room, unit):
     """A slot of a problem, and the problem's end for whoever did its last; or all slots and steps of a problem."""
-    D, K, slots = f.rows.D, f.K, f.sums.slots
+    D, K, slots = f.rows.D, f.plan.K, f.sums.slots
     p, first, last = problem_of(f, unit // slots), unit % slots, unit % slots + 1
     if f.whole:
         p, first, last = problem_of(f, unit), 0, slots
-    metric = row_at(f.metric, p, D, F64)
+    metric = row_at(f.plan.metric, p, D, F64)
     for j in range(K * D):
         room.metric[j] = metric[j % D]
     source, wanted, then, held, was_scaled, step = f.source, f.wanted, f.then, NO_TILE, False, LEFT

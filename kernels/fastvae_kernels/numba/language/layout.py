@@ -14,14 +14,15 @@ A name is an attribute of the block, and its place is known when the kernel is c
 and as nothing writes to a block, LLVM reads it once or as often as it likes.
 """
 
-from collections import namedtuple
+from collections.abc import Callable
+from keyword import iskeyword
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
-from numba.extending import models, register_model
+from numba.extending import intrinsic, models, register_model
 
 KINDS = {"int": ("q", types.intp), "float": ("d", types.float64)}  # their letters of `struct`, their types
 WORD = 8  # bytes of either
@@ -38,33 +39,31 @@ class Layout:
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"names of a layout must differ, got twice: {', '.join(sorted(twice))}")
         self.members: dict[str, tuple[int, str | Layout]] = {}  # the word that each begins at; its kind, or its layout
-        self.own, self.size = len(pairs), 0
+        self.size = 0
         members: list[tuple[str, str | Layout]] = [*pairs, *groups.items()]
         for name, kind in members:
             self.members[name] = self.size, kind
             self.size += kind.size if isinstance(kind, Layout) else 1
         letters = [KINDS[kind][0] for _, kind in pairs]
         self.letters: str = "".join([*letters, *(group.letters for group in groups.values())])
-        self._in_order = _in_order(names)
-
-    def pack(self, **numbers: Any) -> tuple[Any, ...]:
-        """All numbers in their order, groups given as packed."""
-        values = self._in_order(**numbers)
-        flat = values[: self.own]
-        for group in values[self.own :]:
-            flat += group
-        return flat
+        self.pack = _packer([name for name, _ in pairs], list(groups))
 
 
-def _in_order(names: list[str]) -> Any:
-    return namedtuple("Numbers", names)
+def _packer(own: list[str], groups: list[str]) -> Callable[..., tuple[Any, ...]]:
+    """A function of all numbers by name, groups as packed, that gives them in order: generated, for it takes a third of
+    the time of one that is not.
+    """
+    if strange := [name for name in own + groups if not name.isidentifier() or iskeyword(name)]:
+        raise ValueError(f"a name of a layout must be an identifier, got {strange[0]!r}")
+    values = "".join([*(f"{name}, " for name in own), *(f"*{name}, " for name in groups)])
+    return eval(f"lambda {', '.join(['*', *own, *groups]) if own or groups else ''}: ({values})")
 
 
 class Block(types.Type):
     """The address of numbers that are laid out so, and constants that go with it."""
 
     def __init__(self, layout: Layout, constants: tuple[tuple[str, int], ...] = (), first: int = 0) -> None:
-        self.first = first  # words before it, of the block's header
+        self.layout, self.first = layout, first  # words before it, of the block's header
         self.members = {
             name: (at, Block(kind, constants) if isinstance(kind, Layout) else kind)
             for name, (at, kind) in layout.members.items()
@@ -112,3 +111,10 @@ def read_member(context: Any, builder: Any, block: Block, pointer: Any, name: st
     value = builder.load(builder.bitcast(address, number.as_pointer()), align=WORD)
     value.set_metadata("invariant.load", builder.module.add_metadata([]))
     return value
+
+
+@intrinsic
+def without_constants(typingctx, block):
+    """The same address; a function that takes it is compiled once for all kernels, whatever their constants."""
+    result = Block(block.layout, (), block.first)
+    return result(block), lambda context, builder, signature, args: args[0]
