@@ -1,6 +1,9 @@
-"""The numbers behind exp, log, sine and their kin, one set for every backend. `numba/language/math.py` says how."""
+"""Constants and polynomial coefficients of exp, log, sine and related functions, shared by all backends.
 
-# A pair is (for float32, for float64); polynomials from the highest power down.
+The formulas are in `numba/language/math.py`.
+"""
+
+# Pairs are (float32, float64). Polynomials are listed from the highest power down.
 LOG2_E = 1.4426950408889634
 LN2_HI = (0.69314575, 0.693147180559890330187045037746429443359375)  # 16 and 42 bits: n LN2_HI is exact
 LN2_LO = (1.4286068e-06, 5.497923018708371e-14)
@@ -12,7 +15,7 @@ Q = (
         *(0.166666666666667, 0.5000000000000012),
     ),
 )
-Q_FINE = (  # relative to q, where Q is good relative to e^x only
+Q_FINE = (  # accurate relative to q itself; Q is accurate relative to e^x only
     (0.00019857887, 0.0013933837, 0.0083333608, 0.041666463, 0.16666667, 0.5),
     (
         *(2.0889442750779698e-09, 2.5105457783296457e-08, 2.755734994143008e-07, 2.7557254830387326e-06),
@@ -41,8 +44,8 @@ C = (
         *(64.93939402266814, -19.739208802178716, 1.0),
     ),
 )
-PHI_LIMIT = 0.9  # of the reference, and of Triton
-PHI = (  # those of fastvae.reference.elbo.formulas
+PHI_LIMIT = 0.9  # used by the reference and by the Triton kernels
+PHI = (  # the coefficients of fastvae.reference.elbo.formulas
     (
         *(2.7966073e-06, 2.5251802e-05, 1.9839196e-04, 1.3886604e-03),
         *(8.333337e-03, 4.1666705e-02, 1.6666667e-01, 0.5),
@@ -58,10 +61,11 @@ PHI = (  # those of fastvae.reference.elbo.formulas
 ROUND = (1.5 * 2**23 + 2 * 127, 1.5 * 2**52 + 2 * 1023)
 # x + QUARTERS has round(4 x) in its low bits; (x + QUARTERS) - QUARTERS is a quarter of that
 QUARTERS = (1.5 * 2**21, 1.5 * 2**50)
-EXP_MIN, EXP_MAX = (-104.0, -746.0), (89.0, 710.0)  # e^x is 0, infinite
-EXP_HALVED = (-60.0, -600.0)  # e^-x below: as two factors e^-x/2, for the whole may overflow where its product does not
-EXP_NORMAL = (-86.5, -707.0)  # e^x is a normal number, and so is half of it
-EXPM1_MIN = (-18.0, -38.0)  # e^x - 1 is -1
-EXP_LEAST = (-70.0, -650.0)  # e^x counts as 0, before its products with small numbers are subnormal, and slow
+EXP_MIN, EXP_MAX = (-104.0, -746.0), (89.0, 710.0)  # e^x is 0 at the minimum and infinite at the maximum
+# Below this limit e^-x is computed as two factors e^(-x/2): e^-x may overflow where its product does not.
+EXP_HALVED = (-60.0, -600.0)
+EXP_NORMAL = (-86.5, -707.0)  # e^x and half of it are normal numbers
+EXPM1_MIN = (-18.0, -38.0)  # e^x - 1 rounds to -1
+EXP_LEAST = (-70.0, -650.0)  # e^x is taken as 0 below: its products with small numbers would be subnormal, and slow
 TINY = (2.0**-126, 2.0**-1022)  # the smallest normal number
 RESCALE, RESCALE_LOG2 = (2.0**24, 2.0**54), (24.0, 54.0)

@@ -1,12 +1,13 @@
-"""torch's OpenMP team, for kernels that share it, and what becomes of it at a fork.
+"""Access to torch's OpenMP thread team, which the kernels share, and its handling across a fork.
 
-A forked child has one thread. A call on the team of the thread that forked, be it of a kernel or of torch (a large
-``exp`` is enough), would wait in it for ever for the others. So, from `import fastvae` on, the team is given up before
-each fork, and formed anew, in 0.1 ms, by the next call that wants one, in the parent and in the child.
+A forked child has a single thread. If it used the team of the thread that forked, it would wait forever for threads
+that do not exist; this affects torch operations (a large ``exp`` is enough) as well as kernels. Once fastvae has been
+imported, the team is therefore released before each fork. The next parallel call forms a new team, in 0.1 ms, in the
+parent and in the child.
 
-torch has a second pool of threads. It replaces that of the parent at the first operation of a child's next thread, and
-two such at once may end in "Invalid thread pool!": 29 of 120 times under joblib's threads within its processes. So one
-thread goes first, before there are others.
+torch has a second thread pool. In a child, the first operation in a new thread replaces the parent's pool, and two such
+operations at once may fail with "Invalid thread pool!": 29 of 120 times with joblib's threads inside its processes. The
+child therefore runs one operation in one thread before there are others.
 """
 
 import ctypes
@@ -21,14 +22,14 @@ import torch
 from .private import find
 
 PAUSE_HARD = 2  # omp_pause_hard
-_given_up = False  # the team, for the fork that goes on
-_lost = False  # the team: this is a forked child, and it was not given up
+_released = False  # whether the team was released for the fork in progress
+_lost = False  # whether this is a forked child whose team was not released
 
 
 @cache
 def _library() -> Any:
     with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(find("torch._C.__file__", ""))  # looks through all that torch has loaded
+        library = ctypes.CDLL(find("torch._C.__file__", ""))  # symbols are searched in all libraries torch has loaded
         library.GOMP_parallel.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint
         library.GOMP_parallel.restype = None
         return library
@@ -36,25 +37,25 @@ def _library() -> Any:
 
 
 def openmp() -> Any:
-    """The library of that team, with its C functions, or None, also where a call on the team would hang."""
+    """Return the OpenMP library that torch has loaded, or None if there is none or if a call on its team would hang."""
     return None if _lost else _library()
 
 
 def _before_fork() -> None:
-    global _given_up
+    global _released
     pause = getattr(openmp(), "omp_pause_resource_all", None)
-    _given_up = pause is not None and pause(PAUSE_HARD) == 0
+    _released = pause is not None and pause(PAUSE_HARD) == 0
 
 
 def _after_fork_in_parent() -> None:
-    global _given_up
-    _given_up = False
+    global _released
+    _released = False
 
 
 def _after_fork_in_child() -> None:
-    global _given_up, _lost
-    _given_up, _lost = False, not _given_up  # a server that forks in C may call this alone
-    with suppress(RuntimeError):  # at the limit of threads
+    global _released, _lost
+    _released, _lost = False, not _released  # a server that forks in C may run only this handler
+    with suppress(RuntimeError):  # no more threads can be started
         first = threading.Thread(target=torch.get_num_threads)
         first.start()
         first.join()

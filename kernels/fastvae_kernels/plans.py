@@ -1,7 +1,7 @@
-"""What follows from the layouts of a call's tensors, before any number is known: the part that all backends share.
+"""Launch plans: everything that follows from the layouts of a call's tensors. This part is shared by all backends.
 
-The plans of a backend, `Density` and `Latent`, are made from these and add how its kernels are launched. The tensors
-given are looked at for shape, strides, dtype and device only; each launch takes tensors that agree in these.
+The plans of a backend, `Density` and `Latent`, derive from these and add how its kernels are launched. A plan uses only
+the shape, strides, dtype and device of the tensors it is built from; each launch takes tensors that agree in these.
 """
 
 import math
@@ -16,15 +16,15 @@ LINKS = {"identity": 0, "sigmoid": 1, "tanh": 2}
 
 
 class Likelihood(NamedTuple):
-    """What a launch must know of one, beside the function that each backend has for it.
+    """The constants of a likelihood. The function that computes it is defined by each backend.
 
-    With r = (x - m) / scale, a kernel sums s = -|r|^power / power; ``power s + 1`` is minus the derivative in
-    log_scale, so that of a single log_scale is had from the same sums.
+    With r = (x - m) / scale, a kernel sums s = -|r|^power / power. The derivative with respect to log_scale is
+    ``-(power s + 1)``, so that the gradient of a single log_scale follows from the same sums.
     """
 
     code: int
-    power: int  # 0: there is no scale
-    constant: float  # of an element's log density, beside s - log_scale
+    power: int  # 0 if there is no scale
+    constant: float  # the term of an element's log density that is added to s - log_scale
 
 
 LIKELIHOODS = {
@@ -35,14 +35,14 @@ LIKELIHOODS = {
 
 
 def unit_of(reduction: str, N: int) -> float:
-    """What the sum over the batch is multiplied with; 0 where each row has a value of its own."""
+    """Return the factor of the sum over the batch, or 0 if each row has its own value."""
     return {"mean": 1 / N if N else 1.0, "sum": 1.0, "none": 0.0}[reduction]
 
 
 class DensityPlan:
-    """The log-likelihood's. ``log_scale`` is None where it is a number."""
+    """Plan of the log-likelihood. ``log_scale`` is None where it is a number rather than a tensor."""
 
-    plain = False  # whether a backend has a shorter way to launch it
+    plain = False  # whether the backend can launch it by a shorter path
 
     def __init__(
         self,
@@ -63,12 +63,13 @@ class DensityPlan:
         event = x.dim() - 1
         self.order = memory_order(x_hat, event)
         self.x, self.x_hat = Rows(x, x.dtype, self.order), Rows(x_hat, x_hat.dtype, self.order, num_samples is not None)
-        self.elements, self.s_row, self.scale_shape = False, 0, tuple(x_hat.shape)  # whether log_scale has several
+        # elements: whether log_scale has more than one element
+        self.elements, self.s_row, self.scale_shape = False, 0, tuple(x_hat.shape)
         if log_scale is not None and log_scale.numel() != 1:
             self.elements, self.s_row = True, D
             lead = x_hat.dim() - event
             aligned = (1,) * (x_hat.dim() - log_scale.dim()) + tuple(log_scale.shape)
-            if all(size == 1 for size in aligned[:lead]):  # the same for all rows: one row of it
+            if all(size == 1 for size in aligned[:lead]):  # one row of log_scale, shared by all rows
                 self.s_row, self.scale_shape = 0, (*aligned[:lead], *x_hat.shape[lead:])
         code, self.power, constant = LIKELIHOODS[likelihood]
         self.variant, self.constant = (code, LINKS[link]), D * constant
@@ -80,12 +81,13 @@ class DensityPlan:
         self.elbo = torch.empty_like(self.log_lik, dtype=self.elbo_dtype)
 
     def scale_rows(self, log_scale: Tensor) -> Tensor:
-        """The elements of log_scale, dense, in the memory order of x_hat: a row for each of its rows, or one."""
+        """Return log_scale as dense rows in the memory order of x_hat: one for each row of x_hat, or one for all."""
         return in_order(log_scale.expand(self.scale_shape), self.order).contiguous()
 
     def reduce_dlog_scale(self, gradient: Any, log_scale: Tensor, summed: bool) -> Tensor:
-        """The gradient as a kernel left it, in the shape, memory order and dtype of log_scale; ``summed`` says that its
-        first dim are partial sums over rows.
+        """Convert a kernel's gradient to the shape, memory order and dtype of log_scale.
+
+        If ``summed``, the first dim of the gradient holds partial sums over rows.
         """
         if not self.elements:
             return gradient.to(log_scale.dtype).view(log_scale.shape)
@@ -94,7 +96,7 @@ class DensityPlan:
 
 
 class LatentPlan:
-    """That of sampling and the KL."""
+    """Plan of sampling and the KL."""
 
     plain = False
 
@@ -103,7 +105,7 @@ class LatentPlan:
     ) -> None:
         N, L = mu.shape[0], math.prod(mu.shape[1:])
         self.N, self.L, self.K, self.num_samples = N, L, num_samples or 1, num_samples
-        # of elements, of arithmetic
+        # dtype of the elements, dtype of the arithmetic
         self.dtype, self.compute = (
             torch.promote_types(mu.dtype, logvar.dtype),
             compute_dtype(mu, logvar, *(prior or ())),
@@ -115,13 +117,13 @@ class LatentPlan:
         self.value = torch.empty((N,) if self.mean == 0 else (), dtype=self.compute, device=mu.device)
 
     def prior_operands(self, prior: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """The prior's tensors with dense rows, beside mu and in the dtype of arithmetic."""
+        """Return the prior's tensors with dense rows, on the device of mu, in the dtype of the arithmetic."""
         pairs = zip(prior, self.prior_shapes, strict=True)
         return [p.to(self.value.device, self.compute).expand(shape).contiguous() for p, shape in pairs]
 
 
 def fit(gradients: list[Tensor], targets: tuple[Tensor, ...]) -> list[Tensor]:
-    """Each gradient in the shape and dtype of what it is the gradient of, which had been broadcast."""
+    """Return each gradient in the shape and dtype of its target: dims in which the target was broadcast are summed."""
     return [
         g if g.shape == t.shape and g.dtype == t.dtype else g.sum_to_size(t.shape).to(t.dtype)
         for g, t in zip(gradients, targets, strict=True)

@@ -1,10 +1,10 @@
-"""The private names of torch, Triton and Numba that fastvae relies on, and what it does where one is missing.
+"""The private names of torch, Triton and Numba that fastvae relies on, and the fallback where one is missing.
 
-Any release may remove a private name. Every one that is used is listed in the table below, as a test holds; where one
-is missing, something slower takes its place, and no result changes. `fastvae.show_config` prints what is missing.
+Any release may remove a private name. The table below lists every one that is used; a test checks that it is complete.
+Where a name is missing, a slower path is taken, and no result changes. `fastvae.show_config` prints the missing names.
 
-    find("torch._C._len_torch_dispatch_stack", instead)    # what is there, or what stands in for it
-    missing("numba")                                       # the names that a backend cannot do without
+    find("torch._C._len_torch_dispatch_stack", instead)    # the object of that name, or ``instead`` if there is none
+    missing("numba")                                       # the names of the table that the package does not have
 """
 
 import importlib
@@ -15,23 +15,23 @@ import torch
 
 from .undisturbed import undisturbed
 
-NOT_TOLD = "fastvae cannot tell whether a call is traced: every call takes the reference"
-NOT_KEPT = "memory of large results is not reused: each call maps it anew"
+NO_TRACE_CHECK = "fastvae cannot tell whether a call is traced: every call takes the reference"
+NO_REUSE = "memory of large results is not reused: each call maps it anew"
 NO_KERNELS = "the Numba kernels cannot be compiled: CPU tensors take the reference"
 
-# name: what happens without it
+# name: the consequence if it is missing
 NAMES = {
-    "torch._C._len_torch_dispatch_stack": NOT_TOLD,
-    "torch._C._functorch.peek_interpreter_stack": NOT_TOLD,
-    "torch.autograd.forward_ad._current_level": NOT_TOLD,
+    "torch._C._len_torch_dispatch_stack": NO_TRACE_CHECK,
+    "torch._C._functorch.peek_interpreter_stack": NO_TRACE_CHECK,
+    "torch.autograd.forward_ad._current_level": NO_TRACE_CHECK,
     "torch._C._functorch.is_batchedtensor": "gradients of the ELBO are those of the reference, in plain torch",
     "torch._C._functorch.is_legacy_batchedtensor": "gradients of the ELBO are those of the reference, in plain torch",
     "torch._C._autograd._top_saved_tensors_default_hooks": "gradients are not formed in the forward pass",
     "torch._C._FunctionBase.apply": "autograd Functions are called by their own apply, 2 us slower",
     "torch.Tensor._is_zerotensor": "a tensor of torch._efficientzerotensor, which has no memory, ends the process",
-    "torch._C._storage_Use_Count": NOT_KEPT,
-    "torch.UntypedStorage._cdata": NOT_KEPT,
-    "torch.UntypedStorage._weak_ref": NOT_KEPT,
+    "torch._C._storage_Use_Count": NO_REUSE,
+    "torch.UntypedStorage._cdata": NO_REUSE,
+    "torch.UntypedStorage._weak_ref": NO_REUSE,
     "torch._C.__file__": "torch's OpenMP team is not found: threads of our own, 70 us a call",
     "torch._C._cuda_getCurrentRawStream": "the stream is asked for by torch.cuda.current_stream, 2 us slower",
     "triton.knobs.runtime.interpret": "the type of a kernel says whether it is interpreted",
@@ -56,22 +56,22 @@ _NOTHING = object()
 
 
 def look(name: str) -> Any:
-    """What a dotted name stands for; `_NOTHING` where it does not exist."""
+    """Return the object of a dotted name, or `_NOTHING` if it does not exist."""
     package, *rest = name.split(".")
     found: Any = importlib.import_module(package)
     for i, part in enumerate(rest, 1):
-        below = getattr(found, part, _NOTHING)
-        if below is _NOTHING:
+        member = getattr(found, part, _NOTHING)
+        if member is _NOTHING:
             try:
-                below = importlib.import_module(".".join([package, *rest[:i]]))
+                member = importlib.import_module(".".join([package, *rest[:i]]))
             except ImportError:
                 return _NOTHING
-        found = below
+        found = member
     return found
 
 
 def find(name: str, instead: Any = None) -> Any:
-    """What a name of the table stands for, or ``instead`` where it does not exist."""
+    """Return the object of a name in the table, or ``instead`` if it does not exist."""
     assert name in NAMES, f"{name} is not in the table of private names"
     found = look(name)
     return instead if found is _NOTHING else found
@@ -79,25 +79,25 @@ def find(name: str, instead: Any = None) -> Any:
 
 @cache
 def missing(package: str) -> tuple[str, ...]:
-    """The names of the table that a package, which is imported for it, does not have.
+    """Return the names of the table that a package lacks. The package is imported.
 
-    Those of CUDA are no loss in a build of torch without it.
+    Names of CUDA are not reported for a build of torch without CUDA.
     """
     try:
         with undisturbed():
             names = [name for name in NAMES if name.startswith(f"{package}.") and look(name) is _NOTHING]
-    except Exception:  # it cannot be imported: see `unusable`
+    except Exception:  # the package cannot be imported, see `unusable`
         return ()
     return tuple(name for name in names if "_cuda_" not in name or torch.version.cuda)
 
 
 @cache
 def unusable(backend: str) -> str | None:
-    """Why the installed version of a backend's compiler cannot make its kernels, in a few words; None if it can."""
+    """Return why the installed version of a backend's compiler cannot compile the kernels, or None if it can."""
     try:
         with undisturbed():
             importlib.import_module(backend)
-    except Exception as error:  # Numba refuses a NumPy that is too new for it, Triton a machine that it does not know
+    except Exception as error:  # Numba rejects a NumPy that is too new for it, Triton an unknown machine
         return f"{backend} cannot be imported: {error}"
     names = [name for name in missing(backend) if NAMES[name] is NO_KERNELS]
     return f"this version of {backend} has no {names[0]}" if names else None

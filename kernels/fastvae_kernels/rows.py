@@ -1,4 +1,4 @@
-"""How kernels find the rows of a tensor: which dims stand how in memory, for every backend."""
+"""The memory layout of the rows of a tensor: the order of its dims and the stride between rows, for all backends."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def compute_dtype(*values: Any) -> torch.dtype:
-    """Float64 where one of the tensors is, else float32."""
+    """Return float64 if any of the tensors is float64, else float32."""
     for value in values:
         if isinstance(value, Tensor) and value.dtype is torch.float64:
             return torch.float64
@@ -16,10 +16,10 @@ def compute_dtype(*values: Any) -> torch.dtype:
 
 
 class Rows:
-    """How a kernel finds the rows of all tensors of one layout: each dense in memory, a fixed stride from the next.
+    """Location of the rows of all tensors of one layout: each row is dense in memory, at a fixed stride from the next.
 
-    ``order`` are the event dims from the slowest in memory to the fastest, where they do not stand so: channels_last
-    needs no copy. ``draws`` says that there are K leading blocks of rows.
+    ``order`` gives the event dims from the slowest-varying in memory to the fastest, or None if they already are in
+    this order; so channels_last needs no copy. With ``draws`` there are K leading blocks of rows.
     """
 
     __slots__ = ("as_it_is", "dense", "dtype", "order", "stride")
@@ -37,14 +37,17 @@ class Rows:
         self.stride = rows.stride(int(draws)) if self.as_it_is and t.dim() > draws else width
 
     def of(self, t: Tensor) -> Tensor:
-        """The tensor itself, or a copy whose rows are dense; its address is what the kernel takes."""
+        """Return the tensor itself, or a copy with dense rows. The kernel takes the address of the result."""
         if self.as_it_is:
             return t
         return in_order(t.to(self.dtype), self.order).contiguous()
 
 
 def memory_order(t: Tensor, event_dims: int) -> tuple[int, ...] | None:
-    """The last ``event_dims`` dims from the slowest in memory to the fastest; None if they stand so, as mostly."""
+    """Return the last ``event_dims`` dims from the slowest-varying in memory to the fastest.
+
+    Return None if they are already in that order, the usual case.
+    """
     if t.is_contiguous():
         return None
     strides = t.stride()[t.dim() - event_dims :]
@@ -53,7 +56,7 @@ def memory_order(t: Tensor, event_dims: int) -> tuple[int, ...] | None:
 
 
 def in_order(t: Tensor, order: tuple[int, ...] | None, *, back: bool = False) -> Tensor:
-    """A view of t with its event dims in that order, or back from it."""
+    """Return a view of t with its event dims in the given order; with ``back``, undo that order."""
     if order is None:
         return t
     if back:

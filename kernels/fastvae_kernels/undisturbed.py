@@ -1,8 +1,8 @@
-"""What runs where neither a fork nor the handler of a signal may meet it: imports of compilers, and compilations.
+"""Protection of compiler imports and compilations against forks and signal handlers.
 
-A handler may raise anywhere, as Python's own does at Ctrl-C. Numba cannot be imported again where a part of it was, and
-an exception in one of llvmlite's callbacks is dropped. A child that is forked meanwhile would wait for ever for locks
-of a thread that it has not.
+A signal handler may raise anywhere, as Python's own does at Ctrl-C. Numba cannot be imported again after a partial
+import, and an exception in one of llvmlite's callbacks is lost. A child forked in the meantime would wait forever for
+locks held by a thread that it does not have.
 """
 
 import os
@@ -16,21 +16,21 @@ _lock = threading.RLock()
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """In one thread at a time; forks wait, and so do the handlers of signals, which run at the end."""
+    """Run the body in one thread at a time. Forks wait until it ends; signal handlers are deferred until then."""
     with _lock:
-        if threading.current_thread() is not threading.main_thread():  # no handler runs here
+        if threading.current_thread() is not threading.main_thread():  # signal handlers run in the main thread only
             yield
             return
-        came: list[int] = []
+        received: list[int] = []
         handlers = {n: handler for n in signal.valid_signals() if callable(handler := signal.getsignal(n))}
         try:
             for number in handlers:
-                signal.signal(number, lambda number, frame: came.append(number))
+                signal.signal(number, lambda number, frame: received.append(number))
             yield
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            for signum in dict.fromkeys(came):
+            for signum in dict.fromkeys(received):
                 signal.raise_signal(signum)
 
 

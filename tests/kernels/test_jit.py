@@ -123,7 +123,7 @@ def test_a_kernel_unpacks_what_was_packed():
 
 
 def test_a_kernel_without_a_source_file_is_not_cached_and_works(monkeypatch):
-    monkeypatch.setattr(jit._Forgiving, "warned", False)
+    monkeypatch.setattr(jit._TolerantCache, "warned", False)
     names = {"unpack": unpack, "array_at": array_at, "F64": F64}
     exec("def three(block):\n    address, = unpack(block, 'q')\n    array_at(address, 1, F64)[0] = 3", names)
     with pytest.warns(RuntimeWarning, match="each process compiles the kernels for itself"):

@@ -1,1 +1,1 @@
-"""What the Numba kernels are written in."""
+"""The building blocks of the Numba kernels: compilation, vectors, mathematics, memory, threads."""

@@ -1,13 +1,14 @@
 """Products of columns, block by block: acc[i, j] += sum_t a[i, t] b[j, t], with the sums of a block in registers.
 
-Columns lie S apart in scratch, T rows of them, a multiple of 8. Sums are kept as vectors of partial sums, lane by lane,
-so that a tile adds to them without a shuffle; `store_totals` and `totals_of_pairs` end them. A block is code made for
-its shape: loads of its columns, then one fma for each of its products; in double-double
+Columns are S elements apart in scratch and have T rows, a multiple of 8. Each sum is a vector of partial sums, one per
+lane, so that a tile is added without shuffles; `store_totals` and `totals_of_pairs` reduce them at the end. The code of
+a block is generated for its shape: it loads the columns of the block, then does one fma for each product. In
+double-double a product is added by
 
     p + e = a b exactly,    s + f = s + p exactly,    r += e + f + (small parts of a and b)
 
-where s + r is the sum: as if summed in 106 bits (Ogita, Rump & Oishi, Accurate sum and dot product, 2005). Where the
-sums are known to be less than a third of a number from which they start, half as many steps do, `add_above`.
+where s + r is the sum, as accurate as if summed in 106 bits (Ogita, Rump & Oishi, Accurate sum and dot product, 2005).
+Where the sums are known to be less than a third of their starting value, `add_above` takes half as many steps.
 """
 
 from typing import Any, NamedTuple
@@ -21,11 +22,11 @@ from .emit import VECTOR, WIDE, Registers, everywhere, halves, in_lanes, load, l
 from .memory import prefetch_line
 from .vector import LANES_REGISTER, llvm_type, splat
 
-SIDE = 4 if WIDE else 3  # of a block of sums, of one register each
-SIDE_EXACT = 3 if WIDE else 2  # of two registers each
-SIDE_ALONE = 5  # of products with a single column
-MOST = 6 if WIDE else 4  # columns of a triangle of sums that is one block
-UNROLLED = 12  # columns for which the blocks are laid out when the kernel is compiled
+SIDE = 4 if WIDE else 3  # rows and columns of a block of sums, each in one register
+SIDE_EXACT = 3 if WIDE else 2  # rows and columns of a block of double-double sums, each in two registers
+SIDE_ALONE = 5  # rows of a block of products with a single column
+MOST = 6 if WIDE else 4  # most columns of a triangle of sums that is a single block
+UNROLLED = 12  # most columns for which all blocks are generated when the kernel is compiled
 
 
 def _entries(rows: int, columns: int, triangle: bool) -> list[tuple[int, int]]:
@@ -33,14 +34,14 @@ def _entries(rows: int, columns: int, triangle: bool) -> list[tuple[int, int]]:
 
 
 class _Block(NamedTuple):
-    """What a block's code is made of: pointers to float64 and integers, all but the last known when it runs."""
+    """Operands of a block: pointers to float64 and integers. All but the last three are LLVM values."""
 
     acc: Any
-    width: Any  # of acc
+    width: Any  # row length of acc
     a: Any
     b: Any
-    i: Any  # first columns, of a and of b
-    j: Any
+    i: Any  # first column of a
+    j: Any  # first column of b
     S: Any
     T: Any
     fresh: Any
@@ -49,31 +50,29 @@ class _Block(NamedTuple):
     triangle: bool
 
 
-class _Ahead(NamedTuple):
-    """What to fetch meanwhile: ``lines`` of 64 bytes for every 8 rows, from an address on, ``pace`` bytes apart."""
+class _Prefetch(NamedTuple):
+    """Memory to prefetch meanwhile: for every 8 rows, ``lines`` of 64 bytes; the address advances by ``pace`` bytes."""
 
     address: Any
     pace: Any
     lines: range
 
 
-class _Exactly(NamedTuple):
-    """What it needs for double-double: how far behind the columns their small parts lie, and 1; or None where a has no
-    small parts and sums start above all that comes.
-    """
+class _DoubleDouble(NamedTuple):
+    """Operands of double-double sums."""
 
-    gap: Any
-    one: Any
+    gap: Any  # offset from the columns to their small parts
+    one: Any  # a vector of ones; None where a has no small parts and the sums start above everything added to them
 
 
-def _fetch(builder: Any, ahead: _Ahead, t: Any) -> None:
+def _fetch(builder: Any, ahead: _Prefetch, t: Any) -> None:
     first = builder.add(ahead.address, builder.mul(builder.lshr(t, t.type(3)), ahead.pace))
     for line in ahead.lines:
         prefetch_line(builder, builder.add(first, t.type(64 * line)))
 
 
-def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None, ahead: _Ahead | None = None) -> None:
-    """A block's loop; its sums are read from where they are kept, or 0 where they are fresh."""
+def _emit(builder: Any, block: _Block, exactly: _DoubleDouble | None = None, ahead: _Prefetch | None = None) -> None:
+    """Generate the loop of a block. Its sums are loaded from ``acc``, or start at 0 if they are fresh."""
     width, a, b, i, j, S = block[1:7]
     integer, keys, words = S.type, _entries(block.rows, block.columns, block.triangle), 2 if exactly else 1
 
@@ -114,7 +113,7 @@ def _emit(builder: Any, block: _Block, exactly: _Exactly | None = None, ahead: _
 
 
 def _groups(n: int) -> list[tuple[int, int]]:
-    """Columns in groups ``(first, count)`` whose squares and products fit the registers."""
+    """Split the columns into groups ``(first, count)``, so that the sums of two groups' products fit the registers."""
     if n <= MOST:
         return [(0, n)]
     most = MOST - 1 if n <= 2 * (MOST - 1) else SIDE
@@ -125,9 +124,9 @@ def _groups(n: int) -> list[tuple[int, int]]:
 
 @intrinsic(prefer_literal=True)
 def add_all_products(typingctx, acc, z, S, T, fresh, ahead, pace, count):
-    """The lower triangle of z z' for ``count`` columns, a constant of the kernel; ``fresh`` sums start at 0.
+    """Add the lower triangle of z z' for ``count`` columns, a constant of the kernel; ``fresh`` sums start at 0.
 
-    Meanwhile as many rows are fetched from the address ``ahead`` on, 8 of them ``pace`` bytes.
+    Meanwhile the same number of rows is prefetched from the address ``ahead``, where 8 rows take ``pace`` bytes.
     """
     n = count.literal_value
 
@@ -137,10 +136,10 @@ def add_all_products(typingctx, acc, z, S, T, fresh, ahead, pace, count):
         fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
         number = S_.type
         shapes = [(i, j, rows, columns) for i, rows in _groups(n) for j, columns in _groups(n) if j <= i]
-        each = -(-(n - 2) // len(shapes))  # the lines of 8 rows are as many as regressors
+        each = -(-(n - 2) // len(shapes))  # 8 rows take as many cache lines as there are regressors
         for k, (i, j, rows, columns) in enumerate(shapes):
             at = number(i), number(j), S_, T_, fresh_
-            ahead_ = _Ahead(address, pace_, range(k * each, (k + 1) * each))
+            ahead_ = _Prefetch(address, pace_, range(k * each, (k + 1) * each))
             _emit(builder, _Block(acc_, number(n), z_, z_, *at, rows, columns, i == j), ahead=ahead_)
         return context.get_dummy_value()
 
@@ -150,9 +149,10 @@ def add_all_products(typingctx, acc, z, S, T, fresh, ahead, pace, count):
 
 @intrinsic(prefer_literal=True)
 def add_block(typingctx, acc, width, z, i, j, S, T, fresh, ahead, triangle):
-    """The products of SIDE columns from i on and SIDE from j on; of a triangle, at i = j, those below.
+    """Add the products of columns i to i + SIDE - 1 with columns j to j + SIDE - 1.
 
-    Meanwhile a line for every 8 rows is fetched from the address ``ahead`` on.
+    With ``triangle``, where i = j, only the lower triangle is added. Meanwhile one cache line for every 8 rows is
+    prefetched from the address ``ahead`` on.
     """
     below = bool(triangle.literal_value)
 
@@ -160,7 +160,7 @@ def add_block(typingctx, acc, width, z, i, j, S, T, fresh, ahead, triangle):
         acc_, z_ = (pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
         _, width_, _, *at, fresh_, address, _ = args
         fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
-        ahead_ = _Ahead(address, address.type(64), range(1))
+        ahead_ = _Prefetch(address, address.type(64), range(1))
         _emit(builder, _Block._make([acc_, width_, z_, z_, *at, fresh_, SIDE, SIDE, below]), ahead=ahead_)
         return context.get_dummy_value()
 
@@ -170,9 +170,9 @@ def add_block(typingctx, acc, width, z, i, j, S, T, fresh, ahead, triangle):
 
 @intrinsic(prefer_literal=True)
 def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, fresh, gap, one, triangle):
-    """The same in double-double, SIDE_EXACT columns of a times as many of b, whose small parts lie ``gap`` behind.
+    """Add the products of SIDE_EXACT columns of a with as many of b in double-double.
 
-    ``one`` is 1, which the compiler must not know.
+    The small parts are ``gap`` elements behind the columns. ``one`` is 1, as a value that the compiler does not know.
     """
     shape = SIDE_EXACT, SIDE_EXACT, bool(triangle.literal_value)
 
@@ -180,7 +180,7 @@ def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, fresh, gap, one, tr
         acc_, a_, b_ = (pointer(context, builder, signature.args[k], args[k]) for k in (0, 2, 3))
         _, width_, _, _, *at, fresh_, gap_, one_ = args[:11]
         fresh_ = builder.icmp_signed("!=", fresh_, fresh_.type(0))
-        exactly = _Exactly(gap_, splat(builder, one_, VECTOR))
+        exactly = _DoubleDouble(gap_, splat(builder, one_, VECTOR))
         _emit(builder, _Block._make([acc_, width_, a_, b_, *at, fresh_, *shape]), exactly)
         return context.get_dummy_value()
 
@@ -190,9 +190,10 @@ def add_exact_block(typingctx, acc, width, a, b, i, j, S, T, fresh, gap, one, tr
 
 @intrinsic
 def add_above(typingctx, acc, a, b, i, S, T, gap):
-    """The products of SIDE_ALONE columns of a from i on and a single one, b, whose small part lies ``gap`` behind.
+    """Add the products of SIDE_ALONE columns of a, from column i on, with a single column b.
 
-    Sums are pairs, as in `add_exact_block`; they have to start at more than 3 times what any of them comes to.
+    The small part of b is ``gap`` elements behind it. Sums are pairs, as in `add_exact_block`; each must start at more
+    than 3 times the largest sum to come.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -200,7 +201,7 @@ def add_above(typingctx, acc, a, b, i, S, T, gap):
         i_, S_, T_, gap_ = args[3:]
         one, none, fresh = i_.type(1), i_.type(0), ir.IntType(1)(0)
         block = _Block(acc_, one, a_, b_, i_, none, S_, T_, fresh, SIDE_ALONE, 1, False)
-        _emit(builder, block, _Exactly(gap_, None))
+        _emit(builder, block, _DoubleDouble(gap_, None))
         return context.get_dummy_value()
 
     n = types.intp
@@ -209,21 +210,24 @@ def add_above(typingctx, acc, a, b, i, S, T, gap):
 
 @intrinsic(prefer_literal=True)
 def store_totals(typingctx, sums, acc, count):
-    """The sums of the lanes of the lower triangle, row by row: eight together in as many steps as three alone."""
+    """Store the lower triangle row by row, each vector summed over its lanes.
+
+    Eight vectors reduced together take as many steps as three reduced one by one.
+    """
     n = count.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sums_, acc_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(2))
         number, entries = ir.IntType(64), _entries(n, n, True)
         for first in range(0, len(entries), LANES_REGISTER):
-            some = entries[first : first + LANES_REGISTER]
-            vectors = [load(builder, acc_, number((row * n + col) * LANES_REGISTER)) for row, col in some]
-            together = totals(builder, vectors)
-            if len(some) == LANES_REGISTER:
-                builder.store(together, vector_at(builder, sums_, number(first)), align=8)
+            group = entries[first : first + LANES_REGISTER]
+            vectors = [load(builder, acc_, number((row * n + col) * LANES_REGISTER)) for row, col in group]
+            lane_sums = totals(builder, vectors)
+            if len(group) == LANES_REGISTER:
+                builder.store(lane_sums, vector_at(builder, sums_, number(first)), align=8)
             else:
-                for k in range(len(some)):
-                    value = builder.extract_element(together, ir.IntType(32)(k))
+                for k in range(len(group)):
+                    value = builder.extract_element(lane_sums, ir.IntType(32)(k))
                     builder.store(value, builder.gep(sums_, [number(first + k)]), align=8)
         return context.get_dummy_value()
 
@@ -232,7 +236,7 @@ def store_totals(typingctx, sums, acc, count):
 
 @intrinsic
 def totals_of_pairs(typingctx, acc, where, k):
-    """The sums of the lanes of as many pairs as there are lanes, at where[k], where[k + 1], ..., a lane each."""
+    """Return the lane sums of the pairs at where[k], where[k + 1], ..., one pair for each lane of the result."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         acc_, where_ = (pointer(context, builder, signature.args[k], args[k]) for k in range(2))
@@ -242,7 +246,7 @@ def totals_of_pairs(typingctx, acc, where, k):
             values.append([load(builder, acc_, builder.add(at, at.type(part * LANES_REGISTER))) for part in (0, 1)])
 
         def join(x: Any, y: Any, part: int) -> Any:
-            """The sums without error; what they leave out in float64, as it was summed up."""
+            """Add the leading parts without error; add the errors to the small parts in float64."""
             s, error = two_sum(builder, *halves(builder, x[0], y[0], part))
             return s, builder.fadd(builder.fadd(*halves(builder, x[1], y[1], part)), error)
 
@@ -253,8 +257,9 @@ def totals_of_pairs(typingctx, acc, where, k):
 
 @intrinsic
 def totals_above(typingctx, acc, above, k):
-    """The sums of the lanes of as many pairs as there are lanes, from the k-th on, less above[k], above[k + 1], ...
-    where they started: a lane each.
+    """Return the lane sums of the pairs k, k + 1, ..., one pair for each lane of the result.
+
+    Their starting values above[k], above[k + 1], ... are subtracted.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -266,7 +271,7 @@ def totals_above(typingctx, acc, above, k):
                 at = builder.mul(builder.add(builder.mul(k, k.type(2)), k.type(part)), k.type(LANES_REGISTER))
                 parts[part].append(load(builder, acc_, at))
             parts[0][lane] = builder.fsub(parts[0][lane], everywhere(builder, above_, k))
-        # large parts are multiples of an ulp of where they started: neither the difference nor their sums are rounded
+        # leading parts are multiples of an ulp of the starting value: neither the difference nor their sums round
         return _joined(builder, *two_sum(builder, *(totals(builder, p) for p in parts)))
 
     return Pair(VECTOR)(acc, above, types.intp), codegen
@@ -274,5 +279,5 @@ def totals_above(typingctx, acc, above, k):
 
 @intrinsic
 def partial_sums(typingctx):
-    """A vector of zeros as wide as partial sums are."""
+    """Return a vector of zeros of the width of the partial sums."""
     return VECTOR(), lambda context, builder, signature, args: ir.Constant(llvm_type(VECTOR), None)

@@ -1,12 +1,13 @@
-"""Double-double numbers, lane by lane: the unevaluated sum of a vector and a far smaller one, 106 bits together.
+"""Double-double numbers, lane by lane: the unevaluated sum of a vector and a much smaller one, 106 bits together.
 
-    p = exact_product(a, b)              # a b of two vectors, without any error
-    p = exact_sum(a, b)                  # a + b, likewise
-    p + q, p - q, p * q, p / q, -p       # within 2^-102 of the result or so
-    high(p), low(p)                      # its parts; |low| is at most half an ulp of high
+    p = exact_product(a, b)              # a b of two vectors, without rounding error
+    p = exact_sum(a, b)                  # a + b of two vectors, without rounding error
+    p + q, p - q, p * q, p / q, -p       # relative error of about 2^-102
+    high(p), low(p)                      # the parts of p; |low| is at most half an ulp of high
 
 `constant`, `high`, `choose`, `root`, `get` and `put` take vectors as well, so that one source serves both precisions.
-Nothing here may be compiled with fastmath: a + b - a is not b. Products are exact by fma, which has to be a real one.
+Nothing here may be compiled with fastmath, which would simplify a + b - a to b. Exact products need a true fma, rounded
+once.
 Source: Dekker (1971), Knuth (1969); Joldes, Muller & Popescu, Tight and rigorous error bounds for basic building blocks
 of double-word arithmetic (2017).
 """
@@ -21,11 +22,11 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from .vector import Vector, call, llvm_type, pointer_to, splat, with_element
 
-WORDS = 8  # lanes of the numbers in lane-wise arrays
+WORDS = 8  # lanes of the numbers that `get` and `put` access
 
 
 class Pair(types.Type):
-    """Two vectors of a type, the sum of which is meant."""
+    """The type of a pair of vectors that represents their sum."""
 
     def __init__(self, part: Vector) -> None:
         self.part = part
@@ -34,7 +35,7 @@ class Pair(types.Type):
 
 @register_model(Pair)
 class PairModel(models.PrimitiveModel):
-    """In LLVM a struct of two vectors, in registers."""
+    """Represented in LLVM as a struct of two vectors, in registers."""
 
     def __init__(self, manager: Any, fe_type: Any) -> None:
         part = llvm_type(fe_type.part)
@@ -42,16 +43,16 @@ class PairModel(models.PrimitiveModel):
 
 
 def two_sum(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
-    """``(s, e)`` with s + e = a + b."""
+    """Return ``(s, e)`` with s = fl(a + b) and s + e = a + b exactly."""
     s = builder.fadd(a, b)
     other = builder.fsub(s, a)
     return s, builder.fadd(builder.fsub(a, builder.fsub(s, other)), builder.fsub(b, other))
 
 
 def two_sum_mixed(builder: Any, a: Any, b: Any, one: Any) -> tuple[Any, Any]:
-    """The same in loops, half of it by the units that multiply and add: many processors have others for sums alone.
+    """Like `two_sum`, for loops: half of the operations are fma, which many processors execute in units of their own.
 
-    ``one`` is 1, which the compiler must not know.
+    ``one`` is 1, as a value that the compiler does not know.
     """
     s = builder.fadd(a, b)
     other = fma(builder, s, one, builder.fneg(a))
@@ -60,18 +61,18 @@ def two_sum_mixed(builder: Any, a: Any, b: Any, one: Any) -> tuple[Any, Any]:
 
 
 def fast_two_sum(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
-    """The same where a is no smaller than b, signs aside."""
+    """Like `two_sum`, for |a| >= |b|."""
     s = builder.fadd(a, b)
     return s, builder.fsub(b, builder.fsub(s, a))
 
 
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a b + c, rounded once: a call of libm where the processor cannot."""
+    """Return a b + c, rounded once; a call to libm where the processor has no fma instruction."""
     return call(builder, "llvm.fma", a.type, a, b, c)
 
 
 def two_product(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
-    """``(p, e)`` with p + e = a b."""
+    """Return ``(p, e)`` with p = fl(a b) and p + e = a b exactly."""
     p = builder.fmul(a, b)
     return p, fma(builder, a, b, builder.fneg(p))
 
@@ -79,7 +80,7 @@ def two_product(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
 def accumulate(
     builder: Any, s: Any, rest: Any, a: Any, small_a: Any, b: Any, small_b: Any, one: Any
 ) -> tuple[Any, Any]:
-    """``(s, rest)`` and the product of a and b added to it."""
+    """Add the product of the pairs a and b to the sum ``(s, rest)``, and return it."""
     product, error = two_product(builder, a, b)
     s, more = two_sum_mixed(builder, s, product, one)
     error = fma(builder, small_a, b, fma(builder, a, small_b, builder.fadd(error, more)))
@@ -87,8 +88,9 @@ def accumulate(
 
 
 def accumulate_above(builder: Any, s: Any, rest: Any, a: Any, b: Any) -> tuple[Any, Any]:
-    """The same for single parts, in a third of the steps, where s is known to be larger than the product, signs aside:
-    then what s takes of it is known without error, and so is what it leaves.
+    """Like `accumulate` for a and b without small parts, in a third of the steps; requires |s| larger than |a b|.
+
+    Both the part of the product that is absorbed into s and the remainder are then computed without error.
     """
     after = fma(builder, a, b, s)
     return after, builder.fadd(rest, fma(builder, a, b, builder.fneg(builder.fsub(after, s))))
@@ -157,31 +159,31 @@ _define(operator.neg, 1, _negative)
 
 
 def part_of(t: Any) -> Any:
-    """The vector type of the parts of a pair, or the vector's own."""
+    """Return the vector type of a pair's parts, or the vector type itself."""
     return t.part if isinstance(t, Pair) else t
 
 
 @intrinsic
 def pair(typingctx, a, b):
-    """The pair of two parts, as they are."""
+    """Make a pair of two parts, which are not normalized."""
     return Pair(a)(a, a), lambda context, builder, signature, args: _joined(builder, *args)
 
 
 @intrinsic
 def exact_product(typingctx, a, b):
-    """A b of two vectors."""
+    """Return a b of two vectors as a pair."""
     return Pair(a)(a, a), lambda context, builder, signature, args: _joined(builder, *two_product(builder, *args))
 
 
 @intrinsic
 def exact_sum(typingctx, a, b):
-    """A + b of two vectors."""
+    """Return a + b of two vectors as a pair."""
     return Pair(a)(a, a), lambda context, builder, signature, args: _joined(builder, *two_sum(builder, *args))
 
 
 @intrinsic
 def constant(typingctx, x, value):
-    """A number in every lane, in the type of x."""
+    """Return a number in every lane, in the type of x."""
     part = part_of(x)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -193,7 +195,7 @@ def constant(typingctx, x, value):
 
 @intrinsic
 def high(typingctx, x):
-    """The leading part of a pair; a vector itself."""
+    """Return the leading part of a pair, or a vector unchanged."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.extract_value(args[0], 0) if isinstance(x, Pair) else args[0]
@@ -203,7 +205,7 @@ def high(typingctx, x):
 
 @intrinsic
 def low(typingctx, x):
-    """The small part of a pair; of a vector zeros."""
+    """Return the small part of a pair, or zeros for a vector."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.extract_value(args[0], 1) if isinstance(x, Pair) else ir.Constant(args[0].type, None)
@@ -213,7 +215,7 @@ def low(typingctx, x):
 
 @intrinsic
 def number(typingctx, x, a, b):
-    """The number of the type of x with the parts a and b: a pair, or a alone."""
+    """Return the parts a and b in the type of x: as a pair, or a alone."""
     return x(
         x, a, a
     ), lambda context, builder, signature, args: _joined(builder, *args[1:]) if isinstance(x, Pair) else args[1]
@@ -221,8 +223,9 @@ def number(typingctx, x, a, b):
 
 @intrinsic
 def add_product(typingctx, p, a, b):
-    """The pair p + a b of vectors, its parts not made disjoint again: for sums of many, which start at a number more
-    than 3 times as large as any sum to come, see `accumulate_above`.
+    """Return the pair p + a b for vectors a and b, without normalizing its parts.
+
+    For long sums that start at a number more than 3 times as large as any sum to come, see `accumulate_above`.
     """
     return p(p, a, a), lambda context, builder, signature, args: _joined(
         builder, *accumulate_above(builder, *_parts(builder, args[0]), *args[1:])
@@ -231,7 +234,7 @@ def add_product(typingctx, p, a, b):
 
 @intrinsic
 def add_part(typingctx, p, a):
-    """The pair p + a of such a sum."""
+    """Return the pair p + a, for p a sum as in `add_product`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         s, rest = _parts(builder, args[0])
@@ -243,7 +246,7 @@ def add_part(typingctx, p, a):
 
 @intrinsic(prefer_literal=True)
 def number_zero(typingctx, pairs):
-    """Zeros in eight lanes of float64; as a pair where ``pairs``, a constant of the kernel, is not 0."""
+    """Return zeros in eight lanes of float64, as a pair if ``pairs``, a constant of the kernel, is not 0."""
     v = Vector(types.float64, WORDS)
     result = Pair(v) if pairs.literal_value else v
 
@@ -256,7 +259,7 @@ def number_zero(typingctx, pairs):
 
 @intrinsic
 def choose(typingctx, condition, a, b):
-    """``a if condition else b``, lane by lane, of vectors or pairs."""
+    """Return ``a if condition else b``, lane by lane, for vectors or pairs."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if not isinstance(a, Pair):
@@ -269,7 +272,7 @@ def choose(typingctx, condition, a, b):
 
 @intrinsic
 def root(typingctx, x):
-    """The square root of positive numbers."""
+    """Return the square root of positive numbers."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _root(builder, args[0]) if isinstance(x, Pair) else call(builder, "llvm.sqrt", args[0].type, *args)
@@ -286,7 +289,7 @@ def _places(context: Any, builder: Any, array: Any, value: Any, i: Any, x: Any) 
 
 @intrinsic
 def get(typingctx, array, i, x):
-    """Number i of an array of vectors or pairs of 8 lanes, in the type of x; a pair's parts lie side by side."""
+    """Return number i of an array of vectors or pairs of 8 lanes, in the type of x. A pair's parts are adjacent."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         parts = [builder.load(p, align=8) for p in _places(context, builder, signature.args[0], args[0], args[1], x)]
@@ -297,7 +300,7 @@ def get(typingctx, array, i, x):
 
 @intrinsic
 def put(typingctx, array, i, x):
-    """Write number i of such an array."""
+    """Write x as number i of an array of vectors or pairs of 8 lanes, see `get`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         parts = _parts(builder, args[2]) if isinstance(x, Pair) else [args[2]]
@@ -311,6 +314,6 @@ def put(typingctx, array, i, x):
 
 @intrinsic
 def words(typingctx, x):
-    """How many float64 a number of the type takes: 8 lanes, or twice as many."""
+    """Return how many float64 values a number of the type of x takes: 8, or 16 for a pair."""
     n = WORDS * (2 if isinstance(x, Pair) else 1)
     return types.intp(x), lambda context, builder, signature, args: ir.IntType(64)(n)

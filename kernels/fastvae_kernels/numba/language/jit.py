@@ -1,16 +1,16 @@
-"""How kernels are compiled: the one place where Numba options live.
+"""Compilation of the kernels: the only place where Numba options are set.
 
     @kernel(FIELDS)    a C function of one block of numbers, called by `threads.run`; compiled here and cached on disk
     @math_jit          a scalar or vector function for use inside kernels, always inlined
-    @loop_jit          a function that holds loops, compiled once for all its callers
+    @loop_jit          a function that contains loops, compiled once for all its callers
 
-A kernel opens with ``a, b, ... = unpack(block, FIELDS)``; FIELDS says what they are, in the letters of `struct`:
-"12q 3d" is twelve integers (addresses, sizes, strides), then three float64. Nothing of Python is left in it: it can run
-on a thread that Python does not know.
+A kernel starts with ``a, b, ... = unpack(block, FIELDS)``. FIELDS gives the types of the numbers in the letters of
+`struct`: "12q 3d" is twelve integers (addresses, sizes, strides), then three float64. The compiled kernel does not use
+the Python runtime, so it can run on a thread that Python does not know.
 
-fastmath is a set, never True: "nnan" and "ninf" fold away the tests for NaN and infinity (a log-sum-exp starts at
--inf), and "reassoc" simplifies (x + magic) - magic to x. `inline="always"` would not do for `math_jit`: it pastes
-Python, which then takes the caller's flags.
+fastmath is a set, never True: "nnan" and "ninf" remove the tests for NaN and infinity (a log-sum-exp starts at -inf),
+and "reassoc" simplifies (x + magic) - magic to x. `inline="always"` is not an option for `math_jit`: it inlines at the
+level of Python code, which is then compiled with the caller's flags.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ from .linking import HelperCompiler, KernelCompiler
 from .target import LANES_REGISTER
 
 FASTMATH = frozenset({"contract", "nsz"})
-# Of functions that only kernels call: without ways in for Python and C, which took a sixth of the time to compile.
+# Options of functions that only kernels call. Their Python and C wrappers would take a sixth of the compile time.
 HELPER = {
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
@@ -44,16 +44,16 @@ HELPER = {
     "error_model": "numpy",
     "pipeline_class": HelperCompiler,
 }
-HEADER = "6q512x"  # of each block: `threads.py` counts in it
+HEADER = "6q512x"  # header of each block, with the counters of `threads.py`
 
-# Numba asks of a cached kernel only whether its own file changed, and would go on using the old `math.py` inlined
-# in it. Here a kernel is fresh while no file of `numba/`, nor of the folder above, has changed.
+# Numba considers a cached kernel valid as long as its own file is unchanged, and would keep using an old `math.py`
+# inlined in it. Here a cached kernel is valid while no file in `numba/` or in the folder above has changed.
 _SOURCES = sorted([*Path(__file__).parents[1].rglob("*.py"), *Path(__file__).parents[2].glob("*.py")])
 _STAMP = hashlib.sha256(b"".join([*(path.read_bytes() for path in _SOURCES), bytes([LANES_REGISTER])])).hexdigest()
 
 
-class _Forgiving:
-    """A cache of Numba's whose damaged files are written anew; where no file can be written, there is none."""
+class _TolerantCache:
+    """A Numba cache that replaces damaged files, and that does nothing where no file can be written."""
 
     warned = False
 
@@ -61,37 +61,37 @@ class _Forgiving:
         self.cache = cache
 
     def load_overload(self, *args: Any) -> Any:
-        """What is kept, or None."""
+        """Return the cached kernel, or None."""
         try:
             return self.cache.load_overload(*args)
-        except Exception as error:  # whatever pickle raises for a file that is cut short
+        except Exception as error:  # pickle may raise anything for a truncated file
             self.warn("read: the kernel is compiled anew", error)
             with suppress(OSError):
                 self.cache.flush()
         return None
 
     def save_overload(self, *args: Any) -> None:
-        """Keep it, if that can be."""
+        """Save a kernel in the cache, if possible."""
         try:
             self.cache.save_overload(*args)
         except Exception as error:
             self.warn("written: each process compiles the kernels for itself", error)
 
     def warn(self, what: str, error: Exception) -> None:
-        """Name the folder."""
+        """Warn that the cache cannot be read or written, naming its folder."""
         text = f"the cache of compiled kernels in {self.cache.cache_path} cannot be {what}"
         warn_once(f"{text} ({type(error).__name__}: {error})")
 
 
 def warn_once(text: str) -> None:
-    """Of the cache, once in a process."""
-    if not _Forgiving.warned:
-        _Forgiving.warned = True
+    """Issue a warning about the cache, at most once per process."""
+    if not _TolerantCache.warned:
+        _TolerantCache.warned = True
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 class Kernel:
-    """A compiled kernel: ``call(pack(*header, *fields))`` runs it, and so does whoever jumps to ``address``."""
+    """A compiled kernel. ``call(pack(*header, *fields))`` runs it; ``address`` is its entry point for C callers."""
 
     __slots__ = ("address", "cached", "call", "compiled", "pack")
 
@@ -106,15 +106,15 @@ class Kernel:
         try:
             compiled.enable_caching()
             self.cached = True
-        except RuntimeError as error:  # "cannot cache function ...: no locator available", as no folder can be written
+        except RuntimeError as error:  # "cannot cache function ...: no locator available": no folder can be written
             self.cached = False
             warn_once(f"each process compiles the kernels for itself, unless NUMBA_CACHE_DIR can be written ({error})")
-        with suppress(AttributeError):  # where there is no cache; and Numba's own stamp stays alone if it renames these
+        with suppress(AttributeError):  # there is no cache; or Numba renamed these, and its own stamp is used alone
             file = compiled._cache._cache_file
             file._source_stamp = f"{_STAMP} {file._source_stamp}"
-            compiled._cache = _Forgiving(compiled._cache)
+            compiled._cache = _TolerantCache(compiled._cache)
         collecting = gc.isenabled()
-        gc.disable()  # a tenth of the time went into looking through the compiler's many objects
+        gc.disable()  # scanning the compiler's many objects took a tenth of the time
         try:
             with undisturbed():
                 compiled.compile()
@@ -128,33 +128,34 @@ class Kernel:
 
 
 def kernel(fields: str | Layout, **constants: int) -> Callable[[Callable], Kernel]:
-    """Compile a function of a block's address; later processes load it from the cache, where a directory is writable.
+    """Compile a function of a block's address. Later processes load it from the cache, if a directory is writable.
 
-    The function must stand in a factory at module level, one whose closure holds ints and strings only: one that holds
-    a compiled function or an intrinsic is never found again.
+    The function must be defined in a factory at module level, and its closure may hold only ints and strings: with a
+    compiled function or an intrinsic in the closure, the cache entry is never found again.
     """
     return lambda function: Kernel(function, fields, constants)
 
 
 def math_jit(function: Callable) -> Any:
-    """Compile a function into each caller; not cached, since the callers are.
+    """Compile a function that is inlined into each caller. It is not cached, since its callers are.
 
-    An option left out is taken from the caller compiled first, so each is spelled out.
+    All options are given explicitly: Numba takes a missing one from the first caller that is compiled.
     """
     return njit(forceinline=True, fastmath=False, **HELPER)(function)
 
 
 def loop_jit(function: Callable) -> Any:
-    """Compile a function that holds loops for all its callers: pasted into five places of a kernel, it would take
-    many seconds to compile. It opens with ``outlined()``.
+    """Compile a function that contains loops, once for all its callers. It starts with ``outlined()``.
+
+    Inlined in five places of a kernel, such a function would take many seconds to compile.
     """
     return njit(forceinline=False, fastmath=set(FASTMATH), **HELPER)(function)
 
 
 def by_constant(functions: dict[int, Any]) -> Any:
-    """A function that is, call by call, one of these: the one that its first argument names, a constant of the kernel.
+    """Return a function that calls one of several, selected by its first argument, a constant of the kernel.
 
-    The others are not compiled. The functions are of `math_jit` or `loop_jit`.
+    The others are not compiled. The functions are compiled by `math_jit` or `loop_jit`.
     """
 
     def chosen(*args: Any) -> Any:
@@ -164,18 +165,18 @@ def by_constant(functions: dict[int, Any]) -> Any:
         key, prefer_literal = chosen, True
 
         def generic(self, args: Any, kwargs: Any) -> Any:
-            """The signature of the one, behind the constant."""
+            """Return the signature of the selected function, preceded by the constant."""
             if kwargs or not isinstance(args[0], types.Literal):
                 return None
-            own = self.context.resolve_function_type(one_of(args[0]), tuple(map(types.unliteral, args[1:])), {})
+            own = self.context.resolve_function_type(selected(args[0]), tuple(map(types.unliteral, args[1:])), {})
             return own and signature(own.return_type, args[0], *own.args)
 
-    def one_of(constant: Any) -> Any:
+    def selected(constant: Any) -> Any:
         return types.Dispatcher(functions[constant.literal_value])
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         own = signature(sig.return_type, *sig.args[1:])
-        function = context.get_function(one_of(sig.args[0]), own)
+        function = context.get_function(selected(sig.args[0]), own)
         return function(builder, args[1:])
 
     infer_global(chosen, types.Function(Template))
@@ -185,7 +186,7 @@ def by_constant(functions: dict[int, Any]) -> Any:
 
 @intrinsic(prefer_literal=True)
 def unpack(typingctx, block, fields):
-    """The numbers behind the header of the block at an address, as a tuple."""
+    """Return the numbers that follow the header of the block at an address, as a tuple."""
     letters = "".join(letter * int(count or 1) for count, letter in re.findall(r"(\d*)([qd])", fields.literal_value))
     members = types.Tuple([types.float64 if letter == "d" else types.intp for letter in letters])
     first = struct.calcsize(HEADER) // 8
@@ -202,7 +203,7 @@ def unpack(typingctx, block, fields):
 
 @intrinsic
 def outlined(typingctx):
-    """Keep the function that this is called in from being inlined: Numba has no option for it."""
+    """Prevent the calling function from being inlined; Numba has no option for this."""
 
     def codegen(context, builder, signature, args):
         builder.function.attributes.add("noinline")

@@ -1,17 +1,17 @@
-"""What a launch hands to its kernel: numbers with names, in groups, laid out once for the packer and for the kernel.
+"""The arguments of a launch: named numbers, in groups, declared once for the packer and for the kernel.
 
     ROWS = Layout("x x_code x_row x_problem N D")                  # integers: addresses, sizes, strides, codes
-    PASS = Layout("first_tile last_tile tol:float", rows=ROWS)     # and floats; a group is a layout as well
+    PASS = Layout("first_tile last_tile tol:float", rows=ROWS)     # and floats; a group is a layout itself
 
     @kernel(PASS, family=FULL)               # constants of the compiled code
     def mixture_pass(f):                     # f.tol, f.rows.N, f.family: read where they are used
-        load(f.rows, ...)                    # a group is handed on as one address
+        load(f.rows, ...)                    # a group is passed on as one address
 
-    rows = ROWS.pack(x=..., N=..., ...)      # by name: a missing or a strange one is an error
+    rows = ROWS.pack(x=..., N=..., ...)      # by name: a missing or an unknown one is an error
     run(make_pass(FULL), PASS.pack(first_tile=0, ..., rows=rows), units, work)
 
-A name is an attribute of the block, and its place is known when the kernel is compiled: reading one is an instruction,
-and as nothing writes to a block, LLVM reads it once or as often as it likes.
+A name is an attribute of the block, and its offset is known when the kernel is compiled. Reading it is one instruction;
+as nothing writes to a block, LLVM may load it once or several times.
 """
 
 from collections.abc import Callable
@@ -24,21 +24,21 @@ from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, models, register_model
 
-KINDS = {"int": ("q", types.intp), "float": ("d", types.float64)}  # their letters of `struct`, their types
-WORD = 8  # bytes of either
+KINDS = {"int": ("q", types.intp), "float": ("d", types.float64)}  # letter of `struct`, Numba type
+WORD = 8  # bytes of a number of either kind
 
 
 class Layout:
-    """Names and kinds of the numbers of a block, in their order: first its own, then those of its groups."""
+    """Names and kinds of the numbers of a block, in order: first its own numbers, then those of its groups."""
 
     def __init__(self, own: str, **groups: "Layout") -> None:
         pairs = [(name, kind or "int") for name, _, kind in (word.partition(":") for word in own.split())]
         names = [name for name, _ in pairs] + list(groups)
-        if strange := [kind for _, kind in pairs if kind not in KINDS]:
-            raise ValueError(f"a kind of number is one of {', '.join(KINDS)}, got {strange[0]}")
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"names of a layout must differ, got twice: {', '.join(sorted(twice))}")
-        self.members: dict[str, tuple[int, str | Layout]] = {}  # the word that each begins at; its kind, or its layout
+        if unknown := [kind for _, kind in pairs if kind not in KINDS]:
+            raise ValueError(f"a kind of number is one of {', '.join(KINDS)}, got {unknown[0]}")
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"names of a layout must differ, got twice: {', '.join(sorted(duplicates))}")
+        self.members: dict[str, tuple[int, str | Layout]] = {}  # offset in words; kind of a number, layout of a group
         self.size = 0
         members: list[tuple[str, str | Layout]] = [*pairs, *groups.items()]
         for name, kind in members:
@@ -50,20 +50,21 @@ class Layout:
 
 
 def _packer(own: list[str], groups: list[str]) -> Callable[..., tuple[Any, ...]]:
-    """A function of all numbers by name, groups as packed, that gives them in order: generated, for it takes a third of
-    the time of one that is not.
+    """Return a function that takes all numbers by name, groups as packed tuples, and returns them in order.
+
+    Its code is generated: it takes a third of the time of a generic function.
     """
-    if strange := [name for name in own + groups if not name.isidentifier() or iskeyword(name)]:
-        raise ValueError(f"a name of a layout must be an identifier, got {strange[0]!r}")
+    if invalid := [name for name in own + groups if not name.isidentifier() or iskeyword(name)]:
+        raise ValueError(f"a name of a layout must be an identifier, got {invalid[0]!r}")
     values = "".join([*(f"{name}, " for name in own), *(f"*{name}, " for name in groups)])
     return eval(f"lambda {', '.join(['*', *own, *groups]) if own or groups else ''}: ({values})")
 
 
 class Block(types.Type):
-    """The address of numbers that are laid out so, and constants that go with it."""
+    """The Numba type of the address of a block with a given layout, together with the kernel's constants."""
 
     def __init__(self, layout: Layout, constants: tuple[tuple[str, int], ...] = (), first: int = 0) -> None:
-        self.layout, self.first = layout, first  # words before it, of the block's header
+        self.layout, self.first = layout, first  # first: words of the header before the numbers
         self.members = {
             name: (at, Block(kind, constants) if isinstance(kind, Layout) else kind)
             for name, (at, kind) in layout.members.items()
@@ -77,17 +78,17 @@ class Block(types.Type):
 
 @register_model(Block)
 class BlockModel(models.OpaqueModel):
-    """In LLVM it is a pointer."""
+    """Represented in LLVM as a pointer."""
 
 
 @infer_getattr
 class BlockTemplate(AttributeTemplate):
-    """Types of its members; ``header`` is the address of the block itself, of a kernel's own argument."""
+    """Types of the members of a block. ``header`` is the address of the block itself, for the argument of a kernel."""
 
     key = Block
 
     def generic_resolve(self, block: Block, name: str) -> Any:
-        """None for a name that it has not, which Numba says then."""
+        """Return the type of a member, or None for an unknown name, which Numba then reports."""
         if name in block.constants:
             return types.literal(block.constants[name])
         if name == "header":
@@ -98,7 +99,7 @@ class BlockTemplate(AttributeTemplate):
 
 @lower_getattr_generic(Block)
 def read_member(context: Any, builder: Any, block: Block, pointer: Any, name: str) -> Any:
-    """A constant, an address, or a number from memory that nobody writes to."""
+    """Generate the value of a member: a constant, the address of a group, or a number loaded from read-only memory."""
     if name in block.constants:
         return context.get_constant(types.intp, block.constants[name])
     if name == "header":
@@ -115,6 +116,6 @@ def read_member(context: Any, builder: Any, block: Block, pointer: Any, name: st
 
 @intrinsic
 def without_constants(typingctx, block):
-    """The same address; a function that takes it is compiled once for all kernels, whatever their constants."""
+    """Return the same address without constants; a function that takes it is compiled once for all kernels."""
     result = Block(block.layout, (), block.first)
     return result(block), lambda context, builder, signature, args: args[0]

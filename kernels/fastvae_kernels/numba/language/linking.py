@@ -1,9 +1,9 @@
-"""How a kernel and the functions that it calls become machine code: linked and optimised once, for the kernel.
+"""Linking of kernels: a kernel and the functions that it calls are linked and optimized once, for the kernel.
 
-Numba links and optimises each function with all that it calls, and makes machine code of it, before its caller does so
-again with the whole: a function that lies six calls deep went through LLVM six times. Nobody but kernels calls these
-functions. So a helper stays as it was lowered, and the kernel links all that it reaches, directly or through others,
-and is optimised. Where Numba has other names for what this builds on, it is left to itself.
+Numba links each function with all its callees, optimizes the result and generates machine code, and then repeats this
+for each caller: a function six calls deep went through LLVM six times. Helper functions are called by kernels only. So
+a helper is kept as lowered, unoptimized LLVM IR; the kernel links all functions that it reaches, directly or
+indirectly, and is optimized as a whole. If Numba has renamed the internals used here, its own linking takes over.
 """
 
 from contextlib import suppress
@@ -13,8 +13,8 @@ from numba.core import compiler
 from numba.core.codegen import JITCodeLibrary
 
 
-class _NoEnvironments:
-    """A code generator to whom nobody tells the environment of a function that is no machine code yet."""
+class _CodegenWithoutEnvironments:
+    """A code generator that ignores environments, for functions that have no machine code yet."""
 
     def __init__(self, codegen: Any) -> None:
         self._codegen = codegen
@@ -23,64 +23,64 @@ class _NoEnvironments:
         return getattr(self._codegen, name)
 
     def set_env(self, *_: Any) -> None:
-        """Helpers raise nothing and call nothing of Python: they need none."""
+        """Do nothing: helpers raise no exceptions and call no Python code, so they need no environment."""
 
 
 class HelperLibrary(JITCodeLibrary):
-    """A function as it was lowered, and the libraries that it calls."""
+    """A function as lowered to LLVM IR, and the libraries that it calls."""
 
     @property
     def codegen(self) -> Any:
-        """Asked by whoever would make it callable from Python."""
-        return _NoEnvironments(self._codegen)
+        """Return the code generator, which Numba asks for to make the function callable from Python."""
+        return _CodegenWithoutEnvironments(self._codegen)
 
     def finalize(self) -> None:
-        """Nothing is linked nor optimised."""
+        """Finish the library without linking or optimizing."""
         self._finalize_dynamic_globals()
         self._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
-        """It has no address."""
+        """Return 0: a helper has no address."""
         return 0
 
-    def alone(self) -> Any:
-        """Its own functions."""
+    def own_module(self) -> Any:
+        """Return the module of this function alone."""
         return super()._get_module_for_linking()
 
     def _get_module_for_linking(self) -> Any:
-        """With all that it calls, for a caller that is no kernel, as tests have them."""
-        whole = self.alone().clone()
+        """Return the module with all callees linked, for callers that are not kernels, as in tests."""
+        whole = self.own_module().clone()
         link_all(whole, self)
         return whole
 
 
 class KernelLibrary(JITCodeLibrary):
-    """A kernel, with all that it reaches."""
+    """A kernel, linked with all functions that it reaches."""
 
     def finalize(self) -> None:
-        """Link the helpers of helpers as well."""
+        """Link the direct and indirect helpers, then optimize."""
         link_all(self._final_module, self)
-        for called in callers_first(self)[1:]:
+        for called in topological_order(self)[1:]:
             self._reload_init.update(called._reload_init)
         self._linking_libraries: list[Any] = []
         super().finalize()
 
     def _verify_declare_only_symbols(self) -> None:
-        """What is called and not there would be a jump to nowhere."""
+        """Fail if a called function was not linked: the call would jump to an undefined address."""
         missing = [f.name for f in self._final_module.functions if f.is_declaration and f.name.startswith("_ZN")]
         if missing:
             raise AssertionError(f"not linked: {', '.join(missing)}")
 
 
 def link_all(module: Any, library: Any) -> None:
-    """Link all that a library reaches into its module."""
-    for called in callers_first(library)[1:]:
-        own = called.alone() if isinstance(called, HelperLibrary) else called._get_module_for_linking()
+    """Link all libraries that a library reaches into its module."""
+    for called in topological_order(library)[1:]:
+        own = called.own_module() if isinstance(called, HelperLibrary) else called._get_module_for_linking()
         module.link_in(own, preserve=True)
 
 
-def callers_first(library: Any) -> list[Any]:
-    """A library and all that it reaches, each before those that it calls: LLVM leaves out what nothing calls so far."""
+def topological_order(library: Any) -> list[Any]:
+    """Return a library and all that it reaches, callers before callees: LLVM omits functions that nothing calls yet."""
     done: dict[Any, None] = {}
 
     def visit(one: Any) -> None:
@@ -97,7 +97,7 @@ class _Compiler(compiler.Compiler):
     library_class: Any = JITCodeLibrary
 
     def compile_extra(self, func: Any) -> Any:
-        """As Numba does, into a library of ours."""
+        """Compile as Numba does, into a library of ``library_class``."""
         if self.state.library is None:
             with suppress(AttributeError):
                 self.state.library = self.library_class(self.state.targetctx.codegen(), func.__qualname__)
@@ -106,12 +106,12 @@ class _Compiler(compiler.Compiler):
 
 
 class HelperCompiler(_Compiler):
-    """Of `math_jit` and `loop_jit`."""
+    """The compiler of `math_jit` and `loop_jit`."""
 
     library_class = HelperLibrary
 
 
 class KernelCompiler(_Compiler):
-    """Of `kernel`."""
+    """The compiler of `kernel`."""
 
     library_class = KernelLibrary

@@ -1,9 +1,9 @@
-"""Mathematics of numbers and vectors of them: exp, log, sin, ... for float32 and float64.
+"""Elementary functions of scalars and vectors: exp, log, sin, ... for float32 and float64.
 
-Numba has no vector library: `math.exp` in a loop is a call of libm for each element. These are straight-line code,
-selects in place of branches and fma written out, for numbers and for the vectors of `vector.py` alike: an element gets
-the same bits in a vector as alone. Every function takes float32 or float64 and computes in that type throughout. NaN in
-gives NaN out.
+Numba has no vector math library: `math.exp` in a loop calls libm for each element. The functions here are straight-line
+code, with selects in place of branches and explicit fma, for scalars and for the vectors of `vector.py`: an element
+gets the same bits in a vector as alone. Every function takes float32 or float64 and computes in that type throughout.
+NaN inputs give NaN.
 
     e^x        x = n ln 2 + r, |r| <= ln 2 / 2        2^n (1 + r + r^2 q(r))
     e^x - 1                                           (2^n - 1 + 2^n r) + 2^n r^2 q(r)
@@ -12,7 +12,7 @@ gives NaN out.
     log x      x = 2^e (1 + f), |log(1 + f)| <= 0.41  e ln 2 + f - h + s (h + z p(z)); s = f/(2 + f), z = s^2, h = f^2/2
     sin, cos   t = k / 4 + r, |r| <= 1 / 8            r S(r^2), C(r^2), exchanged and negated according to k mod 4
 
-q, p, S, C are minimax polynomials. Worst errors found, in ulp, and ns per element (one Zen 4 core, vectors):
+q, p, S, C are minimax polynomials. Largest errors found, in ulp, and ns per element (one Zen 4 core, vectors):
 
                exp   expm1  log   log1p  tanh  sigmoid  sin   cos     e^(s/2)  e^s - 1  phi(s)
     float32    1.01  1.16   0.83  0.88   3.43  2.14     1.6   1.7     0.85     1.30     2.57
@@ -20,7 +20,7 @@ q, p, S, C are minimax polynomials. Worst errors found, in ulp, and ns per eleme
     float64    1.02  1.18   0.88  0.96   3.46  2.10     1.5   1.5     0.83     1.40     3.01
                0.63  0.61   0.96  0.68   0.92  0.84     0.71, both    1.26, the three together
 
-The ends: e^x has gradual underflow and overflows to infinity; log is right for subnormal numbers.
+Range limits: e^x has gradual underflow and overflows to infinity; log is accurate for subnormal numbers.
 Specification: fastvae/reference/elbo/formulas.py (phi)
 """
 
@@ -58,7 +58,10 @@ from .vector import Vector, call, element, llvm_type, splat, with_element
 
 @intrinsic
 def like(typingctx, x, constant):
-    """A constant, or its half that belongs to x, in the type of x (a bare 0.5 would make float32 float64)."""
+    """Return a constant, or the member of a (float32, float64) pair, in the type of x.
+
+    A literal 0.5 would promote float32 to float64.
+    """
     pair, i, t = isinstance(constant, types.BaseTuple), int(x.bitwidth == 64), element(x)
 
     def codegen(context, builder, signature, args):
@@ -69,19 +72,19 @@ def like(typingctx, x, constant):
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    # fmuladd, not fma: where the processor has none it is a product and a sum, not a call of libm
+    # fmuladd, not fma: without an fma instruction it becomes a product and a sum, not a call to libm
     return call(builder, "llvm.fmuladd", a.type, a, b, c)
 
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a b + c, rounded once where the processor can."""
+    """Return a b + c, rounded once where the processor has an fma instruction."""
     return a(a, a, a), lambda context, builder, signature, args: _fma(builder, *args)
 
 
 @intrinsic
 def polynomial(typingctx, x, pair):
-    """Horner's rule with the coefficients that belong to the type of x."""
+    """Evaluate a polynomial by Horner's rule, with the coefficients for the type of x."""
     i = int(x.bitwidth == 64)
 
     def codegen(context, builder, signature, args):
@@ -99,32 +102,32 @@ def polynomial(typingctx, x, pair):
 
 @intrinsic
 def select(typingctx, condition, a, b):
-    """``a if condition else b`` without a branch, lane by lane; a and b are of one type."""
+    """Return ``a if condition else b`` without a branch, lane by lane; a and b have the same type."""
     return a(with_element(a, types.boolean), a, a), lambda context, builder, signature, args: builder.select(*args)
 
 
 @intrinsic
 def sqrt(typingctx, x):
-    """The square root, correctly rounded."""
+    """Return the square root, correctly rounded."""
     return x(x), lambda context, builder, signature, args: call(builder, "llvm.sqrt", args[0].type, *args)
 
 
 @intrinsic
 def bits(typingctx, x):
-    """The bit pattern of a float32, a uint32."""
+    """Return the bit pattern of a float32 as a uint32."""
     result = with_element(x, types.uint32)
     return result(x), lambda context, builder, signature, args: builder.bitcast(args[0], llvm_type(result))
 
 
 @intrinsic
 def from_bits(typingctx, x):
-    """The float32 of a bit pattern."""
+    """Return the float32 with a given bit pattern."""
     result = with_element(x, types.float32)
     return result(x), lambda context, builder, signature, args: builder.bitcast(args[0], llvm_type(result))
 
 
 def _layout(x: Any) -> tuple[Any, Any, int, int]:
-    # a constant of the integer type, that type, the width of the mantissa, the bits of 1.0
+    # a function that makes constants of the integer type, that type, the mantissa width, the bits of 1.0
     width, mantissa, bias = (64, 52, 1023) if x.bitwidth == 64 else (32, 23, 127)
     integer = ir.IntType(width)
     if not isinstance(x, Vector):
@@ -135,7 +138,7 @@ def _layout(x: Any) -> tuple[Any, Any, int, int]:
 
 @intrinsic
 def _half_power(typingctx, t):
-    """2^n / 2 for t = n + ROUND."""
+    """Return 2^n / 2 for t = n + ROUND."""
     constant, integer, mantissa, one = _layout(t)
     offset = -one - (1 << mantissa)
 
@@ -148,7 +151,7 @@ def _half_power(typingctx, t):
 
 @intrinsic
 def _scale(typingctx, y, t):
-    """Y 2^n for t = n + ROUND, in two steps: 2^n need not be a number where y 2^n is."""
+    """Return y 2^n for t = n + ROUND, in two steps, since 2^n may not be representable where y 2^n is."""
     constant, integer, mantissa, _ = _layout(t)
 
     def codegen(context, builder, signature, args):
@@ -164,10 +167,10 @@ def _scale(typingctx, y, t):
 
 @intrinsic
 def _split(typingctx, x):
-    """(e, 1 + f) for a positive normal x = 2^e (1 + f), 1 + f in [sqrt 1/2, sqrt 2)."""
+    """Return (e, 1 + f) for a positive normal x = 2^e (1 + f), 1 + f in [sqrt 1/2, sqrt 2)."""
     constant, integer, mantissa, one = _layout(x)
     sqrt_half = 0x3FE6A09E667F3BCD if x.bitwidth == 64 else 0x3F3504F3
-    # AVX2 neither converts 64-bit integers nor shifts them with sign: e + bias becomes the low bits of 2^mantissa
+    # AVX2 can neither convert 64-bit integers nor shift them arithmetically: put e + bias in the low bits of 2^mantissa
     magic, offset = one + (mantissa << mantissa), float(2**mantissa + (one >> mantissa))
 
     def codegen(context, builder, signature, args):
@@ -183,7 +186,7 @@ def _split(typingctx, x):
 
 @math_jit
 def _reduce(x):
-    """(n + ROUND, n, x - n LN2_HI), without a rounding error but in n."""
+    """Return (n + ROUND, n, x - n LN2_HI); only n is rounded."""
     t = fma(x, like(x, LOG2_E), like(x, ROUND))
     n = t - like(x, ROUND)
     return t, n, fma(n, -like(x, LN2_HI), x)
@@ -191,8 +194,8 @@ def _reduce(x):
 
 @math_jit
 def exp(x):
-    """e^x, with gradual underflow."""
-    x = select(x > like(x, EXP_MAX), like(x, EXP_MAX), x)  # this way round NaN stays
+    """Return e^x, with gradual underflow."""
+    x = select(x > like(x, EXP_MAX), like(x, EXP_MAX), x)  # in this order NaN is kept
     x = select(x < like(x, EXP_MIN), like(x, EXP_MIN), x)
     t, n, r = _reduce(x)
     r = fma(n, -like(x, LN2_LO), r)
@@ -201,7 +204,7 @@ def exp(x):
 
 @math_jit
 def exp_negative(x):
-    """e^x for x <= 0, a weight relative to 1, and 0 below EXP_LEAST: fewer instructions than exp."""
+    """Return e^x for x <= 0, a weight relative to 1, and 0 below EXP_LEAST. It takes fewer instructions than `exp`."""
     small = x < like(x, EXP_LEAST)
     t, n, r = _reduce(select(small, like(x, EXP_LEAST), x))
     r = fma(n, -like(x, LN2_LO), r)
@@ -212,13 +215,13 @@ def exp_negative(x):
 
 @math_jit
 def times(x, factor):
-    """x * factor, but 0 where x is 0, whatever the factor."""
+    """Return x * factor, but 0 where x is 0, even if the factor is infinite or NaN."""
     return select(x == like(x, 0), x, x * factor)
 
 
 @math_jit
 def inverse_parts(s):
-    """Two factors whose product is e^-s, the second mostly 1; the whole may overflow where x e^-s does not."""
+    """Return two factors of e^-s, the second usually 1; e^-s itself may overflow where x e^-s does not."""
     halved = s < like(s, EXP_HALVED)
     first = exp(-select(halved, like(s, 0.5) * s, s))
     return first, select(halved, first, like(s, 1))
@@ -226,44 +229,44 @@ def inverse_parts(s):
 
 @math_jit
 def expm1(x):
-    """e^x - 1."""
+    """Return e^x - 1."""
     x = select(x > like(x, EXP_MAX), like(x, EXP_MAX), x)
     x = select(x < like(x, EXPM1_MIN), like(x, EXPM1_MIN), x)
     t, n, r_hi = _reduce(x)
     r_lo = n * -like(x, LN2_LO)
     r = r_hi + r_lo
     half = _half_power(t)
-    large = fma(half, r_hi, half - like(x, 0.5))  # first what may cancel, then what is small
+    large = fma(half, r_hi, half - like(x, 0.5))  # terms that may cancel come first, small ones after
     return like(x, 2.0) * fma(half, fma(r * r, polynomial(r, Q), r_lo), large)
 
 
 @math_jit
 def half_exponentials(s):
-    """Half of e^(s/2), of e^s - 1 and of phi(s) = e^s - 1 - s, all of one reduction, for a log variance s.
+    """Return half of e^(s/2), e^s - 1 and phi(s) = e^s - 1 - s for a log variance s, with one range reduction.
 
-    The first is 0 where e^(s/2) is no normal number. phi is never negative; its derivative is e^s - 1.
+    The first is 0 where e^(s/2) is not a normal number. phi is never negative; its derivative is e^s - 1.
     """
     x, least, infinite = like(s, 0.5) * s, like(s, EXP_NORMAL), s > like(s, EXP_MAX)
     tiny = x < least
-    below = select(tiny, least - x, like(s, 0.0))  # where e^s is nothing beside s
-    x = select(x > like(s, EXP_MAX), like(s, EXP_MAX), x)  # this way round NaN stays
+    below = select(tiny, least - x, like(s, 0.0))  # e^s is negligible relative to s
+    x = select(x > like(s, EXP_MAX), like(s, EXP_MAX), x)  # in this order NaN is kept
     t, n, r_hi = _reduce(select(tiny, least, x))
     r_lo = n * -like(s, LN2_LO)
     r = r_hi + r_lo
     small = fma(r * r, polynomial(r, Q_FINE), r_lo)
-    half, w, line = _half_power(t), r_hi + small, r_hi + r_hi  # 2^n / 2, e^r - 1, what is exact of 2 r
+    half, w, line = _half_power(t), r_hi + small, r_hi + r_hi  # 2^n / 2, e^r - 1, the exact part of 2 r
     root = select(tiny, like(s, 0.0), fma(half, w, half))
-    m = (half + half) * half  # of m and m - 1, as of the results, the halves
+    m = (half + half) * half  # half of m; ``above`` is half of m - 1
     above = m - like(s, 0.5)
     twice = small + small
     excess = fma(m, fma(w, w, twice), fma(m, line, above))
-    phi = fma(m * w, w, fma(m, twice, fma(above, line, fma(n, -like(s, LN2_HI), above))))  # the last is 0 at n = 0
+    phi = fma(m * w, w, fma(m, twice, fma(above, line, fma(n, -like(s, LN2_HI), above))))  # the innermost is 0 at n = 0
     return root, select(infinite, like(s, np.inf), excess), select(infinite, like(s, np.inf), phi + below)
 
 
 @math_jit
 def _twice_log_of_parts(e, f):
-    """2 (e ln 2 + log(1 + f)): without the halves that an addition can spare."""
+    """Return 2 (e ln 2 + log(1 + f)); the factor 2 saves multiplications by 1/2."""
     s = f / (f + like(f, 2.0))
     z, square, e = s * s, f * f, e + e
     tail = fma(s, fma(z + z, polynomial(z, P), square), -square)
@@ -277,14 +280,14 @@ def _log_of_parts(e, f):
 
 @math_jit
 def twice_log_normal(x):
-    """Log of the square of a positive normal number."""
+    """Return the logarithm of the square of a positive normal number."""
     e, m = _split(x)
     return _twice_log_of_parts(e, m - like(x, 1.0))
 
 
 @math_jit
 def log_normal(x):
-    """Log of a positive normal number."""
+    """Return the logarithm of a positive normal number."""
     return like(x, 0.5) * twice_log_normal(x)
 
 
