@@ -62,9 +62,9 @@ ROUND = (1.5 * 2**23 + 2 * 127, 1.5 * 2**52 + 2 * 1023)
 # x + QUARTERS has round(4 x) in its low bits; (x + QUARTERS) - QUARTERS is a quarter of that
 QUARTERS = (1.5 * 2**21, 1.5 * 2**50)
 EXP_MIN, EXP_MAX = (-104.0, -746.0), (89.0, 710.0)  # e^x is 0 at the minimum and infinite at the maximum
-# Below this limit e^-x is computed as two factors e^(-x/2): e^-x may overflow where its product does not.
+# For x below this limit e^-x is computed as two factors e^(-x/2): e^-x may overflow where its product does not.
 EXP_HALVED = (-60.0, -600.0)
-EXP_NORMAL = (-86.5, -707.0)  # e^x and half of it are normal numbers
+EXP_NORMAL = (-86.5, -707.0)  # for x above, e^x and half of it are normal numbers
 EXPM1_MIN = (-18.0, -38.0)  # e^x - 1 rounds to -1
 EXP_LEAST = (-70.0, -650.0)  # e^x is taken as 0 below: its products with small numbers would be subnormal, and slow
 TINY = (2.0**-126, 2.0**-1022)  # the smallest normal number

@@ -22,7 +22,7 @@ from numba import types
 from fastvae_kernels.numba.language import threads as _threads
 from fastvae_kernels.numba.language.jit import HEADER, kernel, unpack
 from fastvae_kernels.numba.language.memory import F64, array_at
-from fastvae_kernels.numba.language.threads import _count, finished, run, take, worker
+from fastvae_kernels.numba.language.threads import _fetch_add, finished, run, take, worker
 
 from ..children import in_python
 
@@ -67,16 +67,16 @@ def make_record():
         start, stop = take(block, me)
         while start < stop:
             for i in range(start, stop):
-                _count(times, i, 1)
-                _count(who, i, pthread_self())
-                _count(numbers, i, me)
-                _count(here, 0, 1)
+                _fetch_add(times, i, 1)
+                _fetch_add(who, i, pthread_self())
+                _fetch_add(numbers, i, me)
+                _fetch_add(here, 0, 1)
                 patience = 10_000
-                while _count(here, 0, 0) < meet and patience > 0:
+                while _fetch_add(here, 0, 0) < meet and patience > 0:
                     usleep(1000)
                     patience -= 1
             if finished(block, stop - start):
-                _count(ends, 0, 1)
+                _fetch_add(ends, 0, 1)
             start, stop = take(block, me)
 
     return record

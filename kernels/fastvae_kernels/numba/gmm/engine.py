@@ -1,11 +1,11 @@
-"""Gaussian mixtures by EM, one or thousands at once: Numba.
+"""Gaussian mixtures by EM, for one problem or thousands at once: Numba.
 
     E and M in one pass    r_nk = pi_k N(x_n; mu_k, Sigma_k) / p(x_n);  sum_n of r, r e, r e e' for e = x - mu_k
     then                   pi, mu, Sigma, its Cholesky factor and the constants of the next pass
 
-Traffic, elements a pass: reads N D; the [N, K] responsibilities live in tiles that fit a cache. One launch is a pass
-over all problems that have not converged, or a whole fit where problems are small. The kernel is in `row_pass.py`, the
-sequence of steps in `steps.py`, initialisation and restarts in `run.py`. All sums are float64.
+Traffic, elements per pass: reads N D; the [N, K] responsibilities exist only in tiles that fit a cache. One launch is a
+pass over all problems that have not converged, or a whole fit where problems are small. The kernel is in `row_pass.py`,
+the sequence of steps in `steps.py`, initialization and restarts in `run.py`. All sums are float64.
 Specification: fastvae/reference/gmm/formulas.py, fastvae/reference/gmm/engine.py
 """
 
@@ -28,17 +28,17 @@ from .run import Run, pack_mixtures, unpack_mixtures
 from .update import FAR
 from .whiten import can_tilt, rows_to_whiten
 
-BATCH_ELEMENTS = 1 << 23  # partial sums of the problems that are fitted together; a quarter of their whitened rows
+BATCH_ELEMENTS = 1 << 23  # limit on the partial sums of a batch of problems, and on a quarter of their whitened rows
 
 
 class Fitted(NamedTuple):
-    """Parameters and history of B problems, float64: see fastvae.gmm.MixtureFit."""
+    """Parameters and history of B problems, float64, see fastvae.gmm.MixtureFit."""
 
     weights: Tensor
     means: Tensor
     covariances: Tensor
-    log_likelihood: Tensor  # [B], sum of w log p of these parameters
-    lower_bounds: Tensor  # [B, most iterations + 1], NaN behind the last
+    log_likelihood: Tensor  # [B], sum of w log p under these parameters
+    lower_bounds: Tensor  # [B, largest n_iter + 1], NaN after the last iteration
     n_iter: Tensor
     status: Tensor
     variances: Tensor  # [B, D], of the data
@@ -60,7 +60,7 @@ def fit(
     rescue: bool,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Fitted:
-    """Fit B problems, X ``[B, N, D]``, or one in chunks, and keep the best restart of each."""
+    """Fit B problems, X ``[B, N, D]``, or one problem in chunks, and keep the best restart of each."""
     B = X.shape[0] if isinstance(X, Tensor) else 1
     ids, family = np.ascontiguousarray(problems.numpy()), FAMILIES[covariance_type]
     restarts = n_init if isinstance(start, str) else 1
@@ -71,8 +71,8 @@ def fit(
     for first in range(0, B, at_once):
         rows = slice(first, min(first + at_once, B))
         w = None if sample_weight is None else sample_weight[rows]
-        some = X[rows] if isinstance(X, Tensor) else X
-        m = Mixtures(some, w, n_components, family, restarts, ids[rows], seed=seed, reg_covar=reg_covar)
+        batch = X[rows] if isinstance(X, Tensor) else X
+        m = Mixtures(batch, w, n_components, family, restarts, ids[rows], seed=seed, reg_covar=reg_covar)
         m.move_near()
         how = start if isinstance(start, str) else [t[rows] for t in start]
         total, variances = moments(m)
@@ -84,12 +84,12 @@ def fit(
     widest = max(int(part[5].max()) for part in parts) + 1
     for part in parts:
         if part[4].shape[1] != widest:
-            part[4] = torch.nn.functional.pad(part[4], (0, widest - part[4].shape[1]), value=math.nan)  # or cut
+            part[4] = torch.nn.functional.pad(part[4], (0, widest - part[4].shape[1]), value=math.nan)  # or truncate
     return Fitted(*parts[0]) if len(parts) == 1 else Fitted(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def stream(chunks: Any, sample_weight: Tensor | None) -> Stream:
-    """The X of `fit` for rows in chunks: a function that returns them, with their N, D and dtype."""
+    """Return the X of `fit` for data in chunks: ``chunks`` is a function that returns them, with N, D and dtype."""
     return Stream(chunks, chunks.N, chunks.D, chunks.dtype, sample_weight)
 
 
@@ -103,7 +103,7 @@ def e_step(
     want_log_resp: bool = True,
     want_labels: bool = False,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Log responsibilities ``[B, N, K]``, log densities ``[B, N]`` and labels ``[B, N]`` of the rows of X."""
+    """Return log responsibilities ``[B, N, K]``, log densities ``[B, N]`` and labels ``[B, N]`` of the rows of X."""
     m = Mixtures(X, None, weights.shape[1], FAMILIES[covariance_type])
     theta = pack_mixtures(m, weights, means, covariances)
     dtype = torch.promote_types(X.dtype, means.dtype)
@@ -130,7 +130,10 @@ def em_step(
     sample_weight: Tensor | None,
     reg_covar: float,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """The next weights, means and covariances, float64, and the log-likelihood ``[B]`` of the given ones: one pass."""
+    """Return the next weights, means and covariances, float64, and the log-likelihood ``[B]`` of the given ones.
+
+    It takes one pass over the rows; problems with the flag FAR take a second one.
+    """
     m = Mixtures(X, sample_weight, weights.shape[1], FAMILIES[covariance_type], reg_covar=reg_covar)
     theta = pack_mixtures(m, weights, means, covariances)
     new, active = m.parameters(), np.arange(m.B)
@@ -144,7 +147,7 @@ def em_step(
 def m_step(
     X: Tensor, resp: Tensor, covariance_type: str, sample_weight: Tensor | None, reg_covar: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and covariances from responsibilities ``[B, N, K]``; NaN for a component without rows."""
+    """Return weights, means and covariances from responsibilities ``[B, N, K]``; NaN for a component without rows."""
     m = Mixtures(X, sample_weight, resp.shape[2], FAMILIES[covariance_type], reg_covar=reg_covar)
     resp, active = resp.contiguous(), np.arange(m.B)
     theta, new = m.parameters(), m.parameters()

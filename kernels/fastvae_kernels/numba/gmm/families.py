@@ -1,13 +1,13 @@
-"""The families of covariances, and what each is made of: this is where one more begins.
+"""The covariance families and their functions. To add a family, start here.
 
     log_densities     log pi_k + log N(x_t; mu_k, Sigma_k) of a tile's rows          `tiles.py`, few features:
     add_statistics    the sums of r, r e and products of e that its M-step needs     `few_features.py`
     update            from these to mean, covariance, factor and log |P|             `update.py`
     nearest_centers   minus half the squared distances that k-means compares
 
-A kernel is compiled for one family, TIED as FULL: f.tied says that all components share one covariance. A parameter
-block theta holds, one after the other, weights [K], c [K], means [K, D], the factors P and the covariances: one number,
-[D] or [D, D] for each component, or for all if tied.
+A kernel is compiled for one family. TIED uses the kernel of FULL with f.tied set: all components share one covariance.
+A parameter block theta holds, in this order, weights [K], c [K], means [K, D], the factors P and the covariances: one
+number, [D] or [D, D] for each component, or once for all if tied.
 """
 
 import math
@@ -30,17 +30,17 @@ FAMILIES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
 
 
 class Shapes(NamedTuple):
-    """How many numbers a mixture of a family takes."""
+    """Sizes of the parameters and statistics of a mixture."""
 
     kernel: int  # the family that its kernel is compiled for
-    matrices: int  # covariances: K, or 1
-    covariance: tuple[int, ...]  # shape of one
-    products: int  # numbers of the products that its statistics hold
-    ns_per_row: float  # of a pass, on one thread
+    matrices: int  # number of covariances: K, or 1 if tied
+    covariance: tuple[int, ...]  # shape of one covariance
+    products: int  # number of products in its statistics
+    ns_per_row: float  # nanoseconds per row of a pass, on one thread
 
     @classmethod
     def of(cls, family: int, D: int, K: int) -> "Shapes":
-        """Of K components of D features."""
+        """Return the sizes for K components of D features."""
         if family in (FULL, TIED):
             matrices = 1 if family == TIED else K
             return cls(FULL, matrices, (D, D), matrices * width.py_func(D) ** 2, K * (0.06 * D * (D + 1) + 2.0))
@@ -50,26 +50,26 @@ class Shapes(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """Numbers of a factor, or of a covariance."""
+        """Number of elements of a factor, or of a covariance."""
         return math.prod(self.covariance)
 
 
 @math_jit
 def log_densities_full(logit, xt, theta, T, D, K, S, tied, ahead):
-    """Log joint densities of the rows and all components; meanwhile the rows ahead are fetched."""
+    """Compute the log joint densities of a tile's rows and all components; meanwhile the rows ahead are prefetched."""
     step = 0 if tied else D * D
     logits_of_products(logit, xt, theta[2 * K :], theta[2 * K + K * D :], theta[K:], T, D, K, S, step, ahead)
 
 
 @math_jit
 def log_densities_diag(logit, xt, theta, T, D, K, S, tied, ahead):
-    """The same for diagonal covariances."""
+    """Compute the log joint densities for diagonal covariances, as `log_densities_full`."""
     logits_of_squares(logit, xt, theta[2 * K :], theta[2 * K + K * D :], theta[K:], T, D, K, S, ahead)
 
 
 @math_jit
 def log_densities_spherical(logit, xt, theta, T, D, K, S, tied, ahead):
-    """The same for spherical ones."""
+    """Compute the log joint densities for spherical covariances, as `log_densities_full`."""
     logits_of_distances(logit, xt, theta[2 * K :], theta[2 * K + K * D :], theta[K:], T, D, K, S, ahead)
 
 
@@ -94,13 +94,13 @@ def add_statistics_spherical(sums, panel, xt, centers, r, T, D, K, S, tied):
 
 @math_jit
 def nearest_centers_scaled(logit, xt, centers, metric, one, zero, T, D, K, S, ahead):
-    """-|metric (x - center)|^2 / 2, features times a number of their own."""
+    """Compute -|metric (x - center)|^2 / 2, with one factor per feature."""
     logits_of_squares(logit, xt, centers, metric, zero, T, D, K, S, ahead)
 
 
 @math_jit
 def nearest_centers_plain(logit, xt, centers, metric, one, zero, T, D, K, S, ahead):
-    """The same of features as they are."""
+    """Compute -|x - center|^2 / 2."""
     logits_of_distances(logit, xt, centers, one, zero, T, D, K, S, ahead)
 
 

@@ -1,11 +1,11 @@
-"""A tile of rows and a component, for few features: code laid out for each D up to FEW, with all of a row in registers.
+"""A tile of rows and a component, for few features: code generated for each D up to FEW, with a whole row in registers.
 
     e = x - center    log densities c - |P e|^2 / 2    sums of r, r e, and r e e', r e_d^2 or r |e|^2
 
-as in `tiles.py`, whose loops over D read rows and parameters again and again. For so few features the loops
-themselves, and the way to a cache and back, would take longer than the arithmetic. Sums of full covariances are cut
-into blocks, as many sums as the registers hold; `add_square` is one for any D. One function of each kind holds the code
-for every D, and jumps to that of the D at hand.
+These are the functions of `tiles.py`, whose loops over D read rows and parameters repeatedly. For so few features, loop
+overhead and cache accesses would take longer than the arithmetic. Sums of full covariances are split into blocks that
+fit the registers; `add_square` is a block for any D. Each function contains the code for every D and jumps to that of
+the actual D.
 Specification: fastvae/reference/gmm/formulas.py
 """
 
@@ -24,12 +24,12 @@ from ..language.vector import LANES_REGISTER, llvm_type, splat
 from .modes import DIAG, FULL, MEANS_ALONE, SPHERICAL
 
 FEW = 8
-TOGETHER = 2 if WIDE else 1  # vectors of rows that share what is read of a component
+ROW_VECTORS = 2 if WIDE else 1  # vectors of rows processed together, for which a component's parameters are read once
 INDEX = ir.IntType(64)
 
 
-def _by_features(builder: Any, D: Any, emit: Callable[[int], None]) -> None:
-    """The code for each number of features, and a jump to that for D."""
+def _switch_on_features(builder: Any, D: Any, emit: Callable[[int], None]) -> None:
+    """Generate the code for each number of features, and a jump to that for D."""
     after = builder.append_basic_block("after")
     switch = builder.switch(D, after)
     for n in range(1, FEW + 1):
@@ -42,27 +42,27 @@ def _by_features(builder: Any, D: Any, emit: Callable[[int], None]) -> None:
 
 
 def _squares(builder: Any, family: int, P: Any, e: list[Any]) -> list[Any]:
-    """|P e|^2 of several vectors of rows; e[d] are those of feature d."""
-    n, many = len(e), range(len(e[0]))
+    """Generate |P e|^2 for several vectors of rows; e[d] holds the vectors of feature d."""
+    n, indices = len(e), range(len(e[0]))
     zero = ir.Constant(llvm_type(VECTOR), None)
-    q = [zero for _ in many]
+    q = [zero for _ in indices]
     if family == SPHERICAL:
         for d in range(n):
-            q = [fma(builder, e[d][k], e[d][k], q[k]) for k in many]
+            q = [fma(builder, e[d][k], e[d][k], q[k]) for k in indices]
         p = everywhere(builder, P, INDEX(0))
-        return [builder.fmul(q[k], builder.fmul(p, p)) for k in many]
+        return [builder.fmul(q[k], builder.fmul(p, p)) for k in indices]
     for i in range(n):
-        a = [zero for _ in many]
+        a = [zero for _ in indices]
         for j in range(i + 1) if family == FULL else [i]:
             p = everywhere(builder, P, INDEX(i * n + j if family == FULL else i))
-            a = [fma(builder, p, e[j][k], a[k]) for k in many]
-        q = [fma(builder, a[k], a[k], q[k]) for k in many]
+            a = [fma(builder, p, e[j][k], a[k]) for k in indices]
+        q = [fma(builder, a[k], a[k], q[k]) for k in indices]
     return q
 
 
 @intrinsic(prefer_literal=True)
 def logits_few(typingctx, logit, xt, center, P, c, T, D, S, family):
-    """Log joint densities of T rows, a multiple of 16; ``family`` is a constant."""
+    """Compute the log joint densities of T rows, a multiple of 16; ``family`` is a constant."""
     kind = family.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -71,8 +71,8 @@ def logits_few(typingctx, logit, xt, center, P, c, T, D, S, family):
         half = splat(builder, ir.Constant(ir.DoubleType(), -0.5), VECTOR)
 
         def emit(n: int) -> None:
-            with loop(builder, T_, TOGETHER * LANES_REGISTER) as (t, _):
-                rows = [builder.add(t, t.type(k * LANES_REGISTER)) for k in range(TOGETHER)]
+            with loop(builder, T_, ROW_VECTORS * LANES_REGISTER) as (t, _):
+                rows = [builder.add(t, t.type(k * LANES_REGISTER)) for k in range(ROW_VECTORS)]
                 e = []
                 for d in range(n):
                     m, first = everywhere(builder, center_, INDEX(d)), builder.mul(S_, S_.type(d))
@@ -80,7 +80,7 @@ def logits_few(typingctx, logit, xt, center, P, c, T, D, S, family):
                 for row, q in zip(rows, _squares(builder, kind, P_, e), strict=True):
                     builder.store(fma(builder, half, q, c_), vector_at(builder, logit_, row), align=8)
 
-        _by_features(builder, D_, emit)
+        _switch_on_features(builder, D_, emit)
         return context.get_dummy_value()
 
     i = types.intp
@@ -88,7 +88,7 @@ def logits_few(typingctx, logit, xt, center, P, c, T, D, S, family):
 
 
 def _parts(family: int, n: int) -> list[tuple[range, range]]:
-    """Rows and columns of products that are summed up in one loop over the tile."""
+    """Return the blocks, as rows and columns of products, each of which is summed in one loop over the tile."""
     if family != FULL or n <= SIDE:
         return [(range(n), range(n))]
     count = -(-n // SIDE)
@@ -98,7 +98,7 @@ def _parts(family: int, n: int) -> list[tuple[range, range]]:
 
 
 def _products(family: int, rows: range, columns: range) -> list[tuple[int, int]]:
-    """Which products of features a loop sums up."""
+    """Return the products of features that one loop sums."""
     if family == MEANS_ALONE:
         return []
     if family == FULL:
@@ -108,8 +108,9 @@ def _products(family: int, rows: range, columns: range) -> list[tuple[int, int]]
 
 @intrinsic(prefer_literal=True)
 def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
-    """Add sum r e e', in blocks of four columns, r e_d^2, r |e|^2 or nothing to ``square``, sum r e and sum r to
-    ``linear``.
+    """Add sum r e and sum r to ``linear``, and the products of the family to ``square``.
+
+    These are sum r e e', with rows padded to a multiple of four, sum r e_d^2, sum r |e|^2, or none.
     """
     kind = family.literal_value
 
@@ -120,7 +121,7 @@ def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
         def emit(n: int) -> None:
             width = -(-n // 4) * 4
             for rows, columns in _parts(kind, n):
-                own = rows == columns  # such a block sums up its features themselves as well
+                own = rows == columns  # a diagonal block also sums r e of its features
                 keys: list[Any] = _products(kind, rows, columns)
                 places = {key: (square_, key[0] * width + key[1] if kind == FULL else key[0]) for key in keys}
                 if kind == SPHERICAL:
@@ -144,7 +145,7 @@ def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
                         sums.add(keys[0] if kind == SPHERICAL else (i, j), re[i], e[j])
                 add_totals(builder, [(sums.get(key), array, INDEX(at)) for key, (array, at) in places.items()])
 
-        _by_features(builder, D_, emit)
+        _switch_on_features(builder, D_, emit)
         return context.get_dummy_value()
 
     i = types.intp
@@ -153,9 +154,9 @@ def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
 
 @intrinsic(prefer_literal=True)
 def add_square(typingctx, square, width, re, xt, center, i, first, j, T, S, triangle):
-    """Add to rows i to i + 3 and columns j to j + 3 of ``square``, of a triangle, at i = j, to those below: sum r e e'.
+    """Add sum r e e' to rows i to i + 3 and columns j to j + 3 of ``square``.
 
-    ``re`` holds r e of the features from ``first`` on.
+    With ``triangle``, where i = j, only the lower triangle is added. ``re`` holds r e of features from ``first`` on.
     """
     below = bool(triangle.literal_value)
 
@@ -185,8 +186,9 @@ def add_square(typingctx, square, width, re, xt, center, i, first, j, T, S, tria
 
 @intrinsic(prefer_literal=True)
 def add_features(typingctx, square, linear, xt, centers, r, k, d, D, T, S, count, family):
-    """Add sum r e_d of component k and ``count`` features from d on, a constant, and sum r e_d^2, of each or of all, or
-    nothing, as ``family`` has it.
+    """Add sum r e_d of component k for ``count`` features from d on; ``count`` is a constant.
+
+    Depending on ``family``, also add sum r e_d^2 for each feature, or their total, or nothing.
     """
     n, kind = count.literal_value, family.literal_value
 
@@ -195,7 +197,7 @@ def add_features(typingctx, square, linear, xt, centers, r, k, d, D, T, S, count
         k_, d_, D_, T_, S_ = args[5:10]
         features = [builder.add(d_, d_.type(i)) for i in range(n)]
         columns = [builder.mul(feature, S_) for feature in features]
-        own = [builder.add(builder.mul(k_, D_), feature) for feature in features]  # of component k
+        own = [builder.add(builder.mul(k_, D_), feature) for feature in features]  # offsets of component k
         m = [everywhere(builder, centers_, at) for at in own]
         means, squares = [("mean", i) for i in range(n)], [("square", i) for i in range(n)]
         sums = Registers(builder, means if kind == MEANS_ALONE else means + squares)

@@ -1,7 +1,8 @@
-"""What follows on a problem's last slot: its sums merged, its next parameters or centers, and its next step.
+"""The end of a pass over a problem: merge the sums of its slots, compute parameters or centers, choose the next step.
 
-`finish_problem` is the end of a pass. For full covariances that are large, and slots that are many, this is a launch of
-its own, a component a work unit.
+`finish_problem` runs after the last slot of a problem. For large full covariances and many slots, the merge and the
+update are a separate launch.
+Work unit of that launch: a component.
 Specification: fastvae/reference/gmm/formulas.py
 """
 
@@ -19,23 +20,25 @@ from .steps import DONE, FIT, PARAMETERS_OF, next_step, parameters_of
 from .tiles import width
 from .update import finish_parameters, merge
 
-# Sums [P, slots, F]; how many slots of a problem have arrived; flags [P, K]; results [P, 3]: the log-likelihood, then
-# flags of all components and whether one was split, or how far centers moved and how many have no rows.
+# Sums [P, slots, F]; number of finished slots of each problem; flags [P, K]; results [P, 3]: the log-likelihood, then
+# the flags of all components and whether one was split, or the squared distance that centers moved and how many of
+# them have no rows.
 SUMS = Layout("statistics F slots arrived flags result")
-# What all launches of a plan share: T rows a tile; metric [P, D]; ids [B] and the seed of random responsibilities.
+# The options that all launches of a plan share: tiles of T rows; metric [P, D]; ids [B] and seed of random
+# responsibilities.
 PLAN = Layout("K T tied metric ids seed room_size reg_covar:float")
 UPDATE = Layout("active rescue room", rows=ROWS, plan=PLAN, parameters=PARAMETERS_OF, sums=SUMS, fit=FIT)
 
 
 @math_jit
 def problem_of(f, i):
-    """The number of the i-th active problem."""
+    """Return the index of the i-th active problem."""
     return row_at(f.active, i, 1, I64)[0]
 
 
 @math_jit
 def finish_problem(f, p, then, metric, u):
-    """Merge the slots of a problem, and make of them what is wanted ``then``; its next step. ``u`` is scratch."""
+    """Merge the slots of a problem, compute what ``then`` asks for, and return the next step. ``u`` is scratch."""
     g, D, K = f.sums, f.rows.D, f.plan.K
     sums, result = row_at(g.statistics, p, g.slots * g.F, F64), row_at(g.result, p, 3, F64)
     merge(sums, 0, g.F, g.F, g.slots)
@@ -54,7 +57,7 @@ def finish_problem(f, p, then, metric, u):
 
 @math_jit
 def next_step_of(f, p, result):
-    """A problem's next step, by its record; DONE where it has none."""
+    """Return the next step of a problem according to its record, or DONE if there are no records."""
     if f.fit.records:
         return next_step(f.parameters, f.fit, p, result[0], result[1], result[2])
     return DONE
@@ -62,7 +65,7 @@ def next_step_of(f, p, result):
 
 @math_jit
 def update_one(f, p, k, u):
-    """Merge what the slots have of a component, and update it; whoever does the last of a problem finishes it."""
+    """Merge the sums of a component and update it; the thread that does the last component finishes the problem."""
     g, D, K, W = f.sums, f.rows.D, f.plan.K, width(f.rows.D)
     sums = row_at(g.statistics, p, g.slots * g.F, F64)
     merge(sums, k * (D + 1), D + 1, g.F, g.slots)
@@ -81,7 +84,7 @@ def update_one(f, p, k, u):
 
 @cache
 def make_update() -> Kernel:
-    """The kernel that merges the slots of full mixtures and makes their parameters, a component a work unit."""
+    """Return the kernel that merges the slots of full mixtures and updates their parameters, one component per unit."""
 
     @kernel(UPDATE, family=FULL)
     def mixture_update(f):

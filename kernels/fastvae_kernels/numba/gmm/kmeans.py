@@ -1,8 +1,9 @@
-"""k-means, with a metric for each problem: the parts of its pass that EM does not have, and random responsibilities.
+"""k-means with a metric for each problem: the parts of a pass that EM does not need, and random responsibilities.
 
-    assignment   argmin_k |metric (x - center_k)|^2        center_k = the mean of its rows; it stays where it has none
+    assignment   argmin_k |metric (x - center_k)|^2        center_k = the mean of its rows, unchanged if it has none
 
-Where only centers are wanted, rows and centers are multiplied by the metric once: fewer products than K distances take.
+If only centers are computed, rows and centers are multiplied by the metric once, which takes fewer products than K
+scaled distances.
 Source: Lloyd (1982); the metric is 1 / standard deviation of each feature, or 1.
 """
 
@@ -16,9 +17,10 @@ from ..language.noise import HIGH_SHIFT, LOW_WORD, philox
 
 @loop_jit
 def move_centers(statistics, parameters, centers, metric, D, K):
-    """The means of the rows next to each center, which stays where it has none; how far they moved, how many stayed.
+    """Move each center to the mean of the rows nearest to it; a center without rows stays.
 
-    The sums are of features times ``metric``, and so is the distance that centers moved.
+    Return the sum of the squared distances moved, and the number of centers without rows. The sums in ``statistics``
+    are of features times ``metric``, and so are the distances.
     """
     outlined()
     moved, empty = 0.0, 0
@@ -35,7 +37,7 @@ def move_centers(statistics, parameters, centers, metric, D, K):
 
 @loop_jit
 def scale_rows(xt, metric, T, D, S):
-    """Features times ``metric``."""
+    """Multiply features by ``metric``."""
     outlined()
     v = vector(F64)
     for d in range(D):
@@ -47,7 +49,7 @@ def scale_rows(xt, metric, T, D, S):
 
 @loop_jit
 def random_responsibilities(logit, w, row, T, K, S, seed, restart, problem):
-    """Uniform numbers, normalised; a function of seed, problem, restart, row and component."""
+    """Compute normalized uniform numbers that depend on seed, problem, restart, row and component only."""
     outlined()
     key = np.uint64(seed)
     k0, k1 = np.uint32(key & LOW_WORD), np.uint32(key >> HIGH_SHIFT)

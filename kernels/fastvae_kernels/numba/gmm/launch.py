@@ -1,4 +1,4 @@
-"""Launches of the mixture kernels: the memory of B problems, and one method for each kernel."""
+"""Launches of the mixture kernels: the memory of B problems and the methods that launch each kernel on it."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -21,23 +21,23 @@ from .start import BLOCK, SEEDS, make_seeds
 from .steps import AGAIN, EM, FIT, PARAMETERS_OF, RECORD, STEP
 from .update import CANCELLED
 
-SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # partial sums per problem, and the most numbers they may hold
+SLOTS, SLOT_ELEMENTS = 32, 1 << 22  # most partial sums per problem, and the most numbers they may hold
 SEED_ROWS, SEED_ELEMENTS = 1 << 14, 1 << 20  # limits on the sample that seeds are drawn from
-SEPARATE_UPDATE = 1 << 18  # numbers to merge per problem, above which the M-step is a launch of its own
-PASSES = 10  # typical number in a fit, for the work estimate
-FEW_TILES, PROBLEMS_PER_THREAD = 8, 4  # when one work unit may take a whole problem
+SEPARATE_UPDATE = 1 << 18  # numbers to merge per problem above which the M-step is a separate launch
+PASSES = 10  # typical number of passes in a fit, for the work estimate
+FEW_TILES, PROBLEMS_PER_THREAD = 8, 4  # limits within which a work unit may be a whole problem
 MOST_BOUNDS = 1 << 23  # lower bounds allocated in advance; the array grows if a fit takes more iterations
 PIECE_ELEMENTS = 1 << 20  # elements of a stream that are read before a launch
 
 
 def tile_rows(D: int, K: int) -> int:
-    """Rows per tile: the tile and its logits stay in the L2 cache."""
+    """Return the number of rows per tile, such that the tile and its logits stay in the L2 cache."""
     most = min(512, 16384 // K, max(256, 4096 // D) if D <= 128 else 64)
     return max(32, most // 16 * 16)
 
 
 class Mixtures:
-    """B problems of one shape, each with its restarts: P = B restarts fits, their data, sums and flags."""
+    """B problems of one shape, each with its restarts: the data, sums and flags of P = B restarts fits."""
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class Mixtures:
         self.tiles = max(1, -(-self.N // self.T))
         self.shapes = shapes = Shapes.of(family, D, K)
         self.size = 2 * K + K * D + 2 * shapes.matrices * shapes.factor
-        # K = 1 leaves room for squares, see `moments`
+        # for K = 1 there is room for squares, see `moments`
         self.F = K * (D + 1) + max(shapes.products, D if K == 1 else 0) + 1
         share = SLOT_ELEMENTS // self.F
-        # a multiple of 4, so that a few threads share them evenly
+        # a multiple of 4, so that few threads share them evenly
         self.slots = max(1, min(SLOTS, self.tiles, share // 4 * 4 or share))
         self.separate_update = family == FULL and K > 1 and self.slots * self.F > SEPARATE_UPDATE
-        # few rows: one unit takes the whole problem, if there are enough problems for all threads
+        # problems with few rows: a unit is a whole problem, if there are enough problems for all threads
         few = self.tiles == 1 or (self.tiles <= FEW_TILES and self.P // torch.get_num_threads() >= PROBLEMS_PER_THREAD)
         self.small = isinstance(X, Tensor) and few and self.slots == self.tiles and not self.separate_update
         self.room = room_of(D, K, self.T)
@@ -86,18 +86,18 @@ class Mixtures:
             statistics=address(self.statistics), F=self.F, slots=self.slots, arrived=address(self.arrived),
             flags=address(self.flags), result=address(self.result),
         )  # fmt: skip
-        self.packed_rows: tuple[Any, ...] | None = None  # of X, once they are
+        self.packed_rows: tuple[Any, ...] | None = None  # the packed group of X, once it is made
         self.plan = PLAN.pack(
             K=K, T=self.T, tied=int(shapes.matrices < K), metric=address(self.scale), ids=address(self.ids), seed=seed,
             room_size=self.room, reg_covar=reg_covar,
         )  # fmt: skip
 
     def parameters(self) -> np.ndarray:
-        """Parameter blocks of all problems, zeros."""
+        """Return parameter blocks of all problems, filled with zeros."""
         return np.zeros((self.P, self.size))
 
     def parts(self, theta: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Views of weights, c, means, factors and covariances in parameter blocks."""
+        """Return views of weights, c, means, factors and covariances in parameter blocks."""
         K, D, P, last = self.K, self.D, len(theta), self.shapes.matrices * self.shapes.factor
         at = np.cumsum([K, K, K * D, last])
         w, c, means, factors, covariances = np.split(theta, at, axis=1)
@@ -117,7 +117,7 @@ class Mixtures:
         rescue: bool = False,
         resp: Tensor | None = None,
     ) -> np.ndarray:
-        """One pass over the rows of the active problems. Returns their results, ``[len(active), 3]``."""
+        """Run one pass over the rows of the active problems and return their results, ``[len(active), 3]``."""
         mode = {"source": source, "wanted": wanted}
         if resp is not None:
             mode |= {"resp": resp.data_ptr(), "resp_code": CODES[resp.dtype]}
@@ -125,15 +125,15 @@ class Mixtures:
         return self.result[active]
 
     def advance(self, active: np.ndarray, fit: "Steps", rescue: bool, whole: bool) -> None:
-        """Take the next step of each active problem; all steps if ``whole``."""
+        """Take the next step of each active problem, or all steps if ``whole``."""
         blocks = self.blocks(fit.now, fit.next, fit.now)
         if not self.separate_update:
             self._pass(active, blocks, fit.packed(), PARAMETERS, rescue, whole=int(whole))
             return
         updated = np.isin(fit.records[active, STEP], (EM, AGAIN))
-        for some, then in (active[updated], PARAMETERS), (active[~updated], MERGE):
-            if len(some):
-                self._pass(some, blocks, fit.packed(), then, rescue)
+        for group, then in (active[updated], PARAMETERS), (active[~updated], MERGE):
+            if len(group):
+                self._pass(group, blocks, fit.packed(), then, rescue)
 
     def _pass(
         self, active: np.ndarray, blocks: tuple[int, ...], fit: Any, then: int, rescue: bool, *, whole: int = 0,
@@ -162,11 +162,11 @@ class Mixtures:
             run(make_update(), numbers, len(active) * self.K, work)
 
     def blocks(self, old: np.ndarray, new: np.ndarray, centers: np.ndarray) -> tuple[int, ...]:
-        """The group of parameter blocks of a launch."""
+        """Return the packed group of parameter blocks of a launch."""
         return PARAMETERS_OF.pack(old=address(old), new=address(new), centers=address(centers), size=self.size)
 
     def rows(self, X: Tensor, w: Tensor | None) -> tuple[int, ...]:
-        """The group of rows and weights of a launch."""
+        """Return the packed group of rows and weights of a launch."""
         if X is self.X and self.packed_rows is not None:
             return self.packed_rows
         of_w = (0, 0, 0) if w is None else (w.data_ptr(), w.stride(1), w.stride(0))
@@ -180,14 +180,14 @@ class Mixtures:
         return packed
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
-        """Rows and weights to launch on, in order, and whether they are the last: all rows, or a stream's pieces."""
+        """Yield the rows and weights of each launch in order, and whether they are the last: all rows, or pieces."""
         if isinstance(self.X, Tensor):
             yield self.X, self.w, True
         else:
             yield from self.X.pieces(self.T)
 
     def move_near(self) -> None:
-        """Set the shift of each problem, see `shift.py`. A fit begins with it."""
+        """Compute the shift of each problem, see `shift.py`. This is the first step of a fit."""
         low, high = np.full((self.B, self.D), np.inf), np.full((self.B, self.D), -np.inf)
         threads, T = torch.get_num_threads(), tile_rows(self.D, 1)
         room = ((self.D + 1) * (T + 8) + 17 * self.D + 7) // 8 * 8
@@ -205,7 +205,7 @@ class Mixtures:
         self.shift[:] = np.clip(0.0, low, high)
 
     def sample(self, most: int) -> "Mixtures":
-        """The same problems with about ``most`` of their rows, evenly spaced."""
+        """Return the same problems with about ``most`` of their rows, evenly spaced."""
         step = stride_of(self.N, most)
         if isinstance(self.X, Tensor):
             if step == 1:
@@ -213,21 +213,21 @@ class Mixtures:
             X, w = self.X[:, ::step], None if self.w is None else self.w[:, ::step]
         else:
             X, w = self.X.every(step)
-        if w is not None and bool(((w > 0).sum(1) < self.K).any()):  # too few with a positive weight are left
+        if w is not None and bool(((w > 0).sum(1) < self.K).any()):  # fewer than K have a positive weight
             if isinstance(self.X, Tensor):
                 return self
             X, w = self.X.every(1)
         return Mixtures(X, w, *self.options)
 
     def seeds(self, centers: np.ndarray, spread: bool, scaled: bool = False) -> None:
-        """Write K rows of each problem as means into the blocks ``centers``: by k-means++, or at random."""
+        """Write K rows of each problem as means into the blocks ``centers``, chosen by k-means++ or at random."""
         scale = self.scale if scaled else np.ones_like(self.scale)
-        few = self.sample(min(SEED_ROWS, max(SEED_ELEMENTS // self.D, 4 * self.K)))
-        N, active = few.N, np.arange(self.P)
+        part = self.sample(min(SEED_ROWS, max(SEED_ELEMENTS // self.D, 4 * self.K)))
+        N, active = part.N, np.arange(self.P)
         M = -(-N // BLOCK) * BLOCK + 8
         room, threads = ((self.D + 5) * M + self.D + 7) // 8 * 8, torch.get_num_threads()
         numbers = SEEDS.pack(
-            rows=few.rows(few.X, few.w), seed=self.seed, K=self.K, active=address(active), ids=address(self.ids),
+            rows=part.rows(part.X, part.w), seed=self.seed, K=self.K, active=address(active), ids=address(self.ids),
             metric=address(scale), centers=address(centers), size=self.size, spread=int(spread),
             room=scratch(room * threads), room_size=room,
         )  # fmt: skip
@@ -239,7 +239,7 @@ NO_FIT = FIT.pack(records=0, bounds=0, most_bounds=0, found=0, max_iter=0, tol=0
 
 
 class Steps:
-    """State of fits between steps, see `steps.py`: parameter blocks, records, lower bounds, and what was found."""
+    """State of fits between steps, see `steps.py`: parameter blocks, records, lower bounds and final parameters."""
 
     def __init__(
         self, now: np.ndarray, next_: np.ndarray, found: np.ndarray, step: int, max_iter: int = 0, tol: float = 0.0
@@ -250,25 +250,25 @@ class Steps:
         self.bounds = np.empty((len(now), min(max_iter, MOST_BOUNDS // len(now)) + 1))
 
     def packed(self) -> tuple[Any, ...]:
-        """The group of a launch."""
+        """Return the packed group of a launch."""
         return FIT.pack(
             records=address(self.records), bounds=address(self.bounds), most_bounds=self.bounds.shape[1],
             found=address(self.found), max_iter=self.max_iter, tol=self.tol,
         )  # fmt: skip
 
     def make_room(self, count: int) -> None:
-        """Make room for the lower bound of iteration ``count``."""
+        """Grow the array of lower bounds, if needed, for that of iteration ``count``."""
         if count >= self.bounds.shape[1]:
             more = np.empty((len(self.bounds), min(count, self.max_iter + 1 - count)))
             self.bounds = np.hstack([self.bounds, more])
 
     def column(self, field: int) -> np.ndarray:
-        """One field of all records, as integers."""
+        """Return one field of all records, as integers."""
         return self.records[:, field].astype(np.int64)
 
 
 class Stream:
-    """One problem whose rows are read anew in each pass: ``chunks()`` returns an iterable of ``[n, D]`` tensors."""
+    """One problem whose rows are read again in each pass: ``chunks()`` returns an iterable of ``[n, D]`` tensors."""
 
     def __init__(
         self, chunks: Callable[[], Iterable[Tensor]], N: int, D: int, dtype: torch.dtype, w: Tensor | None
@@ -276,7 +276,7 @@ class Stream:
         self.chunks, self.N, self.D, self.dtype, self.w = chunks, N, D, dtype, w
 
     def pieces(self, T: int) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
-        """The rows in blocks of whole tiles of T rows; the last block may end within a tile."""
+        """Yield the rows in blocks of whole tiles of T rows; the last block may end within a tile."""
         room = torch.empty(1, -(-PIECE_ELEMENTS // (self.D * T)) * T, self.D, dtype=self.dtype)
         length, held, row = room.shape[1], 0, 0
         for chunk in self.chunks():
@@ -292,11 +292,11 @@ class Stream:
         yield room[:, :held], self.weights(row, held), True
 
     def weights(self, row: int, rows: int) -> Tensor | None:
-        """Weights of consecutive rows."""
+        """Return the weights of consecutive rows, or None if there are none."""
         return None if self.w is None else self.w[:, row : row + rows]
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Rows by their indices, in ascending order, ``[1, n, D]``."""
+        """Return the rows with the given indices, in ascending order, ``[1, n, D]``."""
         found, at = [], 0
         for chunk in self.chunks():
             own = numbers[(numbers >= at) & (numbers < at + len(chunk))] - at
@@ -307,7 +307,7 @@ class Stream:
         return torch.cat(found)[None]
 
     def every(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Every ``step``-th row and its weight."""
+        """Return every ``step``-th row and its weight."""
         rows, at = [], 0
         for chunk in self.chunks():
             rows.append(chunk[-at % step :: step].clone())
@@ -316,7 +316,7 @@ class Stream:
 
 
 def stride_of(N: int, most: int) -> int:
-    """Step of a sample of about ``most`` of N rows; no multiple of 2 or 3, since data often have such a period."""
+    """Return the step of a sample of about ``most`` of N rows: not a multiple of 2 or 3, common periods of data."""
     step = -(-N // most) if 2 * most < N else 1
     while math.gcd(step, 6) > 1:
         step += 1
@@ -324,7 +324,7 @@ def stride_of(N: int, most: int) -> int:
 
 
 def moments(m: Mixtures) -> tuple[np.ndarray, np.ndarray]:
-    """Total weight [B] and variances [B, D] of the rows of each problem."""
+    """Return the total weight [B] and the variances [B, D] of the rows of each problem."""
     one = Mixtures(m.X, m.w, 1, m.family, shift=m.shift)
     about, room, D, active = one.parameters(), one.parameters(), m.D, np.arange(m.B)
     center, variances = one.parts(about)[2][:, 0], np.empty((m.B, D))
@@ -335,6 +335,6 @@ def moments(m: Mixtures) -> tuple[np.ndarray, np.ndarray]:
         with np.errstate(over="ignore", invalid="ignore"):  # reported by the status of the fit
             variances[active] = (squares - np.square(linear) / n) / n
         cancelled = (variances[active] * n < CANCELLED * squares).any(1) & (center[active] == 0).all(1)
-        active = active[cancelled]  # once more, about the mean
+        active = active[cancelled]  # repeat, about the mean
         center[active] = (linear / n)[cancelled]
     return one.statistics[:, 0, D].copy(), np.maximum(variances, 0.0)

@@ -1,14 +1,15 @@
-"""One pass over the rows of one mixture, or of many: E-step, log-likelihood and sufficient statistics tile by tile, and
-the M-step by whoever finishes a problem. Responsibilities are never stored.
+"""One pass over the rows of one or many mixtures: E-step, log-likelihood and sufficient statistics, tile by tile.
 
-Traffic: the rows once, N D elements a pass; everything else stays in a cache.
-Work unit: a slot of a problem, the tiles s, s + SLOTS, s + 2 SLOTS, ... of its rows, added up in that order; slots are
-added in index order. Tiles depend on D and K alone, so the bits are the same for any number of threads, for a problem
-alone or in a batch, and for rows that come in chunks of whole tiles. Where problems are ``whole``, a unit is all slots
-of a problem, and all its steps, one after the other, see `steps.py`.
+The thread that finishes a problem does its M-step. Responsibilities are never stored.
 
-k-means is a mode of this kernel, and no kernel of its own: it shares the rows' way into scratch, the sums about centers
-and all that follows; a second kernel of the same functions took a third more time to compile.
+Traffic: the rows once, N D elements per pass; everything else stays in a cache.
+Work unit: a slot of a problem, that is the tiles s, s + SLOTS, s + 2 SLOTS, ... of its rows, added in this order; slots
+are added in index order. Tiles depend on D and K alone, so the bits are the same for any number of threads, for a
+problem alone or in a batch, and for rows in chunks of whole tiles. Where problems are ``whole``, a unit is all slots of
+a problem and all its steps in sequence, see `steps.py`.
+
+k-means is a mode of this kernel rather than a separate kernel: it shares the loading of rows, the sums about centers
+and the end of a pass. A second kernel made of the same functions increased compile time by a third.
 Specification: fastvae/reference/gmm/formulas.py
 """
 
@@ -28,8 +29,9 @@ from .modes import LEAVE, LINEAR, NEAREST, POSTERIOR, PRODUCTS, RANDOM, SPHERICA
 from .steps import DONE, FIT, LEFT, PARAMETERS_OF, RECORD, STEP, parameters_of, pass_of
 from .tiles import PANEL, add_all_linear, add_all_squares, nearest, posterior, responsibilities, weigh, width
 
-# The tiles of this launch; sums start at 0 if it is fresh. The mode of the pass, see `modes.py`; where records say the
-# rest, only whether to LEAVE it. resp [P, N, K], if given, of a dtype code.
+# A launch processes the tiles from first_tile to last_tile; sums start at 0 if it is fresh. source, wanted and then are
+# the mode of the pass, see `modes.py`; where there are records, these determine the mode, and then only tells whether
+# to LEAVE the sums. resp is [P, N, K], if given, of the dtype resp_code.
 PASS = Layout(
     "active first_tile last_tile fresh whole source wanted then rescue resp resp_code room",
     rows=ROWS,
@@ -38,20 +40,20 @@ PASS = Layout(
     sums=SUMS,
     fit=FIT,
 )
-# A thread's scratch: features and logits of a tile, K or more of S; its weights, log densities and a panel of r e; for
-# k-means constants of K, and metric and centers of [K, D]; a matrix.
+# Scratch of a thread: features [D or more, S] and logits [K, S] of a tile; its weights, log densities and a panel of
+# r e; for k-means, constants [K], metric and centers [K, D]; a matrix.
 Scratch = namedtuple("Scratch", "xt logit w log_prob panel zero one metric scaled matrix")
 NO_TILE = -1
 
 
 def room_of(D: int, K: int, T: int) -> int:
-    """Numbers of a thread's scratch, in whole cache lines."""
+    """Return the size of a thread's scratch in numbers, a whole number of cache lines."""
     return ((D + 3 + K + 4 + PANEL) * (T + 8) + 2 * K + 2 * K * D + D * D + 7) // 8 * 8
 
 
 @math_jit
 def open_scratch(f, me):
-    """The scratch of a thread, its constants filled in."""
+    """Return the scratch of a thread, with its constants filled in."""
     D, K, S, W = f.rows.D, f.plan.K, f.plan.T + 8, width(f.rows.D)
     at = f.room + 8 * f.plan.room_size * me
     xt, logit = array_at(at, W * S, F64), array_at(at + 8 * W * S, K * S, F64)
@@ -70,9 +72,9 @@ def open_scratch(f, me):
 
 @math_jit
 def responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, scaled, ahead):
-    """Weighted responsibilities of the tile that is in scratch, in `room.logit`; its part of the log-likelihood.
+    """Compute the weighted responsibilities of the tile in scratch, and return its part of the log-likelihood.
 
-    Meanwhile the rows ahead are fetched.
+    The responsibilities are in `room.logit`. Meanwhile the rows ahead are prefetched.
     """
     D, K, S, T = f.rows.D, f.plan.K, f.plan.T + 8, padded(rows)
     if source == POSTERIOR:
@@ -80,7 +82,7 @@ def responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, sc
         if f.rows.w:
             return posterior(room.logit, room.log_prob, room.panel, room.w, T, K, S)
         return responsibilities(room.logit, room.log_prob, room.panel, room.w, T, K, S)
-    if wanted == SQUARES:  # of one component, which all rows are nearest to
+    if wanted == SQUARES:  # there is a single component, nearest to all rows
         for t in range(T):
             room.logit[t] = room.w[t]
     elif source == NEAREST:
@@ -104,7 +106,7 @@ def responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, sc
 
 @math_jit
 def add_tile(f, room, sums, centers, rows, wanted):
-    """Add the statistics of the tile that is in scratch."""
+    """Add the statistics of the tile in scratch."""
     D, K, S, T = f.rows.D, f.plan.K, f.plan.T + 8, padded(rows)
     if wanted == LINEAR:
         add_all_linear(sums, sums, room.xt, centers, room.logit, T, D, K, S)
@@ -116,7 +118,7 @@ def add_tile(f, room, sums, centers, rows, wanted):
 
 @math_jit
 def add_slot(f, room, old, centers, p, slot, source, wanted, scaled, held):
-    """A slot's tiles, one after the other: the tile that is in scratch in the end. ``held`` is the one there before."""
+    """Process the tiles of a slot in order. ``held`` is the tile in scratch before; return the one in scratch after."""
     g, N, T, data = f.sums, f.rows.N, f.plan.T, p // f.rows.restarts
     sums = row_at(g.statistics, p * g.slots + slot, g.F, F64)
     if f.fresh:
@@ -147,14 +149,14 @@ def add_slot(f, room, old, centers, p, slot, source, wanted, scaled, held):
 
 @math_jit
 def scale_centers(room, centers, D, K):
-    """Centers times the metric."""
+    """Multiply centers by the metric."""
     for j in range(K * D):
         room.scaled[j] = centers[j] * room.metric[j]
 
 
 @math_jit
 def work_at(f, room, unit):
-    """A slot of a problem, and the problem's end for whoever did its last; or all slots and steps of a problem."""
+    """Process a slot of a problem and, after its last slot, finish the pass; or all slots and steps of a problem."""
     D, K, slots = f.rows.D, f.plan.K, f.sums.slots
     p, first, last = problem_of(f, unit // slots), unit % slots, unit % slots + 1
     if f.whole:
@@ -165,8 +167,8 @@ def work_at(f, room, unit):
     source, wanted, then, held, was_scaled, step = f.source, f.wanted, f.then, NO_TILE, False, LEFT
     if f.fit.records:
         step = int(row_at(f.fit.records, p, RECORD, F64)[STEP])
-    going = True
-    while going:
+    running = True
+    while running:
         if f.fit.records:
             source, wanted, then = pass_of(step)
         old, _, centers = parameters_of(f.parameters, f.fit, p)
@@ -178,15 +180,15 @@ def work_at(f, room, unit):
             held, was_scaled = NO_TILE, scaled
         for slot in range(first, last):
             held = add_slot(f, room, theta, means, p, slot, source, wanted, scaled, held)
-        going = False
+        running = False
         if f.then != LEAVE and (f.whole or last_of(f.sums.arrived + 8 * p, slots)):
             step = finish_problem(f, p, then, room.metric, room.matrix)
-            going = f.whole and step not in (LEFT, DONE)
+            running = f.whole and step not in (LEFT, DONE)
 
 
 @cache
 def make_pass(family: int) -> Kernel:
-    """The kernel for a covariance family, FULL for tied ones too."""
+    """Return the kernel for a covariance family, FULL also for tied covariances."""
 
     @kernel(PASS, family=family)
     def mixture_pass(f):

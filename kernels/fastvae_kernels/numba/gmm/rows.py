@@ -1,4 +1,4 @@
-"""Scores of each row under a mixture: log density, log responsibilities, the most likely component.
+"""Scores of each row under a mixture: log density, log responsibilities and the most likely component.
 
 Traffic: reads N D elements, writes N, N K and N of them as requested. Work unit: a tile of rows of a problem.
 Specification: fastvae/reference/gmm/formulas.py
@@ -18,15 +18,18 @@ from .data import ROWS, padded, rows_ahead, x_of
 from .families import log_densities
 from .tiles import LOWEST
 
-# Parameter blocks [B, size]; log_resp [B, N, K] of a dtype code, log_prob [B, N], labels [B, N]: 0 if not requested.
+# theta: parameter blocks [B, size]; log_resp [B, N, K] of the dtype resp_code, log_prob [B, N], labels [B, N]: 0 if not
+# requested.
 SCORES = Layout("theta size K T tiles tied log_resp resp_code log_prob labels room room_size", rows=ROWS)
 Scratch = namedtuple("Scratch", "xt logit value label top norm")
 
 
 @loop_jit
 def log_norms(logit, log_prob, label, top, norm, T, K, S):
-    """log sum_k e^logit and the most likely component of each row. ``top`` and ``norm`` keep the largest logit and
-    log sum_k e^(logit - top) apart, since their sum loses digits of the second where the first is large.
+    """Compute log sum_k e^logit and the most likely component of each row.
+
+    ``top`` and ``norm`` receive the largest logit and log sum_k e^(logit - top) separately, since their sum loses
+    precision of the second where the first is large.
     """
     outlined()
     v = vector(F64)
@@ -35,7 +38,7 @@ def log_norms(logit, log_prob, label, top, norm, T, K, S):
         for k in range(1, K):
             a = read(logit, k * S + t, v)
             best = select(a > most, like(v, k), best)
-            most = select(most >= a, most, a)  # this way round NaN stays
+            most = select(most >= a, most, a)  # in this order NaN is kept
         most = select(most < like(v, LOWEST), like(v, LOWEST), most)
         write(top, t, most)
         write(norm, t, like(v, 0))
@@ -46,7 +49,8 @@ def log_norms(logit, log_prob, label, top, norm, T, K, S):
             write(norm, t, read(norm, t, v) + a)
     for t in range(0, T, 8):
         n = read(norm, t, v)
-        value = select(n == like(v, 0), like(v, -math.inf), log_normal(n) + (n - n))  # 0, or NaN: log_normal knows none
+        # n - n is 0, or NaN, which is lost in log_normal
+        value = select(n == like(v, 0), like(v, -math.inf), log_normal(n) + (n - n))
         write(norm, t, value)
         write(log_prob, t, read(top, t, v) + value)
 
@@ -69,7 +73,7 @@ def put_rows(address, code, row, rows, K, S, logit, top, norm):
 
 @math_jit
 def open_scratch(f, me):
-    """The scratch of a thread: features and logits of a tile, then numbers of its rows."""
+    """Return the scratch of a thread: features and logits of a tile, then one number per row for each result."""
     D, K, S = f.rows.D, f.K, f.T + 8
     at = f.room + 8 * f.room_size * me
     xt, logit, at = array_at(at, D * S, F64), array_at(at + 8 * D * S, K * S, F64), at + 8 * (D + K) * S
@@ -79,7 +83,7 @@ def open_scratch(f, me):
 
 @math_jit
 def score_tile(f, room, p, row):
-    """Write what is requested of the rows of a tile."""
+    """Compute and write the requested scores of the rows of a tile."""
     N, D, K, S = f.rows.N, f.rows.D, f.K, f.T + 8
     rows = min(f.T, N - row)
     theta = row_at(f.theta, p, f.size, F64)
@@ -112,7 +116,7 @@ def score_tile(f, room, p, row):
 
 @cache
 def make_rows(family: int) -> Kernel:
-    """The kernel for a covariance family, FULL for tied ones too."""
+    """Return the kernel for a covariance family, FULL also for tied covariances."""
 
     @kernel(SCORES, family=family)
     def mixture_rows(f):

@@ -1,7 +1,7 @@
-"""A fit of some problems and their restarts: initialisation, steps until convergence, the best restart.
+"""A fit of several problems and their restarts: initialization, steps until convergence, the best restart.
 
-What a step computes and which step follows is decided in the kernel, see `steps.py`. This module launches: once for all
-steps where problems have few rows, else once for each step of all problems that have not converged.
+The kernel decides what a step computes and which step follows, see `steps.py`. This module does the launches: one for
+all steps if problems have few rows, else one for each step of all problems that have not converged.
 Specification: fastvae/reference/gmm/engine.py
 """
 
@@ -52,18 +52,18 @@ from .steps import (
 from .update import HALF_LOG_2PI, SINGULAR
 from .whiten import Whitened, can_tilt, rows_to_whiten
 
-REPORTS = 20  # progress updates where problems take all steps in one launch
-LLOYD_ROWS = 1 << 15  # sample of rows for k-means
+REPORTS = 20  # progress updates if problems take all steps in one launch
+LLOYD_ROWS = 1 << 15  # rows in the sample for k-means
 WHOLE_BOUNDS = 1 << 23  # most lower bounds, P max_iter, of fits that take all steps in one launch
 
 
 class Run:
-    """EM for some problems, each with its restarts, side by side."""
+    """EM for several problems at once, each with its restarts."""
 
     def __init__(self, mixtures: Mixtures, total: np.ndarray, variances: np.ndarray, how: Any) -> None:
         self.mixtures = m = mixtures
         variances = np.repeat(variances, m.restarts, axis=0)
-        if how == "kmeans" and m.family != SPHERICAL:  # which has no variances by feature
+        if how == "kmeans" and m.family != SPHERICAL:  # spherical covariances have no variances by feature
             scaled = (np.arange(m.P) % m.restarts % 2 == 0)[:, None] & (variances > 0)  # every other restart
             np.sqrt(variances, out=m.scale, where=scaled)
             np.reciprocal(m.scale, out=m.scale, where=scaled)
@@ -100,41 +100,41 @@ class Run:
         return self.drop_degenerate(active, is_singular(result))
 
     def start_tilted(self, active: np.ndarray, result: np.ndarray, rescue: bool) -> None:
-        """Replace initial parameters, and results, by those from clusters of whitened rows where these are likelier."""
+        """Use initial parameters and results from clusters of whitened rows where these have a higher likelihood."""
         m = self.mixtures
-        few = m.sample(rows_to_whiten(m))
-        white = Whitened(few)
+        sampled = m.sample(rows_to_whiten(m))
+        white = Whitened(sampled)
         run = Run(white.mixtures, np.ones(m.B), np.ones((m.B, m.D)), "kmeans-raw")
         run.cluster(active, white.mixtures)
         hard, first, second = white.parameters(m, run.next), self.now, m.parameters()
         flags, wanted = result[active], (PRODUCTS, PARAMETERS)
-        if few is not m:
+        if sampled is not m:
             first = m.parameters()
-            flags = few.sweep(active, self.next, first, self.next, NEAREST, *wanted, rescue=rescue)
-        other = few.sweep(active, hard, second, hard, POSTERIOR, *wanted, rescue=rescue)
-        likelier = likelihood_after_step(few, active, second, other, rescue) > likelihood_after_step(
-            few, active, first, flags, rescue
+            flags = sampled.sweep(active, self.next, first, self.next, NEAREST, *wanted, rescue=rescue)
+        other = sampled.sweep(active, hard, second, hard, POSTERIOR, *wanted, rescue=rescue)
+        likelier = likelihood_after_step(sampled, active, second, other, rescue) > likelihood_after_step(
+            sampled, active, first, flags, rescue
         )
         at = active[likelier]
-        if few is m:
+        if sampled is m:
             self.now[at], result[at] = second[at], other[likelier]
         elif len(at):
             result[at] = m.sweep(at, hard, self.now, hard, POSTERIOR, *wanted, rescue=rescue)
 
-    def cluster(self, active: np.ndarray, few: Mixtures) -> None:
-        """k-means by Lloyd's iterations over a sample of the rows; centers are the means in `next`."""
+    def cluster(self, active: np.ndarray, sampled: Mixtures) -> None:
+        """Run k-means by Lloyd's iterations on a sample of the rows; the centers are the means in `next`."""
         self.mixtures.seeds(self.next, True, scaled=True)
         steps = Steps(self.next, self.now, self.next, LLOYD)
-        steps.records[:, LIMIT] = LLOYD_TOL * self.spread / few.D
+        steps.records[:, LIMIT] = LLOYD_TOL * self.spread / sampled.D
         while len(active):
             steps.records[active, STEP], steps.records[active, TURN] = LLOYD, 0
-            take_steps(few, active, steps, False, few.small)
-            empty = active[few.result[active, 2] > 0]
-            relocate(few, empty, self.next)
+            take_steps(sampled, active, steps, False, sampled.small)
+            empty = active[sampled.result[active, 2] > 0]
+            relocate(sampled, empty, self.next)
             active = empty[steps.records[empty, COUNT] < LLOYD_STEPS]
 
     def drop_degenerate(self, active: np.ndarray, bad: np.ndarray) -> np.ndarray:
-        """Mark the bad ones of the active problems as degenerate, with the parameters in `now`; return the others."""
+        """Mark the bad active problems as degenerate, with `now` as their final parameters; return the others."""
         self.status[active[bad]] |= DEGENERATE
         self.found[active[bad]] = self.now[active[bad]]
         return active[~bad]
@@ -142,7 +142,7 @@ class Run:
     def fit(
         self, active: np.ndarray, tol: float, max_iter: int, rescue: bool, progress: Callable[[int, int], Any] | None
     ) -> None:
-        """EM from the parameters in `now` to those in `found`, and their log-likelihood."""
+        """Run EM from the parameters in `now`; write the final ones to `found`, and compute their log-likelihood."""
         m, every = self.mixtures, np.arange(self.mixtures.P)
         self.steps = steps = Steps(self.now, self.next, self.found, LAST, max_iter, tol)
         if max_iter > 0:
@@ -156,12 +156,12 @@ class Run:
         elif progress is None:
             take_steps(m, every, steps, rescue, True)
         else:
-            for some in np.array_split(every, min(REPORTS, m.P)):
-                take_steps(m, some, steps, rescue, True)
-                progress(int(some[-1]) + 1, m.P)
+            for group in np.array_split(every, min(REPORTS, m.P)):
+                take_steps(m, group, steps, rescue, True)
+                progress(int(group[-1]) + 1, m.P)
 
     def outcome(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The best restart of each problem: its index, log-likelihood, lower bounds, iterations and status."""
+        """Return the best restart of each problem: index, log-likelihood, lower bounds, iterations and status."""
         m, steps = self.mixtures, self.steps
         last, n_iter, status = steps.records[:, LIKELIHOOD].copy(), steps.column(COUNT), steps.column(STATUS)
         best: Any = slice(None)
@@ -187,8 +187,8 @@ def take_steps(
     done = 0
     while len(active):
         m.advance(active, steps, rescue, whole)
-        going = steps.records[active, STEP]
-        active = active[(going != LEFT) & (going != DONE)]
+        step = steps.records[active, STEP]
+        active = active[(step != LEFT) & (step != DONE)]
         if steps.max_iter and (now := int(steps.records[:, COUNT].max())) > done:
             done = now
             steps.make_room(done)
@@ -197,14 +197,14 @@ def take_steps(
 
 
 def is_singular(result: np.ndarray) -> np.ndarray:
-    """Whether the result of a pass has the flag SINGULAR."""
+    """Return whether the result of a pass has the flag SINGULAR."""
     return (result[:, 1].astype(np.int64) & SINGULAR) != 0
 
 
 def likelihood_after_step(
     m: Mixtures, active: np.ndarray, theta: np.ndarray, result: np.ndarray, rescue: bool
 ) -> np.ndarray:
-    """Log-likelihoods after one more step of EM from the parameters theta of a pass; -inf for singular ones."""
+    """Return the log-likelihoods after one more EM step from the parameters theta of a pass; -inf for singular ones."""
     then = m.parameters()
     step = m.sweep(active, theta, then, theta, POSTERIOR, PRODUCTS, PARAMETERS, rescue=rescue)
     likelihood = m.sweep(active, then, then, then, POSTERIOR, NOTHING, MERGE)[:, 0]
@@ -212,7 +212,7 @@ def likelihood_after_step(
 
 
 def relocate(m: Mixtures, problems: np.ndarray, theta: np.ndarray) -> None:
-    """Move each center without rows to one of the rows that are farthest from all other centers."""
+    """Move each center without rows to one of the rows farthest from all other centers."""
     for p in problems:
         counts = m.statistics[p, 0, : m.K * (m.D + 1)].reshape(m.K, m.D + 1)[:, m.D]
         centers, data = m.parts(theta[p : p + 1])[2][0], p // m.restarts
@@ -229,8 +229,9 @@ def relocate(m: Mixtures, problems: np.ndarray, theta: np.ndarray) -> None:
 
 
 def pack(m: Mixtures, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> np.ndarray:
-    """Parameter blocks ``[len(weights), size]`` from means less the shift; NaN where a covariance is not positive
-    definite.
+    """Return parameter blocks ``[len(weights), size]``; NaN where a covariance is not positive definite.
+
+    The means are relative to the shift.
     """
     theta = np.zeros((len(weights), m.size))
     w, c, mu, factors, V = m.parts(theta)
@@ -251,13 +252,13 @@ def pack(m: Mixtures, weights: np.ndarray, means: np.ndarray, covariances: np.nd
 
 
 def pack_mixtures(m: Mixtures, weights: Tensor, means: Tensor, covariances: Tensor) -> np.ndarray:
-    """Parameter blocks of mixtures in the user's form, float64."""
+    """Return parameter blocks from weights, means and covariances in the user's form, float64."""
     weights, means, covariances = weights.detach(), means.detach(), covariances.detach()
     return pack(m, weights.numpy(), means.numpy() - m.shift[:, None], covariances.numpy())
 
 
 def unpack_mixtures(m: Mixtures, theta: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and covariances of parameter blocks, in the user's form."""
+    """Return weights, means and covariances of parameter blocks, in the user's form."""
     weights, _, means, _, covariances = m.parts(theta)
     parts = weights, means + m.shift[:, None], covariances
     return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)  # type: ignore[return-value]

@@ -1,11 +1,12 @@
-"""The shift that a fit subtracts from the rows of a problem: per feature, the number nearest 0 between the minimum and
-the maximum of the rows with a positive weight.
+"""The shift that a fit subtracts from the rows of a problem.
+
+For each feature it is the number nearest 0 between the minimum and the maximum of the rows with a positive weight:
 
     shift_d = min(max(0, min_n x_nd), max_n x_nd)
 
-No row loses accuracy: |shift| <= |x|, so x - shift errs by at most an ulp of x, whatever the other rows are. Where all
-rows lie on one side of 0, far from it, means relative to the shift keep more digits than the data have.
-Traffic: reads N D elements. Work unit: a slot of a problem, its tiles one after the other.
+No row loses accuracy: |shift| <= |x|, so the error of x - shift is at most an ulp of x, whatever the other rows are. If
+all rows are on one side of 0 and far from it, means relative to the shift are more precise than the data.
+Traffic: reads N D elements. Work unit: a slot of a problem, its tiles in sequence.
 Specification: fastvae/reference/gmm/engine.py
 """
 
@@ -25,7 +26,7 @@ LANES = 8
 
 @loop_jit
 def extend(low, high, xt, w, T, D, S):
-    """Update the minimum and the maximum of each feature, lane by lane, with the rows of a tile that have a weight."""
+    """Update the minimum and maximum of each feature, lane by lane, with the rows of a tile with a positive weight."""
     outlined()
     v = vector(F64)
     for d in range(D):
@@ -40,7 +41,7 @@ def extend(low, high, xt, w, T, D, S):
 
 @math_jit
 def ends_of(f, unit, xt, w, zero, least, most):
-    """Minimum and maximum of each feature over the tiles of a slot."""
+    """Compute the minimum and maximum of each feature over the tiles of a slot."""
     D, T, tiles, slots = f.rows.D, f.T, f.tiles, f.slots
     data, slot = unit // slots, unit % slots
     for j in range(LANES * D):
@@ -58,7 +59,7 @@ def ends_of(f, unit, xt, w, zero, least, most):
 
 @cache
 def make_ends() -> Kernel:
-    """The kernel: minimum and maximum of each slot and feature."""
+    """Return the kernel that computes the minimum and maximum of each feature in each slot."""
 
     @kernel(ENDS)
     def mixture_ends(f):

@@ -1,9 +1,9 @@
 """Initial centers of many mixtures: greedy k-means++, or distinct random rows.
 
 Arthur & Vassilvitskii (2007): each seed is a row drawn with probability proportional to w times its squared distance
-from the nearest center so far; greedy: of 2 + log K draws, the one that leaves the smallest sum of these is taken.
-Every random number is a function of seed, problem and restart.
-Work unit: a problem; its rows, or a sample of them, are one tile in scratch, see `data.py`.
+from the nearest center so far. Greedy: of 2 + log K draws, the one that leaves the smallest sum of these is taken.
+Random numbers depend on the seed, the problem and the restart only.
+Work unit: a problem. Its rows, or a sample of them, are one tile in scratch, see `data.py`.
 Specification: fastvae/reference/gmm/engine.py
 """
 
@@ -23,17 +23,17 @@ from ..language.vector import total
 from .data import ROWS, load_tile
 from .tiles import scaled_distances
 
-# metric [P, D]; centers, as means of parameter blocks [P, size]; spread: k-means++, or any distinct rows.
+# metric is [P, D]; centers are the means of parameter blocks [P, size]; spread selects k-means++, else distinct rows.
 SEEDS = Layout("active ids metric centers size K seed spread room room_size", rows=ROWS)
-BLOCK = 16  # rows whose weights are added up before one of them is drawn
-# A thread's scratch: rows and weights; squared distances from the nearest center and their weighted sums by blocks,
-# as they are and as a trial would leave them; a center.
+BLOCK = 16  # rows whose weighted distances are summed in advance, to find a drawn row faster
+# Scratch of a thread: rows and weights; squared distances from the nearest center and their weighted sums by blocks,
+# currently and with the center of a trial; a center.
 Scratch = namedtuple("Scratch", "xt w closest trial sums trial_sums center")
 
 
 @loop_jit
 def uniform(seed, problem, restart, draw):
-    """A uniform number in (0, 1) of 53 bits."""
+    """Return a uniform number in (0, 1) with 53 bits."""
     outlined()
     key, at = np.uint64(seed), np.uint64(problem)
     words = philox(
@@ -45,9 +45,10 @@ def uniform(seed, problem, restart, draw):
 
 @loop_jit
 def nearer(closest, sums, xt, center, scale, w, before, M, D, S):
-    """The squared distance of each row from the nearest center, this one included; w times it, by blocks, and the sum.
+    """Compute the squared distance of each row from the nearest center, including a new one.
 
-    ``before`` are the distances so far, ``closest`` those with the new center; they may be one array.
+    ``before`` holds the distances so far, ``closest`` receives the new ones; they may be the same array. ``sums``
+    receives w times the squared distance, summed by blocks; the total is returned.
     """
     outlined()
     v = vector(F64)
@@ -66,7 +67,7 @@ def nearer(closest, sums, xt, center, scale, w, before, M, D, S):
 
 @loop_jit
 def draw_row(closest, sums, w, target, M, rows):
-    """The row at which the running sum of w times the squared distance passes the target."""
+    """Return the row at which the running sum of w times the squared distance exceeds the target."""
     outlined()
     at, last = 0.0, -1
     for b in range(M // BLOCK):
@@ -89,7 +90,7 @@ def draw_row(closest, sums, w, target, M, rows):
 
 @math_jit
 def open_scratch(f, me):
-    """The scratch of a thread."""
+    """Return the scratch of a thread."""
     D, S = f.rows.D, blocks_of(f.rows.N) * BLOCK + 8
     at = f.room + 8 * f.room_size * me
     xt, w, at = array_at(at, D * S, F64), array_at(at + 8 * D * S, S, F64), at + 8 * (D + 1) * S
@@ -100,13 +101,13 @@ def open_scratch(f, me):
 
 @math_jit
 def blocks_of(N):
-    """Blocks that N rows fill."""
+    """Return the number of blocks of N rows."""
     return (N + BLOCK - 1) // BLOCK
 
 
 @loop_jit
 def weights_by_block(closest, sums, w, blocks):
-    """Weights in place of weighted distances, before there is a center; their sum."""
+    """Use weights in place of weighted distances, before there is a center, and return their sum."""
     outlined()
     for t in range(blocks * BLOCK):
         closest[t] = 1.0
@@ -122,7 +123,7 @@ def weights_by_block(closest, sums, w, blocks):
 
 @loop_jit
 def without_row(closest, sums, w, at, blocks):
-    """Exclude a row that was drawn; the sum that is left."""
+    """Exclude a row that was drawn, and return the remaining sum."""
     outlined()
     closest[at] = 0.0
     b, potential = at // BLOCK, 0.0
@@ -143,7 +144,7 @@ def copy_row(to, at, xt, t, D, S):
 
 @math_jit
 def best_of_trials(f, room, metric, stream, trials, potential, drawn):
-    """Draw some rows and return the one that leaves the smallest potential; ``drawn`` numbers were used before."""
+    """Draw ``trials`` rows, return the one that leaves the smallest potential; ``drawn`` numbers were used before."""
     problem, restart = stream
     N, D = f.rows.N, f.rows.D
     M = blocks_of(N) * BLOCK
@@ -163,7 +164,7 @@ def best_of_trials(f, room, metric, stream, trials, potential, drawn):
 
 @math_jit
 def draw_seeds(f, room, p):
-    """Draw the centers of a problem, one after the other."""
+    """Draw the centers of a problem in sequence."""
     N, D, K, data = f.rows.N, f.rows.D, f.K, p // f.rows.restarts
     blocks = blocks_of(N)
     M, S = blocks * BLOCK, blocks * BLOCK + 8
@@ -189,7 +190,7 @@ def draw_seeds(f, room, p):
 
 @cache
 def make_seeds() -> Kernel:
-    """The kernel."""
+    """Return the kernel that draws initial centers, one problem per unit."""
 
     @kernel(SEEDS)
     def mixture_seeds(f):

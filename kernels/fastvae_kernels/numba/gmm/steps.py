@@ -1,12 +1,12 @@
-"""The steps of a fit: what a pass over a problem's rows computes, and which step follows on what it found.
+"""The steps of a fit: what a pass over the rows of a problem computes, and which step follows from its results.
 
-    LLOYD      k-means, from seeds                          LEFT       its centers hardly move, or one has no rows
-    EM         EM, until the bound hardly rises             AGAIN      its sums about the new means, see FAR
-    LAST       the log-likelihood of what was found         DONE
+    LLOYD      k-means, from seeds                          LEFT       k-means has ended, or a center has no rows
+    EM         EM, until the bound converges                AGAIN      EM's sums about the new means, see FAR
+    LAST       the log-likelihood of the final parameters   DONE
 
-A problem's record holds its step. Whoever finishes a problem's pass takes the next step by `next_step`, in the kernel:
-where rows are many, a launch is one step of all problems that go on; where they are few, all steps of a problem are one
-work unit, the rows stay in a cache, and Python is not asked in between.
+The record of a problem holds its step. The thread that finishes a pass calls `next_step`, in the kernel. If there are
+many rows, a launch is one step of all unfinished problems. If there are few, all steps of a problem are one work unit:
+the rows stay in a cache, and Python is not involved between the steps.
 Specification: fastvae/reference/gmm/engine.py
 """
 
@@ -19,25 +19,27 @@ from .modes import CENTERS, LINEAR, MERGE, NEAREST, NOTHING, PARAMETERS, POSTERI
 from .update import FAR, SINGULAR
 
 LLOYD, LEFT, EM, AGAIN, LAST, DONE = range(6)
-CONVERGED, MAX_ITER, RESCUED, DEGENERATE = 1, 2, 4, 8  # of a fit: the values of fastvae.Status
-LLOYD_STEPS, LLOYD_TOL = 300, 1e-3  # of the variance of a feature, that all centers move; EM goes on from there
-MOST_RESCUES = 10  # of a problem, before it is given up
+CONVERGED, MAX_ITER, RESCUED, DEGENERATE = 1, 2, 4, 8  # the values of fastvae.Status
+# Most iterations of k-means, and its tolerance: the total squared distance that centers move, relative to the mean
+# variance of the features. EM continues from there.
+LLOYD_STEPS, LLOYD_TOL = 300, 1e-3
+MOST_RESCUES = 10  # of a problem, before it is marked as degenerate
 
-# A problem's record: its step; which of its two parameter blocks is the one to evaluate; iterations of Lloyd, then of
-# EM; the fit's status; how often a component was put elsewhere; the bound, and the one before; total weight; how far
-# centers may move in Lloyd's last iteration; the log-likelihood.
+# The record of a problem: its step; which of its two parameter blocks is evaluated; iterations of Lloyd, then of EM;
+# the status of the fit; the number of steps that replaced a component; the bound, and the previous one; total weight;
+# the squared distance that centers may move in the last Lloyd iteration; the log-likelihood.
 STEP, TURN, COUNT, STATUS, RESCUES, BOUND, BEFORE, TOTAL, LIMIT, LIKELIHOOD, RECORD = range(11)
 
-# Parameter blocks [P, size]: to evaluate, to write, and those whose means sums are taken about. Where there are records
-# the first two change places from step to step.
+# Parameter blocks [P, size]: the ones to evaluate, the ones to write, and those whose means are the centers of the
+# sums. Where there are records, the first two are swapped from step to step.
 PARAMETERS_OF = Layout("old new centers size")
-# Records [P, RECORD], or 0 where a launch is one pass of its own; bounds, so many for each problem; what was found.
+# Records [P, RECORD], or 0 if a launch is a single pass; lower bounds [P, most_bounds]; the final parameter blocks.
 FIT = Layout("records bounds most_bounds found max_iter tol:float")
 
 
 @math_jit
 def pass_of(step):
-    """Responsibilities, statistics and what follows, of a step."""
+    """Return the mode of the pass of a step: responsibilities, statistics and what follows, see `modes.py`."""
     if step == LLOYD:
         return NEAREST, LINEAR, CENTERS
     if step == LAST:
@@ -47,7 +49,7 @@ def pass_of(step):
 
 @math_jit
 def parameters_of(f, fit, p):
-    """The addresses of a problem's blocks: to evaluate, to write, to take sums about."""
+    """Return the addresses of a problem's blocks: to evaluate, to write, and with the centers of the sums."""
     at = 8 * p * f.size
     old, new, centers = f.old + at, f.new + at, f.centers + at
     if fit.records:
@@ -62,8 +64,10 @@ def parameters_of(f, fit, p):
 
 @loop_jit
 def next_step(f, fit, p, value, first, second):
-    """The step after one whose pass found the log-likelihood ``value``, and flags and splits, or how far centers moved
-    and how many have no rows. What was found at the end is kept.
+    """Return the step that follows a pass with the log-likelihood ``value``, and save the final parameters at the end.
+
+    ``first`` and ``second`` are the flags and whether a component was split, or the squared distance that centers moved
+    and how many have no rows.
     """
     outlined()
     record = row_at(fit.records, p, RECORD, F64)
@@ -93,14 +97,14 @@ def next_step(f, fit, p, value, first, second):
 
 @math_jit
 def after_lloyd(record, moved, empty):
-    """LLOYD, or LEFT."""
+    """Return LLOYD to continue k-means, or LEFT."""
     record[COUNT] += 1
     return LLOYD if moved > record[LIMIT] and empty == 0 and record[COUNT] < LLOYD_STEPS else LEFT
 
 
 @math_jit
 def after_em(fit, record, p, singular, split):
-    """EM, or LAST with the status that says why."""
+    """Return EM to continue, or LAST, and set the status that gives the reason."""
     bound, before = record[BOUND], record[BEFORE]
     if record[COUNT] < fit.most_bounds:
         row_at(fit.bounds, p, fit.most_bounds, F64)[int(record[COUNT])] = bound
@@ -113,7 +117,7 @@ def after_em(fit, record, p, singular, split):
         status |= DEGENERATE
     else:
         record[COUNT] += 1
-        record[BEFORE] = -math.inf if split else bound  # the next may be lower, and says nothing
+        record[BEFORE] = -math.inf if split else bound  # the next bound may be lower, without meaning
         if abs(bound - before) < fit.tol and not split:
             status |= CONVERGED
         elif record[COUNT] >= fit.max_iter:
@@ -126,7 +130,7 @@ def after_em(fit, record, p, singular, split):
 
 @math_jit
 def keep(f, fit, p, block):
-    """Copy a problem's parameters to where what was found belongs."""
+    """Save a problem's parameters as its final ones."""
     found, block = row_at(fit.found, p, f.size, F64), array_at(block, f.size, F64)
     for j in range(f.size):
         found[j] = block[j]

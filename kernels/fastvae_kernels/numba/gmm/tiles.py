@@ -1,13 +1,13 @@
 """A tile of rows and a mixture: log densities, responsibilities, sufficient statistics, in scratch that fits a cache.
 
-A tile holds up to T rows, turned so that rows are the lanes of vectors; S = T + 8 is the stride between its features,
-no power of two, which would put them all in one set of the cache.
+A tile holds up to T rows, transposed so that rows are the lanes of vectors. S = T + 8 is the stride between its
+features; a power of two would map all of them to the same cache set.
 
     xt[d, t]     x_td - shift_d                    logit[k, t]   log pi_k + log N(x_t; mu_k, Sigma_k), then r_tk
                                                    c[k]          log pi_k - D/2 log 2 pi + log |P_k|
     P            Sigma^-1 = P'P: lower triangular [K, D, D] (full), [1, D, D] (tied), [K, D] (diag), [K] (spherical)
 
-Statistics of a component about its center, which is its previous mean, for r the weighted responsibilities:
+Statistics of a component about its center, which is its previous mean, with the weighted responsibilities r:
 
     linear[k]    sum r e_0, ..., sum r e_(D-1), sum r
     square[k]    sum r e_i e_j [W, W] for j <= i (full; one for all k if tied), W = D or more; sum r e_d^2; sum r |e|^2
@@ -27,20 +27,20 @@ from ..language.vector import lanes, register, total
 from .few_features import FEW, add_features, add_few, add_square, logits_few
 from .modes import DIAG, FULL, MEANS_ALONE, SPHERICAL
 
-PANEL = 8  # features whose r e stay in the first cache, a multiple of 4
-FACTORS = 16  # from 1 to K: a product of so many is a float64 for any K
-LOWEST = -np.finfo(np.float64).max  # of a row that no component knows: -inf - -inf would be NaN
+PANEL = 8  # features whose r e stay in the L1 cache, a multiple of 4
+FACTORS = 16  # factors between 1 and K whose product is finite for any K
+LOWEST = -np.finfo(np.float64).max  # for a row of density 0 under all components: -inf - -inf would be NaN
 
 
 @math_jit
 def width(D):
-    """Rows and columns of a matrix of products, in blocks of four."""
+    """Return the number of rows and columns of a matrix of products: D, rounded up to a multiple of four."""
     return (D + 3) // 4 * 4
 
 
 @math_jit
 def four_rows(q, xt, center, P, i, t, D, S):
-    """|a|^2 for the rows i to i + 3 of a = P (x - center), added to q, of two vectors of rows from t on."""
+    """Add the squares of elements i to i + 3 of P (x - center) to q, for two vectors of rows from t on."""
     q0, q1 = q
     one, u = number(F64), like(q0, 0)
     w = t + lanes(u)
@@ -78,7 +78,7 @@ def four_rows(q, xt, center, P, i, t, D, S):
 
 @math_jit
 def one_row(q, xt, center, P, i, t, D, S):
-    """The same for row i alone."""
+    """Add the square of element i of P (x - center) to q, as `four_rows`."""
     q0, q1 = q
     one, u = number(F64), like(q0, 0)
     a, b = u, u
@@ -90,7 +90,7 @@ def one_row(q, xt, center, P, i, t, D, S):
 
 @loop_jit
 def logits_full(logit, xt, center, P, c, T, D, S):
-    """C - |P (x - center)|^2 / 2: four rows of P times two vectors of rows are in registers at a time."""
+    """Compute c - |P (x - center)|^2 / 2, with four rows of P times two vectors of rows in registers at a time."""
     outlined()
     u = register(vector(F64))
     half, c = like(u, -0.5), like(u, c)
@@ -106,8 +106,9 @@ def logits_full(logit, xt, center, P, c, T, D, S):
 
 @math_jit
 def scaled_distances(xt, means, P, k, t, D, S, v):
-    """Sum_d (P_d (x_d - mu_d))^2 of the sixteen rows from t on; two features at a time, so that no sum waits for the
-    one before.
+    """Return sum_d (P_d (x_d - mu_d))^2 of the sixteen rows from t on.
+
+    Two features at a time have separate sums, to hide the latency of fma.
     """
     one = number(F64)
     q0, q1, r0, r1 = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
@@ -128,7 +129,7 @@ def scaled_distances(xt, means, P, k, t, D, S, v):
 
 @math_jit
 def squared_distances(xt, means, k, t, D, S, v):
-    """|x - mu|^2 of the same rows."""
+    """Return |x - mu|^2 of the sixteen rows from t on, as `scaled_distances`."""
     one = number(F64)
     q0, q1, r0, r1 = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
     for d in range(0, D - 1, 2):
@@ -147,9 +148,9 @@ def squared_distances(xt, means, k, t, D, S, v):
 
 @loop_jit
 def logits_of_products(logit, xt, means, P, c, T, D, K, S, step, ahead):
-    """Log joint densities of the tile's rows and all components; ``step`` from one P to the next, 0 if tied.
+    """Compute the log joint densities of the tile's rows and all components, for full covariances.
 
-    Meanwhile what lies ``ahead`` is fetched.
+    ``step`` is the stride from one P to the next, 0 if tied. Meanwhile the memory given by ``ahead`` is prefetched.
     """
     outlined()
     for k in range(K):
@@ -162,7 +163,7 @@ def logits_of_products(logit, xt, means, P, c, T, D, K, S, step, ahead):
 
 @loop_jit
 def logits_of_squares(logit, xt, means, P, c, T, D, K, S, ahead):
-    """The same for diagonal covariances."""
+    """Compute the log joint densities for diagonal covariances, as `logits_of_products`."""
     outlined()
     if D <= FEW:
         for k in range(K):
@@ -171,7 +172,7 @@ def logits_of_squares(logit, xt, means, P, c, T, D, K, S, ahead):
         return
     v, one = vector(F64), number(F64)
     half = like(v, -0.5)
-    for t in range(0, T, 16):  # components one after the other, while these rows are in the first cache
+    for t in range(0, T, 16):  # all components while these rows are in the L1 cache
         fetch(ahead, t // 16, T // 16)
         for k in range(K):
             q0, q1 = scaled_distances(xt, means, P, k, t, D, S, v)
@@ -181,7 +182,7 @@ def logits_of_squares(logit, xt, means, P, c, T, D, K, S, ahead):
 
 @loop_jit
 def logits_of_distances(logit, xt, means, P, c, T, D, K, S, ahead):
-    """The same for spherical ones."""
+    """Compute the log joint densities for spherical covariances, as `logits_of_products`."""
     outlined()
     if D <= FEW:
         for k in range(K):
@@ -201,9 +202,10 @@ def logits_of_distances(logit, xt, means, P, c, T, D, K, S, ahead):
 
 @loop_jit
 def posterior(logit, log_prob, norm, w, T, K, S):
-    """Logits become weighted responsibilities w r; sum of w log p. ``norm`` is scratch.
+    """Replace logits by weighted responsibilities w r, and return the sum of w log p. ``norm`` is scratch.
 
-    Loop after loop over the rows, each of short and independent steps: in one, each step would wait for the last.
+    There are several loops over the rows, each of short independent steps; in a single loop the steps would form one
+    long dependency chain.
     """
     outlined()
     v = vector(F64)
@@ -211,9 +213,9 @@ def posterior(logit, log_prob, norm, w, T, K, S):
     acc = like(v, 0)
     for t in range(0, T, 8):
         wt, n = read(w, t, v), read(norm, t, v)
-        value = read(log_prob, t, v) + log_normal(n) + (n - n)  # which is 0, or NaN: log_normal knows none
+        value = read(log_prob, t, v) + log_normal(n) + (n - n)  # n - n is 0, or NaN, lost in log_normal
         write(log_prob, t, value)
-        write(norm, t, select(wt == like(v, 0), like(v, 0), wt / n))  # n may be 0 where no row is
+        write(norm, t, select(wt == like(v, 0), like(v, 0), wt / n))  # n may be 0 in padding
         acc = fma(wt, value, acc)
     for k in range(K):
         for t in range(0, T, 8):
@@ -223,7 +225,7 @@ def posterior(logit, log_prob, norm, w, T, K, S):
 
 @loop_jit
 def responsibilities(logit, top, norm, w, T, K, S):
-    """The same for weights of 1, or 0 behind the rows: then log n + log n' = log n n', one logarithm for many rows."""
+    """Like `posterior`, for weights 1, or 0 in padding: one logarithm for many rows, as log n + log n' = log n n'."""
     outlined()
     v = vector(F64)
     exponentials(logit, top, norm, T, K, S)
@@ -233,10 +235,10 @@ def responsibilities(logit, top, norm, w, T, K, S):
         for t in range(first, min(first + 8 * FACTORS, T), 8):
             wt, n = read(w, t, v), read(norm, t, v)
             acc = fma(wt, read(top, t, v), acc)
-            n = select(wt > like(v, 0), n, unity)  # it may be 0 where no row is
+            n = select(wt > like(v, 0), n, unity)  # n may be 0 in padding
             product = product * n
             write(norm, t, wt / n)
-        acc = acc + log_normal(product) + (product - product)  # which is 0, or NaN: log_normal knows none
+        acc = acc + log_normal(product) + (product - product)  # the difference is 0, or NaN, lost in log_normal
     for k in range(K):
         for t in range(0, T, 8):
             write(logit, k * S + t, read(logit, k * S + t, v) * read(norm, t, v))
@@ -245,7 +247,7 @@ def responsibilities(logit, top, norm, w, T, K, S):
 
 @loop_jit
 def exponentials(logit, top, norm, T, K, S):
-    """Logits become e^(logit - top), top the largest of each row; the sums of these."""
+    """Replace logits by e^(logit - top), where top is the largest logit of each row; ``norm`` receives their sums."""
     outlined()
     v = vector(F64)
     for t in range(0, T, 8):
@@ -264,7 +266,7 @@ def exponentials(logit, top, norm, T, K, S):
 
 @loop_jit
 def nearest(logit, w, T, K, S):
-    """Logits become w for the largest, 0 for the others; sum of w times the largest."""
+    """Replace the largest logit of each row by w and the others by 0; return the sum of w times the largest."""
     outlined()
     v = vector(F64)
     acc = like(v, 0)
@@ -283,7 +285,7 @@ def nearest(logit, w, T, K, S):
 
 @loop_jit
 def weigh(resp, w, T, K, S):
-    """Responsibilities become weighted ones; 0 where the weight is, whatever they are."""
+    """Multiply responsibilities by weights; the result is 0 where the weight is 0, whatever the responsibility."""
     outlined()
     v = vector(F64)
     for k in range(K):
@@ -294,7 +296,7 @@ def weigh(resp, w, T, K, S):
 
 @loop_jit
 def add_products(square, linear, re, xt, center, r, T, D, S):
-    """Add sum r e_i e_j, sum r e_i and sum r, for e = x - center: four by four products are in registers at a time."""
+    """Add sum r e_i e_j, sum r e_i and sum r, for e = x - center, with blocks of 4 x 4 products in registers."""
     outlined()
     v, W = vector(F64), width(D)
     linear[D] += sum_of(r, 0, T, v)
@@ -302,7 +304,7 @@ def add_products(square, linear, re, xt, center, r, T, D, S):
         last = min(first + PANEL, W)
         for i in range(first, last):
             s0, at = like(v, 0), (i - first) * S
-            m = like(v, center[i] if i < D else 0.0)  # behind the features the columns are zeros
+            m = like(v, center[i] if i < D else 0.0)  # columns beyond the features are zeros
             for t in range(0, T, 8):
                 a = read(r, t, v) * (read(xt, i * S + t, v) - m)
                 s0 = s0 + a
@@ -317,7 +319,10 @@ def add_products(square, linear, re, xt, center, r, T, D, S):
 
 @loop_jit
 def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
-    """As `add_products`, or `add_few`; ``step`` from one matrix to the next, 0 if tied."""
+    """Add the statistics of all components by `add_products` or `add_few`.
+
+    ``step`` is the stride from one matrix to the next, 0 if tied.
+    """
     outlined()
     for k in range(K):
         matrix, sums, r = square[k * step :], linear[k * (D + 1) :], logit[k * S :]
@@ -328,7 +333,7 @@ def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
 
 
 def adder(family: int) -> Any:
-    """The function that adds sum r, sum r e_d and, as `add_features` has it, squares, of all components."""
+    """Return the function that adds sum r, sum r e_d and the family's squares of all components, see `add_features`."""
 
     @loop_jit
     def add_all(square, linear, xt, centers, logit, T, D, K, S):
@@ -341,7 +346,7 @@ def adder(family: int) -> Any:
             return
         for k in range(K):
             linear[k * (D + 1) + D] += sum_of(logit, k * S, T, vector(F64))
-        for d in range(0, D - 3, 4):  # components one after the other, while these features are in the first cache
+        for d in range(0, D - 3, 4):  # all components while these features are in the L1 cache
             for k in range(K):
                 add_features(square, linear, xt, centers, logit, k, d, D, T, S, 4, family)
         for d in range(D // 4 * 4, D):

@@ -1,4 +1,4 @@
-"""From a mixture's sufficient statistics to its next parameters: the M-step, Cholesky factors and constants included.
+"""The M-step: from a mixture's sufficient statistics to its next parameters, with Cholesky factors and constants.
 
 The statistics are those of `tiles.py`, about a center of each component. With n = sum r and d = sum r e / n,
 
@@ -6,9 +6,9 @@ The statistics are those of `tiles.py`, about a center of each component. With n
                              tied         (sum_k sum r e e' - n_k d_k d_k') / sum_k n_k
                              spherical    (sum r |e|^2 / n - |d|^2) / D
 
-The center is the previous mean, so d is small and little cancels; where much does, the flag FAR says so.
-P = L^-1 for Sigma = L L'. A parameter block holds, one after the other, weights [K], c [K], means [K, D], the factor P
-and the covariances, both in the shapes of `tiles.py`; means are relative to a shift near that of the data.
+The center is the previous mean, so d is small and there is little cancellation; otherwise the flag FAR is set.
+P = L^-1 for Sigma = L L'. A parameter block holds, in this order, weights [K], c [K], means [K, D], the factors P and
+the covariances, both in the shapes of `tiles.py`; means are relative to a shift near the data, see `shift.py`.
 Specification: fastvae/reference/gmm/formulas.py
 """
 
@@ -18,16 +18,17 @@ from ..language.jit import loop_jit, math_jit, outlined
 from .modes import DIAG, FULL
 from .tiles import width
 
-# Flags of a component: no rows, or a covariance that is not positive definite; sums to be taken about the new mean.
+# Flags of a component. SINGULAR: it has no rows, or its covariance is not positive definite. FAR: its sums must be
+# computed again about the new mean.
 SINGULAR, FAR = 1, 2
-SMALL, LARGE = 1e-150, 1e150  # a product of factors within takes one logarithm
-CANCELLED = 1e-6  # part of a sum that a subtraction leaves: six digits are lost
+SMALL, LARGE = 1e-150, 1e150  # within these limits, one logarithm of a product of factors is taken
+CANCELLED = 1e-6  # fraction of a sum that is left by a subtraction: six digits are lost
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @loop_jit
 def merge(statistics, first, length, stride, slots):
-    """Add the statistics of all slots, or a part of them, to those of slot 0, in index order."""
+    """Add the statistics of all slots, or a part of them, to those of slot 0, in index order of the slots."""
     outlined()
     for s in range(1, slots):
         for i in range(first, first + length):
@@ -36,12 +37,15 @@ def merge(statistics, first, length, stride, slots):
 
 @loop_jit
 def factor(covariance, P, u, D):
-    """P = L^-1 of a symmetric [D, D] matrix; log |P|, NaN where it is not positive definite. ``u`` is scratch."""
+    """Compute P = L^-1 of a symmetric [D, D] matrix L L'; return log |P|, NaN if it is not positive definite.
+
+    ``u`` is scratch.
+    """
     outlined()
     log_det, product = 0.0, 1.0
     for i in range(D * D):
         u[i] = covariance[i]
-    for j in range(D):  # u becomes L', row by row, so that all inner loops run along memory
+    for j in range(D):  # u becomes L', row by row, so that all inner loops access contiguous memory
         pivot = u[j * D + j]
         if not 0 < pivot < math.inf:
             return math.nan
@@ -71,7 +75,7 @@ def factor(covariance, P, u, D):
 
 @loop_jit
 def covariance_of(covariance, square, linear, D, K, reg_covar):
-    """A full covariance from the products of its components: one, or all K if tied. Returns FAR or 0."""
+    """Compute a full covariance from the products of one component, or of all K if tied. Return FAR or 0."""
     outlined()
     flag, n = 0, 0.0
     for k in range(K):
@@ -96,7 +100,7 @@ def covariance_of(covariance, square, linear, D, K, reg_covar):
 
 @loop_jit
 def update_mean(k, statistics, parameters, centers, D, K):
-    """Write the mean of a component, and its total weight n in place of pi."""
+    """Write the mean of a component, and its total weight n in place of pi; return n."""
     outlined()
     n = statistics[k * (D + 1) + D]
     parameters[k] = n
@@ -107,14 +111,14 @@ def update_mean(k, statistics, parameters, centers, D, K):
 
 @math_jit
 def flag_of(n, log_det, flag):
-    """The flag, with SINGULAR set where there are no rows or no determinant."""
-    good = 0 < n < math.inf and -math.inf < log_det < math.inf
-    return flag if good else flag | SINGULAR
+    """Return the flag, with SINGULAR set unless the total weight is positive and it and the determinant are finite."""
+    valid = 0 < n < math.inf and -math.inf < log_det < math.inf
+    return flag if valid else flag | SINGULAR
 
 
 @loop_jit
 def update_full(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
-    """Write mean, covariance, factor, and log |P| in place of c; a tied covariance with the first component."""
+    """Write mean, covariance, factor, and log |P| in place of c. A tied covariance is written with component 0."""
     outlined()
     n, flag, log_det = update_mean(k, statistics, parameters, centers, D, K), 0, 0.0
     square, P = statistics[K * (D + 1) :], parameters[2 * K + K * D :]
@@ -132,7 +136,7 @@ def update_full(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
 
 @loop_jit
 def update_diag(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
-    """The same for a diagonal covariance."""
+    """Write the parameters of a component with a diagonal covariance, as `update_full`."""
     outlined()
     n, flag = update_mean(k, statistics, parameters, centers, D, K), 0
     log_det, product = 0.0, 1.0
@@ -155,7 +159,7 @@ def update_diag(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
 
 @loop_jit
 def update_spherical(k, statistics, parameters, centers, u, D, K, tied, reg_covar):
-    """The same for one variance."""
+    """Write the parameters of a component with a spherical covariance, as `update_full`."""
     outlined()
     n = update_mean(k, statistics, parameters, centers, D, K)
     linear, square = statistics[k * (D + 1) :], statistics[K * (D + 1) + k]
@@ -172,7 +176,7 @@ def update_spherical(k, statistics, parameters, centers, u, D, K, tied, reg_cova
 
 @loop_jit
 def split(bad, parameters, flags, D, K, tied, family):
-    """Replace a singular component: split the component of the largest spread along its widest dimension."""
+    """Replace a singular component: split the component with the largest spread along its widest dimension."""
     outlined()
     full, matrices = family == FULL, 1 if tied else K
     size = D * D if full else D if family == DIAG else 1
@@ -205,9 +209,12 @@ def split(bad, parameters, flags, D, K, tied, family):
 
 @loop_jit
 def finish_parameters(parameters, flags, D, K, tied, family, rescue):
-    """Weights and c, after `update_full` and its kin. Returns all flags, and whether a component was split."""
+    """Compute weights and c, after `update_full` or its like for other families.
+
+    Return the flags of all components combined, and whether a component was split.
+    """
     outlined()
-    flag, split_, all_ = 0, False, 0.0
+    flag, split_, total_weight = 0, False, 0.0
     if tied and flags[0] & SINGULAR and parameters[0] > 0:
         rescue = False  # all components share the covariance
     for k in range(K):
@@ -215,9 +222,9 @@ def finish_parameters(parameters, flags, D, K, tied, family, rescue):
             flags[k], split_ = 0, True
         flag |= flags[k]
     for k in range(K):
-        all_ += parameters[k]
+        total_weight += parameters[k]
     for k in range(K):
-        parameters[k] /= all_
+        parameters[k] /= total_weight
         log_det = parameters[K if tied else K + k]
         if not tied:
             parameters[K + k] = math.log(parameters[k]) + log_det - D * HALF_LOG_2PI

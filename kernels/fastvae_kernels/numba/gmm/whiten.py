@@ -1,12 +1,12 @@
-"""k-means of whitened rows: initialisation of mixtures whose components are elongated, tilted, and side by side.
+"""k-means of whitened rows: initialization of mixtures whose components are elongated, tilted, and side by side.
 
     z = P (x - m),    P = L^-1,    L L' = S + JITTER diag S,    m, S the mean and the covariance of all rows
 
-Distances between rows of z are invariant to linear maps of x. k-means of x, with features in units of their standard
-deviations, cuts elongated components across; but where only a few of many directions hold clusters, k-means of x
-finds them and k-means of z does not. Both are tried; the start that is likelier after a step of EM is taken, see
-`run.py`.
-Traffic, elements: reads a sample of the rows once more, and writes as many, float64.
+Distances between rows of z are invariant under linear maps of x. k-means of x, with features in units of their standard
+deviations, splits elongated components across their long axis. On the other hand, if only a few of many directions
+separate clusters, k-means of x finds them and k-means of z does not. Both are tried, and the start with the higher
+likelihood after a step of EM is taken, see `run.py`.
+Traffic, elements: reads a sample of the rows once more and writes it in float64.
 Specification: fastvae/reference/gmm/start.py
 """
 
@@ -19,24 +19,24 @@ from torch import Tensor
 from .launch import Mixtures
 from .modes import CENTERS, FULL, LINEAR, NEAREST, PARAMETERS, PRODUCTS, TIED
 
-JITTER = 1e-9  # of each variance: a feature that others determine counts for nothing
-SHARP = 2.0**20  # factors are multiplied by it: responsibilities are 1 for the nearest center
-WHITE_ROWS, ROWS_FOR_EACH, WHITE_ELEMENTS = 1 << 11, 8, 1 << 22  # of a problem; rows for each D and K
+JITTER = 1e-9  # relative to each variance: a feature that others determine has no effect
+SHARP = 2.0**20  # scale of the factors, such that responsibilities are 1 for the nearest center
+WHITE_ROWS, ROWS_FOR_EACH, WHITE_ELEMENTS = 1 << 11, 8, 1 << 22  # sample of a problem; rows for each of the K D means
 BLOCK = 1 << 17  # elements that fit a cache
 
 
 def can_tilt(m: Mixtures) -> bool:
-    """Whether components of this family can be tilted."""
+    """Return whether components of this family can be tilted."""
     return m.family in (FULL, TIED) and m.D > 1 and m.K > 1
 
 
 def rows_to_whiten(m: Mixtures) -> int:
-    """Rows that are enough to tell which start is likelier."""
+    """Return the number of rows that suffices to compare the likelihood of the starts."""
     return min(max(WHITE_ROWS, ROWS_FOR_EACH * m.K * m.D), max(WHITE_ELEMENTS // m.D, ROWS_FOR_EACH * m.K))
 
 
 class Whitened:
-    """Whitened rows of each problem, and the inverse map."""
+    """The whitened rows of each problem, and the inverse map."""
 
     def __init__(self, m: Mixtures) -> None:
         self.mean, S = covariance(m)
@@ -49,7 +49,7 @@ class Whitened:
         self.mixtures = Mixtures(white, m.w, m.K, m.family, m.restarts, m.ids, seed=m.seed)
 
     def parameters(self, m: Mixtures, theta: np.ndarray) -> np.ndarray:
-        """Parameters of m whose responsibilities are 1 for the nearest whitened center, and 0 for all others."""
+        """Return parameters of m whose responsibilities are 1 for the nearest whitened center and 0 for all others."""
         hard = m.parameters()
         weights, _, means, factors, _ = m.parts(hard)
         L, mean, P = (t.repeat_interleave(m.restarts, dim=0) for t in (self.L, self.mean[:, None], self.P))
@@ -60,7 +60,7 @@ class Whitened:
 
 
 def covariance(m: Mixtures) -> tuple[Tensor, Tensor]:
-    """Means ``[B, D]``, less the shift, and covariances ``[B, D, D]`` of all rows of each problem."""
+    """Return means ``[B, D]``, relative to the shift, and covariances ``[B, D, D]`` of all rows of each problem."""
     one, active = Mixtures(m.X, m.w, 1, FULL, shift=m.shift), np.arange(m.B)
     about, new = one.parameters(), one.parameters()
     for _ in range(2):  # about the shift, then about the mean
@@ -72,15 +72,16 @@ def covariance(m: Mixtures) -> tuple[Tensor, Tensor]:
 
 
 def lower_product(rows: Tensor, L: Tensor) -> Tensor:
-    """rows L' ``[B, n, D]`` for lower triangles ``[B, D, D]``, element by element: the bits of a matrix product may
-    depend on the batch.
+    """Return rows L' ``[B, n, D]`` for lower triangles L ``[B, D, D]``.
+
+    It is computed element by element, since the bits of a matrix product may depend on the batch.
     """
     out = torch.zeros_like(rows)
     B, n, D = rows.shape
-    problems, some = max(1, BLOCK // (n * D)), max(1, BLOCK // D)
-    for b, t in product(range(0, B, problems), range(0, n, some)):
-        at = slice(b, b + problems), slice(t, t + some)
-        x = rows[at].mT.contiguous()  # features first: long rows for each operation
+    problems, length = max(1, BLOCK // (n * D)), max(1, BLOCK // D)
+    for b, t in product(range(0, B, problems), range(0, n, length)):
+        at = slice(b, b + problems), slice(t, t + length)
+        x = rows[at].mT.contiguous()  # features first, so that each operation has long rows
         y = torch.zeros_like(x)
         for j in range(D):
             y[:, j:] += x[:, j : j + 1] * L[at[0], j:, j, None]

@@ -81,7 +81,7 @@ class _Buffers:
                 t = layout.on(storage)
             kept.append((t, storage, layout))
             while len(kept) > MOST_KEPT or sum(storage.nbytes() for _, storage, _ in kept) > KEPT_BYTES:
-                del kept[0]  # other reference_counts of the storage keep it
+                del kept[0]  # the storage lives on if others refer to it
             return t.data
 
 

@@ -242,7 +242,7 @@ def expm1(x):
 
 @math_jit
 def half_exponentials(s):
-    """Return half of e^(s/2), e^s - 1 and phi(s) = e^s - 1 - s for a log variance s, with one range reduction.
+    """Return the halves of e^(s/2), of e^s - 1 and of phi(s) = e^s - 1 - s for a log variance s, by one reduction.
 
     The first is 0 where e^(s/2) is not a normal number. phi is never negative; its derivative is e^s - 1.
     """
@@ -293,7 +293,7 @@ def log_normal(x):
 
 @math_jit
 def log(x):
-    """Natural logarithm; -inf at 0, NaN below."""
+    """Return the natural logarithm; -inf at 0, NaN below."""
     small = x < like(x, TINY)
     e, m = _split(select(small, x * like(x, RESCALE), x))
     e = e - select(small, like(x, RESCALE_LOG2), like(x, 0.0))
@@ -305,7 +305,7 @@ def log(x):
 
 @math_jit
 def log1p(a):
-    """log(1 + a) for a in [0, 1] only, as in softplus: max(x, 0) + log1p(exp(-abs(x)))."""
+    """Return log(1 + a) for a in [0, 1] only, as in softplus: max(x, 0) + log1p(exp(-abs(x)))."""
     upper = a >= like(a, 0.5)
     f = select(upper, fma(a, like(a, 0.5), like(a, -0.5)), a)  # 1 + a = 2 (1 + f), exactly
     return _log_of_parts(select(upper, like(a, 1.0), like(a, 0.0)), f)
@@ -313,22 +313,22 @@ def log1p(a):
 
 @math_jit
 def sigmoid(x):
-    """1 / (1 + e^-x)."""
+    """Return 1 / (1 + e^-x)."""
     e = exp(-abs(x))
     return select(x < like(x, 0.0), e, like(x, 1.0)) / (like(x, 1.0) + e)
 
 
 @math_jit
 def tanh(x):
-    """(e^2x - 1) / (e^2x + 1)."""
+    """Return tanh x = (e^2x - 1) / (e^2x + 1)."""
     m = expm1(like(x, -2.0) * abs(x))
     y = m / (m + like(x, 2.0))
     return select(x < like(x, 0.0), y, -y)
 
 
 @intrinsic
-def _turn(typingctx, sin, cos, q):
-    """(sin, cos) of an angle k quarter turns on, for q = k + 1.5 2^mantissa: the low bits of q say what to do."""
+def _rotate(typingctx, sin, cos, q):
+    """Return (sin, cos) of an angle increased by k quarter turns, k being in the low bits of q = k + 1.5 2^mantissa."""
     constant, integer, mantissa, _ = _layout(sin)
     sign = 31 if mantissa == 23 else 63
 
@@ -336,19 +336,19 @@ def _turn(typingctx, sin, cos, q):
         s, c = args[:2]
         k, float_ = builder.bitcast(args[2], integer), args[0].type
         odd = builder.icmp_signed("<", builder.shl(k, constant(sign)), constant(0))
-        turned = []
+        rotated = []
         for value, count in ((builder.select(odd, c, s), k), (builder.select(odd, s, c), builder.add(k, constant(1)))):
             bit = builder.shl(builder.and_(count, constant(2)), constant(sign - 1))
-            turned.append(builder.bitcast(builder.xor(builder.bitcast(value, integer), bit), float_))
-        return context.make_tuple(builder, signature.return_type, turned)
+            rotated.append(builder.bitcast(builder.xor(builder.bitcast(value, integer), bit), float_))
+        return context.make_tuple(builder, signature.return_type, rotated)
 
     return types.UniTuple(sin, 2)(sin, cos, q), codegen
 
 
 @math_jit
 def sincos_2pi(t):
-    """(sin 2 pi t, cos 2 pi t) for t in [-0.5, 0.5]."""
+    """Return (sin 2 pi t, cos 2 pi t) for t in [-0.5, 0.5]."""
     shifted = t + like(t, QUARTERS)
     r = t - (shifted - like(t, QUARTERS))  # exact
     z = r * r
-    return _turn(r * polynomial(z, S), polynomial(z, C), shifted)
+    return _rotate(r * polynomial(z, S), polynomial(z, C), shifted)

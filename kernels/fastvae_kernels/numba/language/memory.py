@@ -1,14 +1,14 @@
-"""Tensors as kernels see them: addresses, strides and dtype codes, for unboxing an int is far cheaper than an array.
+"""Tensors as kernels see them: addresses, strides and dtype codes. Unboxing an int is much cheaper than an array.
 
-A kernel is compiled for dtype codes that it holds as constants, and makes its 1-D arrays itself:
+A kernel is compiled for dtype codes, which are constants, and builds its 1-D arrays itself:
 
     x = array_at(x_address, length, X)      # float32, float64, uint16 (the bits of bfloat16) or uint8 elements
     c = row_at(c_address, i, width, F64)    # row i of a table
-    one, v = number(T), vector(T)           # zeros of the dtype to compute in
-    a = read(x, i, v)                       # elements i, i + 1, ..., one for each lane; a number for ``one``
-    write(x, i, a)                          # rounded to the elements' dtype, to nearest even
-    room = on_stack(1024, T)                # an array of the kernel's own
-    x = array_at(source(room, ...), n, T)   # rows where they lie, or their copy in the room; `target` to write them
+    one, v = number(T), vector(T)           # zeros of the compute dtype
+    a = read(x, i, v)                       # elements i, i + 1, ..., one for each lane; a single number for ``one``
+    write(x, i, a)                          # rounded to the dtype of the elements, to nearest even
+    room = on_stack(1024, T)                # an array on the kernel's stack
+    x = array_at(source(room, ...), n, T)   # rows in place, or their copy in the room; `target` to write them
 """
 
 from typing import Any
@@ -49,14 +49,14 @@ BYTES = ir.IntType(8).as_pointer()
 
 @intrinsic(prefer_literal=True)
 def number(typingctx, code):
-    """0 in the dtype of a code."""
+    """Return 0 in the dtype of a code."""
     t = ELEMENTS[code.literal_value]
     return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
 
 
 @intrinsic(prefer_literal=True)
 def vector(typingctx, code):
-    """A vector of zeros in the dtype of a code."""
+    """Return a vector of zeros in the dtype of a code."""
     t = ELEMENTS[code.literal_value]
     t = Vector(t, LANES_F64 if t == types.float64 else LANES_F32)
     return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
@@ -64,7 +64,7 @@ def vector(typingctx, code):
 
 @intrinsic(prefer_literal=True)
 def wide_vector(typingctx, code):
-    """The same of two registers, where operations wait for one another: of two chains, one goes on meanwhile."""
+    """Return a vector of zeros that fills two registers: two independent dependency chains, to hide latency."""
     t = ELEMENTS[code.literal_value]
     t = Vector(t, 128 * LANES_REGISTER // t.bitwidth)
     return t(code), lambda context, builder, signature, args: ir.Constant(llvm_type(t), None)
@@ -72,7 +72,7 @@ def wide_vector(typingctx, code):
 
 @intrinsic(prefer_literal=True)
 def item_size(typingctx, code):
-    """Bytes of an element of a code."""
+    """Return the bytes of an element of a code."""
     size = ITEM_SIZES[code.literal_value]
     return types.intp(code), lambda context, builder, signature, args: ir.IntType(64)(size)
 
@@ -88,7 +88,7 @@ def _array(context: Any, builder: Any, result: Any, data: Any, length: Any) -> A
 
 @intrinsic(prefer_literal=True)
 def array_at(typingctx, address, length, code):
-    """The 1-D array of ``length`` elements at ``address``, of the dtype ``code``, a constant of the kernel."""
+    """Return the 1-D array of ``length`` elements at ``address``, of the dtype ``code``, a constant of the kernel."""
     result = types.Array(ELEMENTS[code.literal_value], 1, "C")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -99,7 +99,7 @@ def array_at(typingctx, address, length, code):
 
 @intrinsic(prefer_literal=True)
 def row_at(typingctx, address, i, width, code):
-    """Row i of the table at ``address``, of ``width`` elements side by side, as a 1-D array."""
+    """Return row i of the table at ``address``, with rows of ``width`` contiguous elements, as a 1-D array."""
     result = types.Array(ELEMENTS[code.literal_value], 1, "C")
     size = ITEM_SIZES[code.literal_value]
 
@@ -113,12 +113,12 @@ def row_at(typingctx, address, i, width, code):
 
 @intrinsic(prefer_literal=True)
 def on_stack(typingctx, length, code):
-    """A 1-D array of ``length`` elements that lives as long as the kernel that calls this; both are constants."""
+    """Return a 1-D array of ``length`` elements on the stack of the calling kernel; both arguments are constants."""
     result = types.Array(ELEMENTS[code.literal_value], 1, "C")
     size = length.literal_value * ITEM_SIZES[code.literal_value]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        with builder.goto_entry_block():  # not cgutils.alloca_once: it fills the array, element by element
+        with builder.goto_entry_block():  # not cgutils.alloca_once, which fills the array element by element
             room = builder.alloca(ir.ArrayType(ir.IntType(8), size))
             room.align = 64
         n = context.get_constant(types.intp, length.literal_value)
@@ -129,7 +129,7 @@ def on_stack(typingctx, length, code):
 
 @intrinsic
 def read(typingctx, array, i, like):
-    """The elements i, i + 1, ... of a 1-D array, as many as ``like`` has lanes, as numbers of its type."""
+    """Read elements i, i + 1, ... of a 1-D array, as many as ``like`` has lanes, and convert them to its type."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         stored = with_element(like, array.dtype)
@@ -148,7 +148,7 @@ def read(typingctx, array, i, like):
 
 @intrinsic
 def write(typingctx, array, i, value):
-    """Write a number, or a vector's lanes, to the elements i, i + 1, ... of a 1-D array, rounded to nearest even."""
+    """Write a number, or the lanes of a vector, to elements i, i + 1, ... of a 1-D array, rounded to nearest even."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         stored, given = with_element(value, array.dtype), args[2]
@@ -164,7 +164,7 @@ def write(typingctx, array, i, value):
 
 
 def prefetch_line(builder: Any, address: Any) -> None:
-    """Have a line brought to the second cache, or nothing if there is none."""
+    """Prefetch a cache line to the L2 cache; an invalid address is ignored."""
     pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [pointer, number, number, number]), "llvm.prefetch.p0"
@@ -174,7 +174,7 @@ def prefetch_line(builder: Any, address: Any) -> None:
 
 @intrinsic
 def prefetch(typingctx, address):
-    """Have the line at an address brought to the second cache; an address where there is nothing does no harm."""
+    """Prefetch the cache line at an address to the L2 cache; an invalid address is ignored."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         prefetch_line(builder, args[0])
@@ -184,7 +184,7 @@ def prefetch(typingctx, address):
 
 
 def to_bfloat16(builder: Any, given: Any, word: Any, result: Any) -> Any:
-    """The upper half of a float32, or of a vector of it, rounded to nearest even."""
+    """Return the upper half of a float32, or of a vector of float32, rounded to nearest even."""
 
     def constant(value: int) -> Any:
         return splat(builder, ir.IntType(32)(value), word)
@@ -197,14 +197,14 @@ def to_bfloat16(builder: Any, given: Any, word: Any, result: Any) -> Any:
 
 @loop_jit
 def gather(scratch, width, address, first_row, rows, stride, first, length, code, v):
-    """Copy ``rows`` pieces of ``length`` elements into a scratch of ``width`` a row, zeros behind them.
+    """Copy ``length`` elements of each of ``rows`` rows into a scratch with rows of ``width``, padded with zeros.
 
-    ``v`` is a vector of the scratch's dtype.
+    ``v`` is a vector of the dtype of the scratch.
     """
     outlined()
     zero, size = like(scratch[0], 0), item_size(code)
     base = address + (first_row * stride + first) * size
-    if stride == width and length == width:  # rows side by side, here and there: one long loop
+    if stride == width and length == width:  # contiguous in the source and in the scratch: one long loop
         rows, length, width = 1, rows * length, rows * width
     for i in range(rows):
         source, at = array_at(base + i * stride * size, length, code), i * width
@@ -219,7 +219,7 @@ def gather(scratch, width, address, first_row, rows, stride, first, length, code
 
 @loop_jit
 def put(scratch, width, address, first_row, rows, stride, first, length, code, v):
-    """Copy a scratch back: the reverse of `gather`."""
+    """Copy the rows of a scratch back; the inverse of `gather`."""
     outlined()
     zero, size = like(scratch[0], 0), item_size(code)
     base = address + (first_row * stride + first) * size
@@ -236,7 +236,7 @@ def put(scratch, width, address, first_row, rows, stride, first, length, code, v
 
 @intrinsic
 def address_of(typingctx, array):
-    """Where the first element of an array lies."""
+    """Return the address of the first element of an array."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ptrtoint(context.make_array(array)(context, builder, args[0]).data, ir.IntType(64))
@@ -246,13 +246,13 @@ def address_of(typingctx, array):
 
 @math_jit
 def needs_scratch(width, rows, stride, length, code, T, v):
-    """Whether rows are not yet what `gather` makes of them: dense, in the dtype T, a whole number of vectors."""
+    """Whether rows cannot be used in place: they are not dense, not of the dtype T, or no whole number of vectors."""
     return code != T or length != width or (rows > 1 and stride != width) or rows * width % lanes(v) != 0
 
 
 @math_jit
 def source(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
-    """The address to read rows from, as `gather` would have them: their own if they are, else a scratch with a copy."""
+    """Return the address to read rows from: their own if they can be used in place, else a scratch with a copy."""
     if needs_scratch(width, rows, stride, length, code, T, v):
         gather(scratch, width, address, first_row, rows, stride, first, length, code, vector(T))
         return address_of(scratch)
@@ -261,7 +261,7 @@ def source(scratch, width, address, first_row, rows, stride, first, length, code
 
 @math_jit
 def target(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
-    """The address to write rows to in the same way: their own, or a scratch, from which `settle` brings them there."""
+    """Return the address to write rows to: their own, or a scratch, from which `settle` copies them."""
     if needs_scratch(width, rows, stride, length, code, T, v):
         return address_of(scratch)
     return address + (first_row * stride + first) * item_size(code)
@@ -269,15 +269,15 @@ def target(scratch, width, address, first_row, rows, stride, first, length, code
 
 @math_jit
 def settle(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
-    """Copy rows to where they belong, if `target` gave a scratch."""
+    """Copy rows to their destination, if `target` returned a scratch."""
     if needs_scratch(width, rows, stride, length, code, T, v):
         put(scratch, width, address, first_row, rows, stride, first, length, code, vector(T))
 
 
 @math_jit
 def sum_of(scratch, first, length, v):
-    """The sum of ``length`` elements from ``first`` on, in a fixed order; ``v`` is a vector of their dtype."""
-    acc, other, step = like(v, 0), like(v, 0), 2 * lanes(v)  # two, for an addition waits for the one before
+    """Return the sum of ``length`` elements from ``first`` on, in a fixed order; ``v`` is a vector of their dtype."""
+    acc, other, step = like(v, 0), like(v, 0), 2 * lanes(v)  # two sums, to hide the latency of an addition
     stop, whole = first + length - length % step, first + length - length % lanes(v)
     for j in range(first, stop, step):
         acc, other = acc + read(scratch, j, v), other + read(scratch, j + lanes(v), v)
@@ -291,6 +291,9 @@ def sum_of(scratch, first, length, v):
 
 @math_jit
 def weight_at(address, i, factor, code):
-    """``factor`` times element i of the upstream gradient at ``address``, in its dtype; at address 0 stands a 1."""
+    """Return ``factor`` times element i of the upstream gradient at ``address``, in its dtype.
+
+    Address 0 stands for an upstream gradient of 1.
+    """
     weight = like(number(code), factor)
     return weight * array_at(address + i * item_size(code), 1, code)[0] if address else weight

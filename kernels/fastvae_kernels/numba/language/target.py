@@ -1,7 +1,7 @@
-"""What Numba compiles for: this machine, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say.
+"""The processor that Numba compiles for: this machine, or the one given by NUMBA_CPU_NAME and NUMBA_CPU_FEATURES.
 
-A kernel's sums depend on how many float64 numbers a register holds. That follows the target, not the host, so that
-kernels for another processor can be compiled, and tried, on this one.
+The summation order of a kernel depends on how many float64 numbers a register holds. This is determined by the target,
+not by the host, so that kernels for another processor can be compiled and tested on this one.
 """
 
 from llvmlite import binding

@@ -1,19 +1,19 @@
-"""How kernels use threads: units of work, handed out chunk by chunk to the caller and the other threads of its team.
+"""Multithreading of kernels: work units, distributed in chunks among the calling thread and the others of its team.
 
-The team is torch's own OpenMP one, through the library that torch has loaded: its threads are awake from the matrix
-products before and after, so that a call shared among them costs 3 us (50 where they sleep) and no second set of
-threads competes with them for the cores. Where there is no such library, sleeping Python threads stand in, at 70 us a
-call; for forked children see `openmp`.
+The team is torch's own OpenMP team, used through the library that torch has loaded. Its threads are still awake from
+the matrix products before and after, so that a shared call costs 3 us (50 if they sleep), and no second set of threads
+competes for the cores. Without such a library, sleeping Python threads are used, at 70 us a call. For forked children
+see `openmp`.
 
-    me = worker(block)               # in a kernel, first of all: a number of one's own, the same in each call
-    start, stop = take(block, me)    # the next chunk of units, an empty one when all are given out
-    if finished(block, stop - start): ...     # true once: for whoever did the last, when all results are written
+    me = worker(block)               # first statement of a kernel: the number of this thread, the same in each call
+    start, stop = take(block, me)    # the next chunk of units, empty when all have been taken
+    if finished(block, stop - start): ...     # true once, for the thread that completes the last unit
 
-Each thread begins at a share of its own, as torch's threads do, and helps the others when that is done: what it reads
-and writes again in the next call is then mostly in its own cache. Handed out in one row, chunks changed hands from call
-to call: at 512 x 784 the log-likelihood took 37 to 70 us, in each process something else, and takes 35 to 42.
-Still, which thread does a unit varies, so a kernel writes each unit's results to a place of the unit's own, and the
-last to finish adds them up in index order.
+Each thread starts with its own share, as torch's threads do, and then helps the others: what it reads and writes again
+in the next call is then mostly in its own cache. With a single shared queue, chunks moved between threads from call to
+call: the log-likelihood at 512 x 784 took 37 to 70 us, depending on the process; with shares it takes 35 to 42.
+Which thread processes a unit still varies. A kernel therefore writes the results of each unit to a separate place, and
+the thread that finishes last adds them in index order.
 """
 
 import ctypes
@@ -32,33 +32,33 @@ from numba.extending import intrinsic
 from ...openmp import openmp
 from .jit import HEADER, Kernel, loop_jit, math_jit, outlined
 
-# Nanoseconds on one thread, as the launcher estimates them.
+# Nanoseconds on one thread, as estimated by the launcher.
 SERIAL_BELOW = 20_000
 LEAST_CHUNK = 2_000
-# Words of a block's header.
+# Words of the header of a block.
 ARRIVED, DONE, UNITS, CHUNK, THREADS, NUMBER_OF, TAKEN = range(7)
-MOST_SHARES = struct.calcsize(HEADER) // 8 - TAKEN  # counts of chunks; more threads than that have some in common
-CHUNKS_A_THREAD = 8  # more leave a shorter wait for the last; each costs two atomic additions
+MOST_SHARES = struct.calcsize(HEADER) // 8 - TAKEN  # counters of taken chunks; with more threads, some share a counter
+CHUNKS_A_THREAD = 8  # more chunks shorten the wait for the last thread; each costs two atomic additions
 
 
 def run(kernel: Kernel, args: tuple[Any, ...], units: int, work: float) -> None:
     """Call ``kernel`` on the fields ``args`` for all its units, and return when all are done.
 
-    Little work is done by the calling thread alone, more by ``torch.get_num_threads()`` threads. Any thread may call,
-    several at once, after a fork too.
+    Small work runs in the calling thread alone, larger work in ``torch.get_num_threads()`` threads. Any thread may call
+    this, several may at once, and it works after a fork.
 
     Parameters
     ----------
     kernel
-        A function that takes its units by `take` and `finished`.
+        A kernel that processes its units by `take` and `finished`.
     args
-        The numbers that it unpacks; what they are addresses of must live until this returns.
+        The numbers that it unpacks; memory whose addresses are among them must stay alive until this returns.
     units
-        How many units there are, at least one.
+        Number of work units, at least one.
     work
-        Nanoseconds that all units take on one thread, estimated: a factor of two off does no harm.
+        Estimated nanoseconds that all units take on one thread; a factor of two off does no harm.
     """
-    # The block is a new bytes object that nobody else has seen: the kernel may count in it.
+    # The block is a new bytes object without other references, so the kernel may count in it.
     if work < SERIAL_BELOW or units < 2 or (threads := min(torch.get_num_threads(), units)) < 2:
         kernel.call(kernel.pack(0, 0, units, units, 1, 0, *args))
         return
@@ -70,8 +70,8 @@ def run(kernel: Kernel, args: tuple[Any, ...], units: int, work: float) -> None:
 
 
 @intrinsic
-def _count(typingctx, block, i, n):
-    """Add n to word i of a block, in one step for all threads, and give what was there."""
+def _fetch_add(typingctx, block, i, n):
+    """Atomically add n to word i of a block and return its previous value."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), [args[1]])
@@ -81,8 +81,8 @@ def _count(typingctx, block, i, n):
 
 
 @intrinsic
-def _word(typingctx, block, i):
-    """Word i of a block."""
+def _load(typingctx, block, i):
+    """Return word i of a block."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), [args[1]])
@@ -92,8 +92,8 @@ def _word(typingctx, block, i):
 
 
 @intrinsic
-def _call(typingctx, function):
-    """What the C function of no arguments at an address says, an int."""
+def _call_int(typingctx, function):
+    """Call the C function at an address, without arguments, and return its int."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], ir.FunctionType(ir.IntType(32), []).as_pointer())
@@ -104,22 +104,22 @@ def _call(typingctx, function):
 
 @math_jit
 def worker(block):
-    """A number of one's own among those who work at a call, below their number; to be asked for once."""
-    number_of = _word(block, NUMBER_OF)
-    return _call(number_of) if number_of else _count(block, ARRIVED, 1)
+    """Return the number of this thread, unique among the threads of a call and less than their count. Call it once."""
+    number_of = _load(block, NUMBER_OF)
+    return _call_int(number_of) if number_of else _fetch_add(block, ARRIVED, 1)
 
 
 @loop_jit
 def take(block, me):
-    """The next chunk of units, ``(start, stop)``: of one's own share, then of the others'; then an empty one."""
+    """Return the next chunk of units, ``(start, stop)``: of the own share, then of others; empty if none is left."""
     outlined()
-    units, chunk, shares = _word(block, UNITS), _word(block, CHUNK), min(_word(block, THREADS), MOST_SHARES)
+    units, chunk, shares = _load(block, UNITS), _load(block, CHUNK), min(_load(block, THREADS), MOST_SHARES)
     chunks = (units + chunk - 1) // chunk
     for i in range(shares):
         share = (me + i) % shares
         first, end = share * chunks // shares, (share + 1) * chunks // shares
-        if first + _word(block, TAKEN + share) < end:  # to look is cheap; what is added to goes to and fro
-            at = first + _count(block, TAKEN + share, 1)
+        if first + _load(block, TAKEN + share) < end:  # a load is cheap; an addition moves the cache line
+            at = first + _fetch_add(block, TAKEN + share, 1)
             if at < end:
                 return at * chunk, min((at + 1) * chunk, units)
     return units, units
@@ -127,21 +127,21 @@ def take(block, me):
 
 @math_jit
 def finished(block, n):
-    """Whether these n units were the last of all to be done; what the others wrote is then there to read."""
-    return _count(block, DONE, n) + n == _word(block, UNITS)
+    """Return whether these n units were the last to finish; the results of all others are then visible."""
+    return _fetch_add(block, DONE, n) + n == _load(block, UNITS)
 
 
 @math_jit
 def last_of(counter, n):
-    """True for the n-th to come to the counter at an address, which is then 0 again; what the others wrote is there."""
-    if _count(counter, 0, 1) + 1 < n:
+    """Return True for the n-th call on the counter at an address, and reset it; the others' writes are then visible."""
+    if _fetch_add(counter, 0, 1) + 1 < n:
         return False
-    _count(counter, 0, -n)
+    _fetch_add(counter, 0, -n)
     return True
 
 
 class _Job:
-    """One call on the pool. The caller waits for the helpers that have begun, not for those that still sleep."""
+    """One call on the pool. The caller waits for the helpers that have started, not for those that still sleep."""
 
     def __init__(self, kernel: Kernel, block: bytes) -> None:
         self.kernel, self.block = kernel, block
@@ -151,7 +151,7 @@ class _Job:
         self.done.acquire()
 
     def help(self) -> None:
-        """Work at it, if it is not over."""
+        """Take part in the call, unless it is over."""
         with self.lock:
             if self.over:
                 return
@@ -163,7 +163,7 @@ class _Job:
                 self.done.release()
 
     def finish(self) -> None:
-        """Work at it to the end."""
+        """Run the call in the calling thread and wait for the helpers."""
         self.kernel.call(self.block)
         with self.lock:
             self.over = True
@@ -173,7 +173,7 @@ class _Job:
 
 
 class _Pool:
-    """Helper threads, asleep on one queue. They are made when first asked for, and do not keep Python from exiting."""
+    """Helper threads that wait on one queue. They are started on demand, and do not keep Python from exiting."""
 
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -181,16 +181,16 @@ class _Pool:
         self.lock = threading.Lock()
 
     def run(self, kernel: Kernel, block: bytes, threads: int) -> None:
-        """Share a call with as many helpers as there are, up to ``threads - 1``."""
+        """Run a call in this thread and up to ``threads - 1`` helpers."""
         job = _Job(kernel, block)
         for _ in range(self.grow(threads - 1)):
             self.jobs.put(job)
         job.finish()
 
     def grow(self, helpers: int) -> int:
-        """Have that many helpers, or as many as the system grants; say how many."""
+        """Start helpers until there are ``helpers``, or as many as the system allows; return how many can be used."""
         if self.size < helpers:
-            with self.lock, suppress(RuntimeError):  # at the limit of threads, or Python is about to exit
+            with self.lock, suppress(RuntimeError):  # no more threads can be started, or Python is about to exit
                 while self.size < helpers:
                     threading.Thread(target=_help, args=(self.jobs,), name="fastvae-helper", daemon=True).start()
                     self.size += 1
@@ -207,8 +207,8 @@ _team: Any = None
 _team_number = 0
 
 
-def _begin() -> None:
-    """In a new process: it has none of its parent's threads, and perhaps a lock that nobody will release."""
+def _initialize() -> None:
+    """Initialize a process. A forked child has none of its parent's threads, and may have inherited a held lock."""
     global _pool, _team, _team_number
     _pool = _Pool()
     library = openmp()
@@ -216,6 +216,6 @@ def _begin() -> None:
     _team_number = ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value or 0 if library else 0
 
 
-_begin()
+_initialize()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin)
+    os.register_at_fork(after_in_child=_initialize)

@@ -1,10 +1,10 @@
-"""Rows of an array, turned so that they are the lanes of vectors: column d of a scratch is feature d of a tile of rows.
+"""Transposition of rows into the lanes of vectors: column d of a scratch is feature d of a tile of rows.
 
     xt[d S + t] = x[t, d] - shift[d]        S is the stride between columns
 
-Four rows by four features are turned in registers. Everything becomes float64, whatever the dtype of the rows.
-`fetch` brings the rows of the next tile nearer while this one is worked on.
-`into_lanes` and `out_of_lanes` do the same with eight rows of float64 that lie anywhere.
+Four rows by four features are transposed in registers. Everything becomes float64, whatever the dtype of the rows.
+`fetch` prefetches the rows of the next tile while this one is processed.
+`into_lanes` and `out_of_lanes` transpose eight rows of float64 at arbitrary addresses.
 """
 
 from typing import Any
@@ -21,14 +21,14 @@ from .vector import Vector, deinterleave, llvm_type, shuffle, total
 
 @intrinsic
 def four(typingctx, one):
-    """A vector of four zeros of a number's type."""
+    """Return a vector of four zeros of the type of a number."""
     result = Vector(one, 4)
     return result(one), lambda context, builder, signature, args: ir.Constant(llvm_type(result), None)
 
 
 @intrinsic
 def transposed(typingctx, a, b, c, d):
-    """The columns of a matrix of four rows of four."""
+    """Return the columns of a 4 x 4 matrix given by its rows."""
     result = types.UniTuple(a, 4)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -45,7 +45,7 @@ def transposed(typingctx, a, b, c, d):
 
 @loop_jit
 def load(xt, address, code, row, stride, rows, T, D, S, shift):
-    """Rows row, row + 1, ... of an array, ``stride`` elements apart, less the shift, turned; zeros behind, up to T."""
+    """Load rows row, row + 1, ..., ``stride`` elements apart, subtract the shift and transpose; pad with zeros to T."""
     outlined()
     length = max(rows - 1, 0) * stride + D
     if code == F32:
@@ -59,7 +59,7 @@ def load(xt, address, code, row, stride, rows, T, D, S, shift):
 
 @loop_jit
 def turn(xt, x, stride, rows, D, S, shift):
-    """xt[d, t] = x[t, d] - shift[d]."""
+    """Compute xt[d, t] = x[t, d] - shift[d]."""
     outlined()
     one, v = number(F64), vector(F64)
     q = four(one)
@@ -79,7 +79,7 @@ def turn(xt, x, stride, rows, D, S, shift):
     elif D >= 4:
         whole = rows // 4 * 4
         for first in range(0, D, 4):
-            d = min(first, D - 4)  # the last four overlap with those before
+            d = min(first, D - 4)  # the last four overlap the previous ones
             s = read(shift, d, q)
             for t in range(0, whole, 4):
                 at, to = t * stride + d, d * S + t
@@ -93,7 +93,7 @@ def turn(xt, x, stride, rows, D, S, shift):
                 write(xt, to + S, c1)
                 write(xt, to + 2 * S, c2)
                 write(xt, to + 3 * S, c3)
-    elif D > 1 and D + stride >= 4:  # four numbers from the start of any row but the last are there to read
+    elif D > 1 and D + stride >= 4:  # four numbers can be read from the start of any row but the last
         whole = max(rows - 1, 0) // 4 * 4
         m0, m1, m2 = like(q, shift[0]), like(q, shift[1]), like(q, shift[D - 1])
         for t in range(0, whole, 4):
@@ -112,14 +112,14 @@ def turn(xt, x, stride, rows, D, S, shift):
 
 @math_jit
 def ahead_of(address, code, row, stride, rows, D):
-    """Where rows that come next begin, and how many bytes they take, for `fetch`; 0 where other numbers lie between."""
+    """Return the address of the next rows and their size in bytes, for `fetch`; 0 bytes if they are not contiguous."""
     size = 4 if code == F32 else 8
     return address + row * stride * size, max(rows, 0) * D * size if stride == D else 0
 
 
 @math_jit
 def fetch(ahead, part, parts):
-    """Have a part of the rows that come next brought to the second cache; all at once, `load` would wait for them."""
+    """Prefetch a part of the next rows to the L2 cache; if all were fetched at once, `load` would wait for them."""
     start, size = ahead
     for line in range(size // 64 * part // parts, size // 64 * (part + 1) // parts):
         prefetch(start + 64 * line)
@@ -127,7 +127,7 @@ def fetch(ahead, part, parts):
 
 @loop_jit
 def load_weights(w, address, row, stride, rows, T):
-    """The weights of a tile's rows, 1 where there are none; 0 behind them."""
+    """Load the weights of a tile's rows, 1 if there are no weights, and pad them with 0."""
     outlined()
     given = array_at(address + row * stride * 8, max(rows - 1, 0) * stride + 1, F64)
     for t in range(rows):
@@ -141,13 +141,13 @@ def load_weights(w, address, row, stride, rows, T):
 
 @loop_jit
 def drop(xt, w, rows, D, S):
-    """Zeros in place of the rows of weight 0, whatever they hold: 0 times NaN is none. Weights behind them are 0."""
+    """Set rows of weight 0 to zeros, whatever they contain, since 0 times NaN is NaN. Padding has weight 0."""
     outlined()
     v = vector(F64)
     zeros, padded = like(v, 0), (rows + 7) // 8 * 8
     for t in range(0, padded, 8):
         zeros = zeros + select(read(w, t, v) == like(v, 0), like(v, 1), like(v, 0))
-    if total(zeros) == padded - rows:  # as a rule
+    if total(zeros) == padded - rows:  # the usual case
         return
     for t in range(rows):
         if w[t] == 0:
@@ -157,7 +157,7 @@ def drop(xt, w, rows, D, S):
 
 @loop_jit
 def into_lanes(to, rows, width):
-    """to[8 k + lane] = number k of the row at the address rows[lane]; ``to`` and ``rows`` are addresses themselves."""
+    """Set to[8 k + lane] to number k of the row at address rows[lane]; ``to`` and ``rows`` are addresses themselves."""
     outlined()
     one, rows = number(F64), array_at(rows, 8, I64)
     q, to = four(one), array_at(to, 8 * width, F64)
@@ -166,7 +166,7 @@ def into_lanes(to, rows, width):
             a, b = array_at(rows[lane], width, F64), array_at(rows[lane + 1], width, F64)
             c, d = array_at(rows[lane + 2], width, F64), array_at(rows[lane + 3], width, F64)
             for first in range(0, width, 4):
-                k = min(first, width - 4)  # the last four overlap with those before
+                k = min(first, width - 4)  # the last four overlap the previous ones
                 k0, k1, k2, k3 = transposed(read(a, k, q), read(b, k, q), read(c, k, q), read(d, k, q))
                 write(to, 8 * k + lane, k0)
                 write(to, 8 * k + lane + 8, k1)
@@ -181,7 +181,7 @@ def into_lanes(to, rows, width):
 
 @loop_jit
 def out_of_lanes(rows, x, width):
-    """The reverse: number k of the row at the address rows[lane] becomes x[8 k + lane]."""
+    """Set number k of the row at address rows[lane] to x[8 k + lane]: the inverse of `into_lanes`."""
     outlined()
     one, rows = number(F64), array_at(rows, 8, I64)
     q, x = four(one), array_at(x, 8 * width, F64)

@@ -1,11 +1,11 @@
-"""A vector of lanes as a Numba type, so that a kernel's speed and its order of summation are written, not hoped for.
+"""A vector of lanes as a Numba type, which makes a kernel's speed and summation order explicit.
 
-    v = vector(F32)               # `memory.py` makes one, and reads and writes consecutive elements of an array as one
+    v = vector(F32)               # made by `memory.py`, which reads and writes consecutive elements of an array as one
     w = v * v + like(v, 0.5)      # + - * / and comparisons, lane by lane; a comparison gives a mask for `select`
 
-LLVM's loop vectoriser gives up on many arrays that might overlap, and takes what it must prove as a riddle: the same
+LLVM's loop vectorizer gives up on many arrays that might overlap, and what it can prove is hard to predict: the same
 loop ran two to five times slower after a harmless change. Here each line is one instruction, or two where the
-processor's registers are shorter. The functions of `math.py` take vectors as they take scalars.
+processor's registers are shorter. The functions of `math.py` take vectors as well as scalars.
 """
 
 import operator
@@ -19,12 +19,12 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from .target import LANES_REGISTER
 
-LANES_F32, LANES_F64 = 16, 8  # one register of AVX-512, two of AVX2: the same order of summation on both
-LANES_WORDS = 4 * LANES_REGISTER  # of uint32, two registers: two chains of products, for one would wait for itself
+LANES_F32, LANES_F64 = 16, 8  # one AVX-512 register, two AVX2 registers: the same summation order on both
+LANES_WORDS = 4 * LANES_REGISTER  # uint32 lanes of two registers: two independent chains of products hide latency
 
 
 class Vector(types.Type):
-    """``lanes`` numbers of a scalar type; of booleans it is a mask."""
+    """The type of a vector of ``lanes`` numbers of a scalar type; a vector of booleans is a mask."""
 
     def __init__(self, dtype: types.Type, lanes: int) -> None:
         self.dtype, self.lanes = dtype, lanes
@@ -34,14 +34,14 @@ class Vector(types.Type):
 
 @register_model(Vector)
 class VectorModel(models.PrimitiveModel):
-    """In LLVM it is a vector, in registers."""
+    """Represented in LLVM as a vector, in registers."""
 
     def __init__(self, manager: Any, fe_type: Any) -> None:
         super().__init__(manager, fe_type, llvm_type(fe_type))
 
 
 def llvm_type(t: Any) -> Any:
-    """The LLVM type of a vector or of a number."""
+    """Return the LLVM type of a vector or of a number."""
     if isinstance(t, Vector):
         return ir.VectorType(llvm_type(t.dtype), t.lanes)
     if isinstance(t, types.Boolean):
@@ -52,17 +52,17 @@ def llvm_type(t: Any) -> Any:
 
 
 def element(t: Any) -> Any:
-    """The type of a lane, or the number's own."""
+    """Return the type of a vector's lanes, or a scalar type itself."""
     return t.dtype if isinstance(t, Vector) else t
 
 
 def with_element(t: Any, dtype: Any) -> Any:
-    """A type of as many lanes as t, of another dtype."""
+    """Return the type with as many lanes as t and another dtype."""
     return Vector(dtype, t.lanes) if isinstance(t, Vector) else dtype
 
 
 def splat(builder: Any, value: Any, t: Any) -> Any:
-    """The number in every lane of a vector type; the number itself for a scalar type."""
+    """Return a number in every lane of a vector type, or the number itself for a scalar type."""
     if not isinstance(t, Vector):
         return value
     one = builder.insert_element(ir.Constant(llvm_type(t), ir.Undefined), value, ir.IntType(32)(0))
@@ -71,7 +71,7 @@ def splat(builder: Any, value: Any, t: Any) -> Any:
 
 
 def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    """Call an LLVM intrinsic that is named by the type of its result."""
+    """Call an LLVM intrinsic whose name is overloaded on the type of its result."""
     lanes, scalar = (f"v{result.count}", result.element) if isinstance(result, ir.VectorType) else ("", result)
     name += f".{lanes}{scalar.intrinsic_name}"  # as llvm.fmuladd.v8f32
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [a.type for a in args]), name)
@@ -82,7 +82,7 @@ def _is_float(t: Any) -> bool:
     return isinstance(t.dtype, types.Float)
 
 
-_ARITHMETIC = {  # of floats, of integers and masks
+_ARITHMETIC = {  # for floats, for integers and masks
     operator.add: ("fadd", "add"),
     operator.sub: ("fsub", "sub"),
     operator.mul: ("fmul", "mul"),
@@ -137,31 +137,31 @@ _define(abs, 1, lambda t: t, lambda builder, t, a: call(builder, "llvm.fabs", a.
 
 
 def pointer_to(context: Any, builder: Any, array: Any, value: Any, i: Any, t: Any) -> Any:
-    """Where the elements i, i + 1, ... of an array lie, as a pointer to a number or vector type."""
+    """Return the address of elements i, i + 1, ... of an array, as a pointer to a number or vector type."""
     data = context.make_array(array)(context, builder, value).data
     return builder.bitcast(builder.gep(data, [i]), llvm_type(t).as_pointer())
 
 
 @intrinsic
 def lanes(typingctx, vector):
-    """How many lanes a vector has."""
+    """Return the number of lanes of a vector."""
     return types.intp(vector), lambda context, builder, signature, args: ir.IntType(64)(vector.lanes)
 
 
 @intrinsic(prefer_literal=True)
 def words(typingctx, count):
-    """A vector of zeros of uint32, of ``count`` lanes, a constant."""
+    """Return a vector of uint32 zeros with ``count`` lanes, a constant."""
     result = Vector(types.uint32, count.literal_value)
     return result(count), lambda context, builder, signature, args: ir.Constant(llvm_type(result), None)
 
 
 def shuffle(builder: Any, x: Any, y: Any, mask: list[int]) -> Any:
-    """Lanes of two vectors, by their numbers."""
+    """Return the lanes of two vectors that ``mask`` selects by index."""
     return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(mask)), mask))
 
 
 def _interleave(builder: Any, x: Any, y: Any, unit: int, group: int) -> list[Any]:
-    # units of x and y in turn: from the first half of each group of lanes, and from the second
+    # alternate units of x and y: from the first half of each group of lanes, then from the second
     n, half = x.type.count, group // 2
     order = [
         first + side + i
@@ -176,9 +176,10 @@ def _interleave(builder: Any, x: Any, y: Any, unit: int, group: int) -> list[Any
 
 @intrinsic
 def turned(typingctx, x, like):
-    """The lanes of x in the order in which `store_interleaved` takes those of vectors of the type of ``like``.
+    """Return the lanes of x in the order that `store_interleaved` expects for vectors of the type of ``like``.
 
-    Of float32 each four are a quarter of them apart: then no number leaves its 128 bits, which is half the work.
+    For float32, each four consecutive lanes are placed a quarter of a vector apart: the numbers then stay within their
+    128 bits when they are interleaved, which is half the work.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -193,7 +194,7 @@ def turned(typingctx, x, like):
 
 @intrinsic
 def store_interleaved(typingctx, array, i, a, b, c, d):
-    """Write a[0], b[0], c[0], d[0], a[1], ... of vectors with their lanes `turned` to the elements i, i + 1, ..."""
+    """Write a[0], b[0], c[0], d[0], a[1], ... of vectors in the lane order of `turned` to elements i, i + 1, ..."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         group = 4 if a.bitwidth == 32 else a.lanes
@@ -210,7 +211,7 @@ def store_interleaved(typingctx, array, i, a, b, c, d):
 
 @intrinsic
 def parts(typingctx, x, like):
-    """A vector as several, each of as many lanes as ``like``."""
+    """Split a vector into vectors with as many lanes as ``like``."""
     n = like.lanes
     result = types.UniTuple(Vector(x.dtype, n), x.lanes // n)
 
@@ -223,7 +224,7 @@ def parts(typingctx, x, like):
 
 @intrinsic
 def total(typingctx, vector):
-    """The sum of the lanes, by halves."""
+    """Return the sum of the lanes, by repeated halving."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value, n = args[0], vector.lanes
@@ -238,14 +239,14 @@ def total(typingctx, vector):
 
 @intrinsic
 def register(typingctx, vector):
-    """A vector of zeros as long as a register, or as ``vector`` if that is shorter."""
+    """Return a vector of zeros as long as a register, or as ``vector`` if that is shorter."""
     result = Vector(vector.dtype, min(LANES_REGISTER, vector.lanes))
     return result(vector), lambda context, builder, signature, args: ir.Constant(llvm_type(result), None)
 
 
 @intrinsic
 def deinterleave(typingctx, a, b):
-    """The even and the odd lanes of a and b, one behind the other."""
+    """Return the even lanes and the odd lanes of the concatenation of a and b."""
     result = types.UniTuple(a, 2)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,1 +1,1 @@
-"""What the Triton kernels are written in."""
+"""The building blocks of the Triton kernels: launches, mathematics, tiles."""

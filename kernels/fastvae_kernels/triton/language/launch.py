@@ -1,9 +1,9 @@
-"""How Triton kernels are launched: on the tensors' device and torch's current stream, bound at the first launch.
+"""Launches of Triton kernels: on the tensors' device and torch's current stream, bound at the first launch.
 
-Triton finds the compiled kernel of a call anew each time, at 10 to 20 us. Here the kernel is kept under what it was
-compiled for: dtypes, alignment of addresses, constants. All integers and floats of a kernel are typed in its signature
-and not specialised, so that there is nothing else to know. What divides them is said by a constant, V: rows are passed
-in units of V elements.
+Triton looks up the compiled kernel of each call, which takes 10 to 20 us. Here a compiled kernel is stored under the
+properties that it was compiled for: dtypes, alignment of addresses, constants. All integers and floats of a kernel are
+typed in its signature and not specialized, so nothing else matters. Divisibility of row lengths is expressed by a
+constant, V: they are passed in units of V elements.
 
     launch(kernel, programs, tensors, numbers, constants)
 """
@@ -20,7 +20,7 @@ from ...private import find
 
 @triton.jit
 def nothing():
-    """Do nothing: its type says what `triton.jit` makes here."""
+    """Do nothing; the type of this object tells whether `triton.jit` compiles or interprets."""
 
 
 RUNTIME = getattr(getattr(triton, "knobs", None), "runtime", None)
@@ -28,8 +28,8 @@ INTERPRET = bool(find("triton.knobs.runtime.interpret", type(nothing).__name__ =
 current_stream = find("torch._C._cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream)
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 ALIGNMENT = 16  # bytes of the widest access
-BIND = torch.version.hip is None  # there a kernel is compiled for the sizes of storages as well
-BOUND = "run", "function", "packed_metadata"  # what is taken from a compiled kernel
+BIND = torch.version.hip is None  # on HIP, kernels are specialized on the sizes of storages as well
+BOUND = "run", "function", "packed_metadata"  # the attributes of a compiled kernel that a bound launch uses
 
 _bound: dict[Any, Any] = {}
 
@@ -63,24 +63,27 @@ def launch(
     stream = current_stream(device.index)
     try:
         bound.run(programs, 1, 1, stream, bound.function, bound.packed_metadata, None, None, None, *args)
-    except TypeError:  # it takes other arguments than in Triton 3.6 to 3.9: nothing was launched
+    except TypeError:  # `run` takes other arguments than in Triton 3.6 to 3.9: nothing was launched
         BIND = False
         launch(kernel, programs, tensors, numbers, constants)
 
 
 def options(capability: tuple[int, int]) -> dict[str, Any]:
-    """The compiler's. On an A100 it would put numbers aside to have a sixth block, which nobody needs there."""
+    """Return the compiler options.
+
+    On an A100 the compiler would otherwise spill registers to fit a sixth block, which is not needed there.
+    """
     return {**OPTIONS, "maxnreg": 128} if capability == (8, 0) else OPTIONS
 
 
 def profiled() -> bool:
-    """Whether a profiler wants to know of launches: it is told by Triton's own way to a kernel."""
-    hook = getattr(RUNTIME, "launch_enter_hook", None)  # set, or not, when a profiler begins
+    """Return whether a profiler observes launches: only Triton's own launch path notifies it."""
+    hook = getattr(RUNTIME, "launch_enter_hook", None)  # may change when a profiler starts
     return bool(getattr(hook, "calls", hook))
 
 
 def as_pointer(value: Any, device: torch.device) -> tuple[Tensor | None, float]:
-    """A tensor there and 1, or nothing and a number, whose product is the value: nobody waits for the GPU."""
+    """Return the value as a tensor on the device and the factor 1, or as None and a number, without synchronization."""
     if isinstance(value, Tensor) and value.device == device:
         return value, 1.0
     return None, float(value)

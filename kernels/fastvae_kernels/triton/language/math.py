@@ -1,8 +1,8 @@
-"""Mathematics in `tl` primitives: exp, expm1, phi, log, sine and cosine, for float32 and float64.
+"""Elementary functions in `tl` primitives: exp, expm1, phi, log, sine and cosine, for float32 and float64.
 
-The same reductions and polynomials as `numba/language/math.py`, where they are told; errors of a few ulp. No
-libdevice: the interpreter has none, and its sine drags in a table. Fused products are written out, since kernels are
-compiled without fusing of their own. What follows a constant `if` that returns is compiled all the same: write `else`.
+They use the range reductions and polynomials of `numba/language/math.py`, which describes them; errors are a few ulp.
+libdevice is not used: the interpreter has none, and its sine needs a table. fma is explicit, since kernels are compiled
+without automatic fusion. Code after a constant `if` that returns is compiled nevertheless, so write `else`.
 Specification: fastvae/reference/elbo/formulas.py (phi)
 """
 
@@ -29,32 +29,32 @@ EXP_HALVED = tl.constexpr(coefficients.EXP_HALVED)
 EXPM1_MIN = tl.constexpr(coefficients.EXPM1_MIN)
 SQRT_HALF = tl.constexpr((0x3F3504F3, 0x3FE6A09E667F3BCD))  # the bits of sqrt 1/2
 INTERPRETED = tl.constexpr(INTERPRET)
-ONE = tl.constexpr((127 << 23, 1023 << 52))  # and of 1
-# minus the bits of 2, for the integers wrap around
+ONE = tl.constexpr((127 << 23, 1023 << 52))  # the bits of 1
+# minus the bits of 2, as unsigned integers that wrap around
 MINUS_TWO = tl.constexpr((2**32 - (128 << 23), 2**64 - (1024 << 52)))
 
 
 @triton.jit
 def number(x, value: tl.constexpr):
-    """A constant in the dtype and shape of x (a bare one would be float32)."""
+    """Return a constant in the dtype and shape of x (a literal would be float32)."""
     return tl.full(x.shape, value, x.dtype)
 
 
 @triton.jit
 def times(x, factor):
-    """x * factor, but 0 where x is 0, whatever the factor."""
+    """Return x * factor, but 0 where x is 0, even if the factor is infinite or NaN."""
     return tl.where(x == 0.0, x, x * factor)
 
 
 @triton.jit
 def of(x, pair: tl.constexpr):
-    """The half of a pair (for float32, for float64) that belongs to x."""
+    """Return the member of a (float32, float64) pair for the dtype of x."""
     return tl.full(x.shape, pair[x.dtype.primitive_bitwidth // 64], x.dtype)
 
 
 @triton.jit
 def polynomial(x, pair: tl.constexpr):
-    """Horner's rule, from the highest power down."""
+    """Evaluate a polynomial by Horner's rule; coefficients are given from the highest power down."""
     c: tl.constexpr = pair[x.dtype.primitive_bitwidth // 64]
     y = tl.full(x.shape, c[0], x.dtype)
     for i in tl.static_range(1, len(c)):
@@ -64,7 +64,7 @@ def polynomial(x, pair: tl.constexpr):
 
 @triton.jit
 def divide(a, b):
-    """The quotient, correctly rounded."""
+    """Return the quotient, correctly rounded."""
     if a.dtype.primitive_bitwidth == 32:
         return tl.div_rn(a, b)
     else:
@@ -73,7 +73,7 @@ def divide(a, b):
 
 @triton.jit
 def bits(x):
-    """The bit pattern, unsigned."""
+    """Return the bit pattern as an unsigned integer."""
     if x.dtype.primitive_bitwidth == 32:
         return x.to(tl.uint32, bitcast=True)
     else:
@@ -82,7 +82,7 @@ def bits(x):
 
 @triton.jit
 def constant_bits(x, pair: tl.constexpr):
-    """A constant of the unsigned type as wide as x."""
+    """Return a constant in the unsigned integer type of the width of x."""
     if x.dtype.primitive_bitwidth == 32:
         return tl.full(x.shape, pair[0], tl.uint32)
     else:
@@ -91,7 +91,7 @@ def constant_bits(x, pair: tl.constexpr):
 
 @triton.jit
 def to_element(x, pointer):
-    """X in the dtype that a pointer points to, rounded to nearest even; the interpreter cuts bfloat16 off."""
+    """Convert x to the element dtype of a pointer, rounded to nearest even; the interpreter truncates to bfloat16."""
     if INTERPRETED and pointer.dtype.element_ty == tl.bfloat16:
         word = x.to(tl.float32).to(tl.uint32, bitcast=True)
         word = (word + 0x7FFF + ((word >> 16) & 1)) & 0xFFFF0000
@@ -102,7 +102,7 @@ def to_element(x, pointer):
 
 @triton.jit
 def reduce(x):
-    """(n + ROUND, n, x - n LN2_HI) for n = round(x / ln 2)."""
+    """Return (n + ROUND, n, x - n LN2_HI) for n = round(x / ln 2)."""
     t = tl.fma(x, number(x, LOG2_E), of(x, ROUND))
     n = t - of(x, ROUND)
     return t, n, tl.fma(n, -of(x, LN2_HI), x)
@@ -110,7 +110,7 @@ def reduce(x):
 
 @triton.jit
 def scale(y, t):
-    """Y 2^n for t = n + ROUND, in two steps: 2^n need not be a number where y 2^n is."""
+    """Return y 2^n for t = n + ROUND, in two steps, since 2^n may not be representable where y 2^n is."""
     mantissa: tl.constexpr = 23 if y.dtype.primitive_bitwidth == 32 else 52
     n = bits(t)
     first = n >> 1
@@ -120,8 +120,8 @@ def scale(y, t):
 
 @triton.jit
 def exp(x):
-    """e^x, with gradual underflow."""
-    x = tl.where(x > of(x, EXP_MAX), of(x, EXP_MAX), x)  # this way round NaN stays
+    """Return e^x, with gradual underflow."""
+    x = tl.where(x > of(x, EXP_MAX), of(x, EXP_MAX), x)  # in this order NaN is kept
     x = tl.where(x < of(x, EXP_MIN), of(x, EXP_MIN), x)
     t, n, r = reduce(x)
     r = tl.fma(n, -of(x, LN2_LO), r)
@@ -130,7 +130,7 @@ def exp(x):
 
 @triton.jit
 def inverse_parts(s):
-    """Two factors whose product is e^-s, the second mostly 1; the whole may overflow where x e^-s does not."""
+    """Return two factors of e^-s, the second usually 1; e^-s itself may overflow where x e^-s does not."""
     halved = s < of(s, EXP_HALVED)
     first = exp(-tl.where(halved, number(s, 0.5) * s, s))
     return first, tl.where(halved, first, number(s, 1.0))
@@ -138,7 +138,7 @@ def inverse_parts(s):
 
 @triton.jit
 def expm1(x):
-    """e^x - 1."""
+    """Return e^x - 1."""
     mantissa: tl.constexpr = 23 if x.dtype.primitive_bitwidth == 32 else 52
     x = tl.where(x > of(x, EXP_MAX), of(x, EXP_MAX), x)
     x = tl.where(x < of(x, EXPM1_MIN), of(x, EXPM1_MIN), x)
@@ -146,20 +146,20 @@ def expm1(x):
     r_lo = n * -of(x, LN2_LO)
     r = r_hi + r_lo
     half = ((bits(t) << mantissa) + constant_bits(x, MINUS_TWO)).to(x.dtype, bitcast=True)  # 2^n / 2
-    large = tl.fma(half, r_hi, half - number(x, 0.5))  # first what may cancel, then what is small
+    large = tl.fma(half, r_hi, half - number(x, 0.5))  # terms that may cancel come first, small ones after
     return number(x, 2.0) * tl.fma(half, tl.fma(r * r, polynomial(r, Q), r_lo), large)
 
 
 @triton.jit
 def phi(t):
-    """e^t - 1 - t, never negative; its derivative is expm1(t)."""
+    """Return e^t - 1 - t, which is never negative; its derivative is expm1(t)."""
     large = expm1(t) - tl.where(t > number(t, 1000.0), number(t, 1000.0), t)  # inf, not inf - inf
     return tl.where(tl.abs(t) <= number(t, PHI_LIMIT), t * t * polynomial(t, PHI), large)
 
 
 @triton.jit
 def log_of_parts(e, f):
-    """e ln 2 + log(1 + f)."""
+    """Return e ln 2 + log(1 + f)."""
     s = divide(f, f + number(f, 2.0))
     z, h = s * s, f * f * number(f, 0.5)
     tail = tl.fma(s, tl.fma(z, polynomial(z, P), h), -h)
@@ -168,7 +168,7 @@ def log_of_parts(e, f):
 
 @triton.jit
 def log_normal(x):
-    """Log of a positive normal number x = 2^e (1 + f), 1 + f in [sqrt 1/2, sqrt 2)."""
+    """Return the logarithm of a positive normal number x = 2^e (1 + f), 1 + f in [sqrt 1/2, sqrt 2)."""
     mantissa: tl.constexpr = 23 if x.dtype.primitive_bitwidth == 32 else 52
     bias: tl.constexpr = 127.0 if x.dtype.primitive_bitwidth == 32 else 1023.0
     up = bits(x) + constant_bits(x, ONE)
@@ -179,7 +179,7 @@ def log_normal(x):
 
 @triton.jit
 def log1p(a):
-    """log(1 + a) for a in [0, 1] only, as in softplus: max(x, 0) + log1p(exp(-abs(x)))."""
+    """Return log(1 + a) for a in [0, 1] only, as in softplus: max(x, 0) + log1p(exp(-abs(x)))."""
     upper = a >= number(a, 0.5)
     f = tl.where(upper, tl.fma(a, number(a, 0.5), number(a, -0.5)), a)  # 1 + a = 2 (1 + f), exactly
     return log_of_parts(tl.where(upper, number(a, 1.0), number(a, 0.0)), f)
@@ -187,14 +187,14 @@ def log1p(a):
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + e^-x)."""
+    """Return 1 / (1 + e^-x)."""
     e = exp(-tl.abs(x))
     return divide(tl.where(x < number(x, 0.0), e, number(x, 1.0)), number(x, 1.0) + e)
 
 
 @triton.jit
 def tanh(x):
-    """(e^2x - 1) / (e^2x + 1)."""
+    """Return tanh x = (e^2x - 1) / (e^2x + 1)."""
     m = expm1(number(x, -2.0) * tl.abs(x))
     y = divide(m, m + number(x, 2.0))
     return tl.where(x < number(x, 0.0), y, -y)
@@ -202,7 +202,7 @@ def tanh(x):
 
 @triton.jit
 def sqrt(x):
-    """The square root, correctly rounded."""
+    """Return the square root, correctly rounded."""
     if x.dtype.primitive_bitwidth == 32:
         return tl.sqrt_rn(x)
     else:
@@ -211,7 +211,7 @@ def sqrt(x):
 
 @triton.jit
 def sincos_2pi(t):
-    """(sin 2 pi t, cos 2 pi t) for t in [-0.5, 0.5]: t = k / 4 + r, and the low bits of k say what to do."""
+    """Return (sin 2 pi t, cos 2 pi t) for t in [-0.5, 0.5]: with t = k / 4 + r, the low bits of k give the quadrant."""
     shifted = t + of(t, QUARTERS)
     r = t - (shifted - of(t, QUARTERS))  # exact
     z = r * r
@@ -224,7 +224,7 @@ def sincos_2pi(t):
 
 @triton.jit
 def box_muller(w, w_signed, T: tl.constexpr):
-    """Two standard normals from two words; the uniforms u in (0, 1] and t in [-0.5, 0.5] are float32 in either type."""
+    """Return two standard normals from two words; the uniforms u in (0, 1] and t in [-0.5, 0.5] are always float32."""
     u = w.to(tl.float32)
     u = tl.fma(u, number(u, 2.0**-32), number(u, 2.0**-33)).to(T)
     t = w_signed.to(tl.int32, bitcast=True).to(tl.float32)
@@ -236,7 +236,7 @@ def box_muller(w, w_signed, T: tl.constexpr):
 
 @triton.jit
 def normal4(seed, block, k, row, T: tl.constexpr):
-    """The four standard normals of latent elements 4 block .. 4 block + 3 in draw k of an int64 row: Philox-4x32-10."""
+    """Return standard normals of latent elements 4 block .. 4 block + 3 in draw k of an int64 row: Philox-4x32-10."""
     low, high = (row & 0xFFFFFFFF).to(tl.uint32), (row >> 32).to(tl.uint32)
     w0, w1, w2, w3 = tl.philox(seed, block.to(tl.uint32), k.to(tl.uint32), low, high)
     e0, e1 = box_muller(w0, w1, T)

@@ -1,12 +1,12 @@
-"""Tiles of R rows by C columns: how they are cut and read, and how programs' sums are added up.
+"""Tiles of R rows by C columns: how rows are split and read, and how the sums of programs are added.
 
-R and C follow from the length of a row and the dtype alone, so that a row is always cut at the same places.
+R and C follow from the row length and the dtype alone, so that a row is always split at the same places.
 
-    partial sums    each program writes its own and counts itself in; the last to arrive adds them in index order, in
-                    float64, and sets the counter back to zero
+    partial sums    each program writes its own and increments a counter; the last one adds them in index order, in
+                    float64, and resets the counter to zero
 
-So one counter of each stream serves all launches there. While a CUDA graph is captured each launch gets one of its own,
-zeroed in the graph.
+One counter per stream therefore serves all launches on it. While a CUDA graph is captured, each launch gets its own
+counter, zeroed in the graph.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ _counters: dict[Any, Tensor] = {}
 
 @triton.jit
 def load_rows(pointer, n, row, first, cols, mask, T: tl.constexpr):
-    """Elements first + cols of the int64 rows n, which lie ``row`` elements apart, [R, C] in the dtype T."""
+    """Load elements first + cols of the int64 rows n, which are ``row`` elements apart: [R, C] in the dtype T."""
     return tl.load(pointer + ((n * row)[:, None] + first + cols[None, :]), mask=mask, other=0).to(T)
 
 
 @triton.jit
 def total_of(partial, count):
-    """The sum of ``count`` numbers that other programs wrote, in a fixed order, in float64."""
+    """Return the sum of ``count`` numbers that other programs wrote, in a fixed order, in float64."""
     o = tl.arange(0, FINISH)
     acc = tl.zeros([FINISH], tl.float64)
     for start in range(0, count, FINISH):
@@ -43,7 +43,7 @@ def total_of(partial, count):
 
 
 def counters(like: Tensor, count: int = 1) -> Tensor:
-    """At least ``count`` int32 zeros on the device of a tensor, for one launch, which must leave them at zero."""
+    """Return at least ``count`` int32 zeros on the device of a tensor for one launch, which must leave them at zero."""
     on_gpu = like.device.type == "cuda"
     if on_gpu and torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=like.device)
@@ -55,7 +55,7 @@ def counters(like: Tensor, count: int = 1) -> Tensor:
 
 
 def vector_width(sizes: Sequence[int]) -> int:
-    """V: the largest power of two, at most 16, that divides all of them."""
+    """Return V, the largest power of two, at most 16, that divides all sizes."""
     width = 16
     while any(size % width for size in sizes):
         width //= 2
@@ -63,7 +63,7 @@ def vector_width(sizes: Sequence[int]) -> int:
 
 
 def tile(length: int, elements: int) -> tuple[int, int, int]:
-    """``(R, C, chunks)``: tiles of R rows and C columns for rows of that length, which decides alone."""
+    """Return ``(R, C, chunks)``: tiles of R rows and C columns, and the number of tiles along a row of that length."""
     if length >= 2**31:
         raise ValueError(f"a row has {length} elements; the Triton kernels take rows of fewer than 2^31")
     columns = min(triton.next_power_of_2(max(length, 16)), elements)
