@@ -44,7 +44,7 @@ def uniform(seed, problem, restart, draw):
 
 
 @loop_jit
-def nearer(closest, sums, xt, center, scale, w, before, M, D, S):
+def update_distances(closest, sums, xt, center, scale, w, before, M, D, S):
     """Compute the squared distance of each row from the nearest center, including a new one.
 
     ``before`` holds the distances so far, ``closest`` receives the new ones; they may be the same array. ``sums``
@@ -154,7 +154,7 @@ def best_of_trials(f, room, metric, stream, trials, potential, drawn):
         t, left = draw_row(room.closest, room.sums, room.w, u * potential, M, N), 0.0
         if trials > 1:
             copy_row(room.center, 0, room.xt, t, D, M + 8)
-            left = nearer(
+            left = update_distances(
                 room.trial, room.trial_sums, room.xt, room.center, metric, room.w, room.closest, M, D, M + 8
             )  # fmt: skip
         if left < least:
@@ -183,7 +183,7 @@ def draw_seeds(f, room, p):
                 for t in range(M):
                     room.closest[t] = math.inf
             closest, center = room.closest, centers[k * D :]
-            potential = nearer(closest, room.sums, room.xt, center, metric, room.w, closest, M, D, S)
+            potential = update_distances(closest, room.sums, room.xt, center, metric, room.w, closest, M, D, S)
         elif k < K - 1:
             potential = without_row(room.closest, room.sums, room.w, at, blocks)
 

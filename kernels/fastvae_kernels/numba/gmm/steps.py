@@ -76,7 +76,7 @@ def next_step(f, fit, p, value, first, second):
     if step == LLOYD:
         step = after_lloyd(record, first, second)
         if step == LEFT:
-            keep(f, fit, p, new)
+            save_parameters(f, fit, p, new)
     elif step == LAST:
         record[LIKELIHOOD] = value
         step = DONE
@@ -88,7 +88,7 @@ def next_step(f, fit, p, value, first, second):
             record[BOUND] = value / record[TOTAL]
         step = after_em(fit, record, p, int(first) & SINGULAR, second != 0)
         if step == LAST:
-            keep(f, fit, p, old if int(record[STATUS]) & DEGENERATE else new)
+            save_parameters(f, fit, p, old if int(record[STATUS]) & DEGENERATE else new)
     if step in (LLOYD, EM):
         record[TURN] = 1 - record[TURN]
     record[STEP] = step
@@ -129,7 +129,7 @@ def after_em(fit, record, p, singular, split):
 
 
 @math_jit
-def keep(f, fit, p, block):
+def save_parameters(f, fit, p, block):
     """Save a problem's parameters as its final ones."""
     found, block = row_at(fit.found, p, f.size, F64), array_at(block, f.size, F64)
     for j in range(f.size):

@@ -175,7 +175,7 @@ def update_spherical(k, statistics, parameters, centers, u, D, K, tied, reg_cova
 
 
 @loop_jit
-def split(bad, parameters, flags, D, K, tied, family):
+def split_component(bad, parameters, flags, D, K, tied, family):
     """Replace a singular component: split the component with the largest spread along its widest dimension."""
     outlined()
     full, matrices = family == FULL, 1 if tied else K
@@ -218,7 +218,7 @@ def finish_parameters(parameters, flags, D, K, tied, family, rescue):
     if tied and flags[0] & SINGULAR and parameters[0] > 0:
         rescue = False  # all components share the covariance
     for k in range(K):
-        if flags[k] & SINGULAR and rescue and split(k, parameters, flags, D, K, tied, family):
+        if flags[k] & SINGULAR and rescue and split_component(k, parameters, flags, D, K, tied, family):
             flags[k], split_ = 0, True
         flag |= flags[k]
     for k in range(K):

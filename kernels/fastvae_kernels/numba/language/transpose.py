@@ -49,16 +49,16 @@ def load(xt, address, code, row, stride, rows, T, D, S, shift):
     outlined()
     length = max(rows - 1, 0) * stride + D
     if code == F32:
-        turn(xt, array_at(address + row * stride * 4, length, F32), stride, rows, D, S, shift)
+        transpose_rows(xt, array_at(address + row * stride * 4, length, F32), stride, rows, D, S, shift)
     else:
-        turn(xt, array_at(address + row * stride * 8, length, F64), stride, rows, D, S, shift)
+        transpose_rows(xt, array_at(address + row * stride * 8, length, F64), stride, rows, D, S, shift)
     for d in range(D):
         for t in range(rows, T):
             xt[d * S + t] = 0.0
 
 
 @loop_jit
-def turn(xt, x, stride, rows, D, S, shift):
+def transpose_rows(xt, x, stride, rows, D, S, shift):
     """Compute xt[d, t] = x[t, d] - shift[d]."""
     outlined()
     one, v = number(F64), vector(F64)
