@@ -18,21 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fields import (
-    CONDITION,
-    DEEPEN,
-    DEPENDENT,
-    FAR,
-    INVERSE,
-    MEANS,
-    NONFINITE,
-    RANK,
-    REFINE,
-    REPEAT,
-    WEIGHT,
-)
-from .gram import FIND, GIVEN, ORIGIN
-from .launch import Limits, Problems, Rows
+from .centers import FIRST_ROWS, GIVEN, ORIGIN
+from .estimates import Limits
+from .fields import DEPENDENT, FIELDS, NONFINITE, RECENTER, REFINE, REPEAT, TO_DOUBLE_DOUBLE
+from .launch import Problems, Rows
 from .sums import (
     NOTHING,
     Sums,
@@ -51,6 +40,9 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-9}  # of a coefficient
 LEAST, MOST_ERROR = 1e-9, 1e-9  # a pivot, and the error of V, relative, that one correction is enough for
 LEAST_FLOAT64, MOST_FLOAT64 = 2.0**-46, 0.01  # times P; the same where float64 is asked for
 MOST_REPEATS = 8  # of a correction in double-double
+ESTIMATES = (  # fields of the results, in the order of `Fitted`
+    "coef", "intercept", "coef_error", "intercept_error", "sigma2", "unbiased", "log_likelihood", "r2", "rss",
+)  # fmt: skip
 
 
 class Fitted(NamedTuple):
@@ -82,68 +74,66 @@ def fit(
 ) -> Fitted:
     """Estimates of all problems: see fastvae.regression.fit."""
     m = Rows(X, y, sample_weight, alpha, fit_intercept)
-    status, bad = np.zeros(m.B, np.int64), []
-    for part in m.parts():
-        deeper = part
+    status, nonfinite = np.zeros(m.B, np.int64), []
+    for active in m.parts():
         if precision != "double-double":
-            deeper, without = in_float64(m, part, precision == "float64", status)
-            bad.append(without)
-        if len(deeper):
-            bad.append(in_double_double(m, deeper, status))
-    return outcome(m, status, np.concatenate(bad))
+            active, failed = in_float64(m, active, precision == "float64", status)
+            nonfinite.append(failed)
+        if len(active):
+            nonfinite.append(in_double_double(m, active, status))
+    return outcome(m, status, np.concatenate(nonfinite))
 
 
-def in_float64(m: Rows, active: np.ndarray, wanted: bool, status: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates in float64, refined where that is enough, or not if float64 is ``wanted``; the problems that need more,
-    and those without a solution.
+def in_float64(m: Rows, active: np.ndarray, only: bool, status: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates in float64, refined where that is enough, or not at all if float64 is the ``only`` precision asked for;
+    the problems that need double-double, and those without a solution.
     """
     tolerance = TOLERANCE[torch.promote_types(m.X.dtype, m.y.dtype)]
     limits = Limits(LEAST, 4 * m.P * CLOSE, MOST_ERROR, tolerance)
-    if wanted:
+    if only:
         limits = Limits(LEAST_FLOAT64 * m.P, 4 * m.P * CLOSE, MOST_FLOAT64, math.inf)
-    m.estimate(active, False, FIND if m.fit_intercept else ORIGIN, limits)
-    doubts, none = m.doubts(active), active[:0]
-    if m.fit_intercept and any_of(doubts, FAR):  # once more, about the means
-        far = active[doubts & FAR != 0]
-        m.centers[far, 1:] = m.field(MEANS, m.P + m.R)[far]
+    m.estimate(active, False, FIRST_ROWS if m.fit_intercept else ORIGIN, limits)
+    flags, none = m.flags(active), active[:0]
+    if m.fit_intercept and any_of(flags, RECENTER):  # once more, about the means
+        far = active[flags & RECENTER != 0]
+        m.centers[far, 1:] = m.field("means", m.P + m.R)[far]
         m.estimate(far, False, GIVEN, limits)
-        doubts = m.doubts(active)
-    spoilt = active[doubts & NONFINITE != 0] if any_of(doubts, NONFINITE) else none
-    if any_of(doubts, REFINE):
-        those = doubts & (REFINE | DEEPEN | NONFINITE) == REFINE
+        flags = m.flags(active)
+    failed = active[flags & NONFINITE != 0] if any_of(flags, NONFINITE) else none
+    if any_of(flags, REFINE):
+        those = flags & (REFINE | TO_DOUBLE_DOUBLE | NONFINITE) == REFINE
         refined = active if those.all() else active[those]
         if len(refined):
-            m.refine(refined, wanted, tolerance)  # where float64 is wanted, RSS alone
-            status[refined] = 0 if wanted else REFINED
-            doubts |= m.doubts(active)
-    deeper = (
-        active[(doubts & (DEEPEN | FAR) != 0) & (doubts & NONFINITE == 0)] if any_of(doubts, DEEPEN | FAR) else none
-    )
-    return deeper, spoilt
+            m.refine(refined, only, tolerance)  # in float64 alone, RSS is all that is
+            status[refined] = 0 if only else REFINED
+            flags |= m.flags(active)
+    if not any_of(flags, TO_DOUBLE_DOUBLE | RECENTER):
+        return none, failed
+    return active[(flags & (TO_DOUBLE_DOUBLE | RECENTER) != 0) & (flags & NONFINITE == 0)], failed
 
 
-def any_of(doubts: np.ndarray, what: int) -> bool:
-    """Whether any problem has one of those doubts: a look at all that is far faster than to pick some."""
-    return bool(np.bitwise_or.reduce(doubts) & what)
+def any_of(flags: np.ndarray, some: int) -> bool:
+    """Whether any problem has one of those flags: far faster than to select the problems."""
+    return bool(np.bitwise_or.reduce(flags) & some)
 
 
 def in_double_double(m: Rows, active: np.ndarray, status: np.ndarray) -> np.ndarray:
     """Estimates in double-double, corrected where that is not enough; the problems without a solution."""
     limits = Limits(0.0, m.P * CLOSE, math.inf, TOLERANCE[torch.float64] / 10)
-    small = m.estimate(active, True, FIND if m.fit_intercept else ORIGIN, limits)
-    doubts = m.doubts(active)
-    status[active] = DOUBLE_DOUBLE + RANK_DEFICIENT * (doubts & DEPENDENT != 0)
-    sound = doubts & NONFINITE == 0
-    again = np.flatnonzero(sound & (doubts & REPEAT != 0))
+    small = m.estimate(active, True, FIRST_ROWS if m.fit_intercept else ORIGIN, limits)
+    flags = m.flags(active)
+    status[active] = DOUBLE_DOUBLE + RANK_DEFICIENT * (flags & DEPENDENT != 0)
+    finite = flags & NONFINITE == 0
+    again = np.flatnonzero(finite & (flags & REPEAT != 0))
     status[active[again]] |= REFINED
     for _ in range(MOST_REPEATS):
         if len(again):
             m.refine(active[again], False, limits.tolerance, small, again)
-            again = again[m.doubts(active[again]) & REPEAT != 0]
-    alone = active[sound & (doubts & (REFINE | REPEAT) == REFINE)]
-    if len(alone):
-        m.refine(alone, True, math.inf)
-    return active[~sound]
+            again = again[m.flags(active[again]) & REPEAT != 0]
+    rss_lost = active[finite & (flags & (REFINE | REPEAT) == REFINE)]
+    if len(rss_lost):
+        m.refine(rss_lost, True, math.inf)
+    return active[~finite]
 
 
 def accumulate(
@@ -155,7 +145,7 @@ def accumulate(
     fit_intercept: bool,
     precision: str,
 ) -> Sums:
-    """The sums, if there are any, and those of some more rows."""
+    """The sums so far, if there are any, and those of more rows added."""
     exact = precision == "double-double"
     new = None
     if sums is None or sums.exponents is None:
@@ -171,14 +161,14 @@ def accumulate(
 
 
 def sums_of(m: Rows, about: Sums | None, exact: bool) -> Sums:
-    """The sums of some rows, about the centers of others."""
-    from_ = GIVEN if about else FIND if m.fit_intercept else ORIGIN
+    """The sums of rows, about the centers of sums that are to be added to."""
+    origin = GIVEN if about else FIRST_ROWS if m.fit_intercept else ORIGIN
     if about:
         m.centers = about.centers.copy()
     numbers = np.zeros((m.B, m.F, 2))
     for part in m.parts():
-        some, slots = m.sums(part, exact, from_)
-        of_slots = some.reshape(len(part), slots, m.F, -1)
+        new, slots = m.sums(part, exact, origin)
+        of_slots = new.reshape(len(part), slots, m.F, -1)
         for s in range(slots):
             low = of_slots[:, s, :, 1] if exact else np.zeros(())
             added = add((numbers[part, :, 0], numbers[part, :, 1]), (of_slots[:, s, :, 0], low))
@@ -200,13 +190,13 @@ def merge(sums: Sums, other: Sums) -> Sums:
 
 def solve(sums: Sums, *, alpha: float) -> Fitted:
     """Estimates of all problems from their sums, in units of 2^`target_exponents`."""
-    m, doubts = solved(sums, alpha)
+    m, flags = solved(sums, alpha)
     lost = None
-    if sums.R > 1 and any_of(doubts, NONFINITE):
+    if sums.R > 1 and any_of(flags, NONFINITE):
         sums, lost = without_lost_targets(sums)
-        m, doubts = solved(sums, alpha) if lost.any() else (m, doubts)
-    status = DOUBLE_DOUBLE * sums.exact + RANK_DEFICIENT * (doubts & DEPENDENT != 0)
-    fitted = outcome(m, status, np.flatnonzero(doubts & NONFINITE))
+        m, flags = solved(sums, alpha) if lost.any() else (m, flags)
+    status = DOUBLE_DOUBLE * sums.exact + RANK_DEFICIENT * (flags & DEPENDENT != 0)
+    fitted = outcome(m, status, np.flatnonzero(flags & NONFINITE))
     if lost is not None:
         status[lost.any(1)] |= BAD_DATA
         for t in fitted[:9]:
@@ -215,47 +205,48 @@ def solve(sums: Sums, *, alpha: float) -> Fitted:
 
 
 def solved(sums: Sums, alpha: float) -> tuple[Problems, np.ndarray]:
-    """Estimates of all problems, and what is in doubt about them."""
+    """Estimates of all problems, and their flags."""
     B, exact = len(sums.rows), sums.exact
     m = Problems((B, 0, sums.P, sums.R), sums.rows, sums.log_weights, alpha, sums.fit_intercept)
     close = m.P * CLOSE if exact else CLOSE_SUMS
     m.solve(
         np.arange(B), np.ascontiguousarray(sums.numbers), sums.centers, 1, True, Limits(0.0, close, math.inf, math.inf)
     )
-    return m, m.doubts(np.arange(B))
+    return m, m.flags(np.arange(B))
 
 
-def outcome(m: Problems, status: np.ndarray, bad: np.ndarray) -> Fitted:
-    """What the problems' results are, NaN for those without any."""
+def outcome(m: Problems, status: np.ndarray, failed: np.ndarray) -> Fitted:
+    """The results of the problems, NaN for those that ``failed``."""
     B, P, R = m.B, m.P, m.R
-    if len(bad):
-        status[bad] = BAD_DATA
+    if len(failed):
+        status[failed] = BAD_DATA
         if m.rows is not None:
-            status[bad[m.rows[bad] == 0]] = TOO_FEW_ROWS
-        for k in range(len(m.at) - 1):
-            m.field(k, -1)[bad] = math.nan  # views of the results
-        m.field(RANK)[bad] = 0
-    shapes = [(R, P), (R,), (R, P), *[(R,)] * 6]
-    estimates = [torch.from_numpy(m.field(k, *shape)) for k, shape in enumerate(shapes)]
-    state, rank = m.state(), m.field(RANK).astype(np.int64)
-    mean = m.at[MEANS] - m.at[WEIGHT]  # where they begin: of columns, of targets, small parts
+            status[failed[m.rows[failed] == 0]] = TOO_FEW_ROWS
+        for name in FIELDS.index:
+            if name != "end":
+                m.field(name, -1)[failed] = math.nan  # views of the results
+        m.field("rank")[failed] = 0
+    shapes = {"coef": (R, P), "coef_error": (R, P)}
+    estimates = [torch.from_numpy(m.field(name, *shapes.get(name, (R,)))) for name in ESTIMATES]
+    rank = m.field("rank").astype(np.int64)
     rows = np.full(B, m.N) if m.rows is None else m.rows.astype(np.int64)
+    means = m.field("means", P + R)
 
     def inverse_gram() -> Tensor:
         i, j = np.tril_indices(P)
         V = torch.empty(B, P, P, dtype=torch.float64)
-        V[:, i, j] = V[:, j, i] = torch.from_numpy(m.field(INVERSE, P * (P + 1) // 2))
+        V[:, i, j] = V[:, j, i] = torch.from_numpy(m.field("inverse", P * (P + 1) // 2))
         return V
 
     return Fitted._make(
         [
             *estimates,
-            torch.from_numpy(m.field(CONDITION)),
+            torch.from_numpy(m.field("condition")),
             *map(torch.from_numpy, (rank, rows, rows - rank - int(m.fit_intercept), status)),
-            torch.from_numpy(state[:, mean : mean + P]),
-            torch.from_numpy(state[:, mean + P + R : mean + 2 * P + R]),
-            torch.from_numpy(state[:, mean + P : mean + P + R]),
-            torch.from_numpy(state[:, 0]),
+            torch.from_numpy(means[:, :P]),
+            torch.from_numpy(m.field("small_means", P)),
+            torch.from_numpy(means[:, P:]),
+            torch.from_numpy(m.field("weight")),
             inverse_gram,
         ]
     )

@@ -4,254 +4,389 @@
     M = L^-1,   V = M'M = G^-1,   z = M g,   coef = M'z,   RSS = y'y - z'z,   g = sum w (x - xbar)(y - ybar)
 
 A column is dependent where its distance from the span of those before it is no more than ``closest`` times the columns
-themselves, see `factor`. In double-double it is left out, and `rank.py` goes on to the solution of minimum
-norm; in float64 it is only noted, as is one whose pivot is less than ``least`` of its square. What else float64 leaves
-in doubt is seen from bounds. With columns scaled to unit norm, the error of a coefficient, and of the intercept, is
+themselves, see `factor`. In double-double it is left out, and `rank.py` goes on to the solution of minimum norm; in
+float64 it is only noted, as is one whose pivot is less than ``least`` of its square. Where else float64 may not be
+enough is told by bounds. With columns scaled to unit norm, the error of a coefficient, and of the intercept, is
 
     e_j = 2^-53 sum_k |V_jk| (|y|_2 + sum_l |b_l|),    e_0 = 2^-53 (|ybar| + sum |xbar_j b_j|) + sum |xbar_j| e_j
 
-at most.
-
-Results lie in fields, see `fields.py`. Specification: fastvae/reference/regression/formulas.py
+at most. Work unit: a group of eight problems. Layout: a number of eight lanes, or a pair of them, for each number of a
+problem. Specification: fastvae/reference/regression/formulas.py
 """
 
-import math
 from functools import cache
+from typing import NamedTuple
 
-from ..language.double import constant, get, high, low, number, number_zero, put, words
-from ..language.jit import Kernel, kernel, loop_jit, outlined, unpack
-from ..language.math import like, log, select, sqrt
+from ..language.double import WORDS, constant, get, high, low, number, number_zero, put
+from ..language.jit import Kernel, by_constant, kernel, loop_jit, math_jit, outlined
+from ..language.layout import Layout, without_constants
+from ..language.math import like, select, sqrt
 from ..language.memory import F64, I64, array_at, read, vector, write
 from ..language.threads import finished, take, worker
-from ..language.transpose import into_lanes
-from .factor import UNIT, center_sums, doubtful, factor, norm, quadratic, row, square, sums_of
+from ..language.vector import total
+from .factor import UNIT, center_sums, exceeds_tolerance, factor, norm, quadratic, row, square, sums_of
 from .fields import (
-    COEF,
-    COEF_ERROR,
-    CONDITION,
-    DEEPEN,
+    BATCH,
     DEPENDENT,
-    DOUBTS,
-    END,
-    FAR,
-    INTERCEPT,
-    INTERCEPT_ERROR,
-    INVERSE,
-    LENGTHS,
-    LOG_LIKELIHOOD,
-    MEANS,
     NONFINITE,
-    R2,
-    RANK,
+    PROBLEMS,
+    RECENTER,
     REFINE,
     REPEAT,
-    RSS,
-    SIGMA2,
-    SMALL_COEF,
-    SMALL_INTERCEPT,
-    SMALL_MEANS,
-    SPREAD,
-    SQUARES,
-    STATE,
-    UNBIASED,
-    WEIGHT,
-    choose_problems,
-    find_rows,
-    hand_out,
-    places,
+    RESULTS,
+    TO_DOUBLE_DOUBLE,
+    scratch_offsets,
+    section,
 )
+from .lanes import LANE_NUMBERS, ROW_COUNTS, UNITS, gather_rows, gather_sums, load_group, scatter_record
 from .rank import null_vectors, project, shorten
+from .statistics import store_statistics
 
 UNIT_PAIRS = 2.0**-103
-ALONE, ALONE_PAIRS = 1e-5, 2.0**-67  # of y'y: a smaller RSS is summed up from residuals, not what y'y - z'z leaves
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-FIELDS = "17q 5d"
+ALONE, ALONE_PAIRS = 1e-5, 2.0**-67  # of y'y: a smaller RSS is summed from residuals, not what y'y - z'z leaves
+FLOAT64, PAIRS = range(2)
+
+
+class Limits(NamedTuple):
+    """What is accepted without further steps."""
+
+    least: float  # pivot, relative to the column's square
+    closest: float  # distance of a column from the others, relative to their sizes
+    most_error: float  # of V, relative
+    tolerance: float  # of a coefficient
+
+
+def scratch_sizes(P: int, R: int, F: int, results: int, words: int) -> dict[str, int]:
+    """What a thread needs; ``results`` are the numbers of a problem's results, ``words`` those of a pair or a vector."""
+    T = P * (P + 1) // 2
+    return {
+        "sums": F * words,  # G, and the factor in its place
+        "slot": F * words,
+        "M": T * words,
+        "V": T * words,
+        "mean": (P + R) * words,
+        "coef": P * words,  # of a target
+        "scale": WORDS * P,  # lengths of the columns, with what a ridge adds
+        "limit": WORDS * P,
+        "dropped": WORDS * P,  # 1 for a column left out
+        "shrink": WORDS * P,  # 1 / scale
+        "grain": WORDS * P,  # see `factor`
+        "record": WORDS * results,
+        "lost": WORDS * (P + R),  # low parts of the means
+        "lanes": LANE_NUMBERS,
+        "nulls": 3 * P * P * words if words > WORDS else 0,
+    }
+
+
+SCRATCH = scratch_offsets(scratch_sizes, 1, 1, 1, 1, 1)
+LIMITS = Layout(" ".join(f"{name}:float" for name in Limits._fields))
+SOLVE = Layout(
+    "sums slots F centers small room",  # small: where the low parts of V go, or 0
+    batch=BATCH,
+    problems=PROBLEMS,
+    limits=LIMITS,
+    results=RESULTS,
+    scratch=SCRATCH.layout,
+)
 
 
 @loop_jit
-def gather(G, more, sums, units, rows, slots, F, x):
-    """Add up the slots of eight problems, in index order, lane by lane; all but the units are addresses."""
+def load_problems(f, mine, group, x):
+    """The sums of the problems, and the centers these are about."""
     outlined()
-    size = F * words(x)
-    total_, other = array_at(G, size, F64), array_at(more, size, F64)
-    for s in range(slots):
-        find_rows(rows, sums + s * size, slots * size // 8, units)
-        into_lanes(more if s else G, rows, size // 8)
-        if s:
-            for k in range(F):
-                put(total_, k, get(total_, k, x) + get(other, k, x))
+    s, problems, zero = f.scratch, without_constants(f.problems), like(vector(F64), 0)
+    lanes, record, mean = mine + 8 * s.lanes, section(mine, s.record, s.end), section(mine, s.mean, s.end)
+    columns = problems.P + problems.R
+    load_group(lanes, without_constants(f.batch), problems, group)
+    gather_rows(mine + 8 * s.record, lanes, f.centers + 8, 1 + columns, columns)  # the record is free until later
+    for j in range(columns):
+        put(mean, j, number(x, get(record, j, zero), zero))
+    gather_sums(mine + 8 * s.sums, mine + 8 * s.slot, lanes, f.sums, f.slots, f.F, x)
 
 
 @loop_jit
-def finish(record, P, R, r, spread, rss, rows, log_weight, alpha, fit_intercept):
-    """Variances, standard errors, log-likelihood, R^2 and RSS of target r, given RSS."""
+def center(f, mine, x):
+    """Sums about the means, if there is an intercept; 1 in the lanes where the centers were far from these."""
     outlined()
-    v, at = vector(F64), places(P, R)
-    zero, nan = like(v, 0), like(v, math.nan)
-    df = rows - read(record, 8 * at[RANK], v) - like(v, 1.0 * fit_intercept)
-    rss = select(rss <= zero, zero, rss)
-    sigma2 = rss / rows
-    unbiased = select(df > zero, rss / df, nan)
-    if alpha > 0:
-        unbiased = nan
+    s, P, R, zero = f.scratch, f.problems.P, f.problems.R, like(vector(F64), 0)
+    lost = section(mine, s.lost, s.end)
+    for j in range(P + R):
+        put(lost, j, zero)
+    if not f.problems.fit_intercept:
+        return zero
+    return center_sums(section(mine, s.sums, s.end), section(mine, s.mean, s.end), lost, P, R, x)
+
+
+@loop_jit
+def measure_columns(f, mine, x):
+    """Lengths of the columns, limits of their pivots, and the ridge; 0, or NaN in the lanes where a sum is not finite."""
+    outlined()
+    s, limits, at, v = f.scratch, f.limits, f.results.at, vector(F64)
+    G, mean, record = section(mine, s.sums, s.end), section(mine, s.mean, s.end), section(mine, s.record, s.end)
+    limit, grain = section(mine, s.limit, s.end), section(mine, s.grain, s.end)
+    scale, shrink = section(mine, s.scale, s.end), section(mine, s.shrink, s.end)
+    zero, unity, weight = like(v, 0), like(v, 1), high(get(G, 0, x))
+    nonfinite = weight - weight
+    for j in range(f.problems.P):
+        own = row(j + 1) + j + 1
+        length2 = high(get(G, own, x))
+        nonfinite = nonfinite + (length2 - length2)
+        m = high(get(mean, j, x))
+        raw = length2 + weight * m * m if f.problems.fit_intercept else length2
+        put(limit, j, like(v, limits.least) * length2)
+        put(grain, j, like(v, limits.closest) * sqrt(raw))
+        put(record, at.lengths + j, sqrt(select(length2 > zero, length2, zero)))
+        put(G, own, get(G, own, x) + constant(x, f.problems.alpha))
+        length = sqrt(high(get(G, own, x)))
+        put(scale, j, length)
+        put(shrink, j, select(length > zero, unity / length, zero))
+    return nonfinite
+
+
+@loop_jit
+def store_rank(f, mine):
+    """The number of columns kept; 1 in the lanes where any is left out."""
+    outlined()
+    s, v = f.scratch, vector(F64)
+    zero, unity, dropped = like(v, 0), like(v, 1), section(mine, s.dropped, s.end)
+    rank, some = zero, zero
+    for j in range(f.problems.P):
+        rank = rank + (unity - get(dropped, j, v))
+        some = select(get(dropped, j, v) > zero, unity, some)
+    put(section(mine, s.record, s.end), f.results.at.rank, rank)
+    return some
+
+
+@loop_jit
+def invert(f, mine, x):
+    """The factor, V, and a bound of the squared condition of G in units of its columns; 1 in the lanes where a column is
+    dependent.
+    """
+    outlined()
+    s, P, R, v = f.scratch, f.problems.P, f.problems.R, vector(F64)
+    G, M, V = section(mine, s.sums, s.end), section(mine, s.M, s.end), section(mine, s.V, s.end)
+    size = norm(G, 1, section(mine, s.shrink, s.end), P, x)
+    rows = read(array_at(mine + 8 * (s.lanes + ROW_COUNTS), 8, F64), 0, v)
+    most = rows - like(v, 1.0 * f.problems.fit_intercept) if f.problems.alpha == 0 else like(v, P)
+    dropped, limit, grain = section(mine, s.dropped, s.end), section(mine, s.limit, s.end), section(mine, s.grain, s.end)
+    factor(G, M, dropped, limit, grain, most, P, R, x)
+    square(V, M, P, x)
+    dependent = store_rank(f, mine)
+    if total(dependent) > 0:
+        project_inverse(f.pairs, f, mine, x)
+    squared = size * norm(V, 0, section(mine, s.scale, s.end), P, x)
+    return squared, dependent
+
+
+@loop_jit
+def store_inverse(f, mine, x):
+    """V and the condition number's part of the results; the variance of the intercept for noise of unit variance."""
+    outlined()
+    s, P, at, v = f.scratch, f.problems.P, f.results.at, vector(F64)
+    V, record = section(mine, s.V, s.end), section(mine, s.record, s.end)
+    for k in range(P * (P + 1) // 2):
+        put(record, at.inverse + k, high(get(V, k, x)))
+    spread = like(v, 0)
+    if f.problems.fit_intercept:
+        weight = high(get(section(mine, s.sums, s.end), 0, x))
+        spread = high(quadratic(V, section(mine, s.mean, s.end), P, x)) + like(v, 1) / weight
+    put(record, at.spread, spread)
+    return spread
+
+
+@loop_jit
+def solve_target(f, mine, r, x):
+    """Coefficients of target r; RSS and what a ridge adds to it."""
+    outlined()
+    s, P = f.scratch, f.problems.P
+    G, M, coef = section(mine, s.sums, s.end), section(mine, s.M, s.end), section(mine, s.coef, s.end)
+    to = sums_of(P + 1 + r, P)
+    rss = get(G, to + P + 1, x)
     for j in range(P):
-        variance = read(record, 8 * (at[INVERSE] + row(j) + j), v)
-        write(record, 8 * (at[COEF_ERROR] + r * P + j), sqrt(variance * unbiased))
-    write(record, 8 * (at[INTERCEPT_ERROR] + r), sqrt(spread * unbiased) if fit_intercept else zero)
-    write(record, 8 * (at[SIGMA2] + r), sigma2)
-    write(record, 8 * (at[UNBIASED] + r), unbiased)
-    value = like(v, 0.5) * (log_weight - rows * (log(sigma2) + like(v, 2 * HALF_LOG_2PI + 1)))
-    write(record, 8 * (at[LOG_LIKELIHOOD] + r), value)
-    write(record, 8 * (at[R2] + r), like(v, 1) - rss / read(record, 8 * (at[SQUARES] + r), v))
-    write(record, 8 * (at[RSS] + r), rss)
+        z = get(G, to + j + 1, x)
+        rss = rss - z * z
+        acc = constant(x, 0)
+        for i in range(j, P):
+            acc = acc + get(M, row(i) + j, x) * get(G, to + i + 1, x)
+        put(coef, j, acc)
+    return high(rss)
+
+
+@loop_jit
+def store_target(f, mine, r, rss, x):
+    """Coefficients and intercept of target r; RSS without what a ridge adds."""
+    outlined()
+    s, P, R, at, v = f.scratch, f.problems.P, f.problems.R, f.results.at, vector(F64)
+    mean, coef = section(mine, s.mean, s.end), section(mine, s.coef, s.end)
+    record, fit_intercept = section(mine, s.record, s.end), f.problems.fit_intercept
+    intercept = get(mean, P + r, x) if fit_intercept else constant(x, 0)
+    for j in range(P):
+        value = get(coef, j, x)
+        if fit_intercept:
+            intercept = intercept - get(mean, j, x) * value
+        rss = rss - like(v, f.problems.alpha) * high(value) * high(value)
+        put(record, at.coef + r * P + j, high(value))
+        put(record, at.small_coef + r * P + j, low(value))
+    put(record, at.intercept + r, high(intercept))
+    put(record, at.small_intercept + r, low(intercept))
+    return rss
+
+
+@loop_jit
+def solve_targets(f, mine, spread, dependent, x):
+    """Estimates of all targets. 0, or NaN in the lanes where a sum is not finite; 1 in those where residuals are to
+    correct the estimates.
+    """
+    outlined()
+    s, P, v = f.scratch, f.problems.P, vector(F64)
+    G, record = section(mine, s.sums, s.end), section(mine, s.record, s.end)
+    at, problems = without_constants(f.results).at, without_constants(f.problems)
+    zero, unity = like(v, 0), like(v, 1)
+    nonfinite, refine = zero, zero
+    for r in range(f.problems.R):
+        rss = solve_target(f, mine, r, x)
+        if total(dependent) > 0:
+            shorten_coefficients(f.pairs, f, mine, x)
+        rss = store_target(f, mine, r, rss, x)
+        y2 = high(get(G, sums_of(P + 1 + r, P) + P + 1, x))
+        nonfinite = nonfinite + (y2 - y2)
+        put(record, at.squares + r, y2)
+        refine = select(rss >= like(v, ALONE_PAIRS if f.pairs else ALONE) * y2, refine, unity)
+        refine = select(is_uncertain(f.pairs, f, mine, r, y2, x) > zero, unity, refine)
+        store_statistics(record, at, problems, mine + 8 * s.lanes, r, spread, rss)
+    return nonfinite, refine
+
+
+@loop_jit
+def store_sums(f, mine, x):
+    """What the next steps need of the sums: the weight, means and their low parts."""
+    outlined()
+    s, P, at, v = f.scratch, f.problems.P, f.results.at, vector(F64)
+    record, mean, lost = section(mine, s.record, s.end), section(mine, s.mean, s.end), section(mine, s.lost, s.end)
+    put(record, at.weight, high(get(section(mine, s.sums, s.end), 0, x)))
+    for j in range(P):
+        put(record, at.small_means + j, get(lost, j, v))
+    for j in range(P + f.problems.R):
+        put(record, at.means + j, high(get(mean, j, x)))
+
+
+# Where float64 and double-double differ
+
+
+@math_jit
+def leave(f, mine, x):
+    """In float64 a dependent column is only noted."""
+
+
+@math_jit
+def project_to_minimum_norm(f, mine, x):
+    """V of the solution of minimum norm, and the projection to it."""
+    s, P = f.scratch, f.problems.P
+    nulls, dropped = section(mine, s.nulls, s.end), section(mine, s.dropped, s.end)
+    null_vectors(nulls, section(mine, s.M, s.end), section(mine, s.sums, s.end), dropped, P, x)
+    project(nulls, section(mine, s.V, s.end), P, x)
+
+
+@math_jit
+def shorten_to_minimum_norm(f, mine, x):
+    """The coefficients of minimum norm."""
+    shorten(section(mine, f.scratch.nulls, f.scratch.end), section(mine, f.scratch.coef, f.scratch.end), f.problems.P, x)
+
+
+@math_jit
+def is_uncertain_float64(f, mine, r, y2, x):
+    """1 in the lanes where the bound of an error exceeds the tolerance."""
+    s, P = f.scratch, f.problems.P
+    V, scale, mean = section(mine, s.V, s.end), section(mine, s.scale, s.end), section(mine, s.mean, s.end)
+    intercept = get(section(mine, s.record, s.end), f.results.at.intercept + r, y2)
+    return exceeds_tolerance(
+        V, scale, mean, section(mine, s.coef, s.end), intercept, y2, high(get(mean, P + r, x)), f.limits.tolerance, P,
+        f.problems.fit_intercept, x,
+    )  # fmt: skip
+
+
+@math_jit
+def is_uncertain_pairs(f, mine, r, y2, x):
+    """Of pairs, `flags_pairs` tells it of all targets."""
+    return like(y2, 0)
+
+
+@math_jit
+def flags_float64(f, squared, dependent):
+    """Whether double-double is needed, in each lane."""
+    accurate = like(squared, UNIT * f.problems.P) * squared <= like(squared, f.limits.most_error)
+    deeper = select(accurate, dependent, like(squared, 1))
+    return select(deeper > like(squared, 0), like(squared, TO_DOUBLE_DOUBLE), like(squared, 0))
+
+
+@math_jit
+def flags_pairs(f, squared, dependent):
+    """Whether columns are dependent, and whether one correction by residuals is enough, in each lane."""
+    zero, left = like(squared, 0), like(squared, UNIT_PAIRS * f.problems.P) * squared
+    flags = select(dependent > zero, like(squared, DEPENDENT), zero)
+    return flags + select(left <= like(squared, f.limits.tolerance), zero, like(squared, REPEAT))
+
+
+@math_jit
+def store_low_parts(f, mine, x):
+    """The low parts of V, for corrections in double-double."""
+    if f.small:
+        T, units = f.problems.P * (f.problems.P + 1) // 2, array_at(mine + 8 * (f.scratch.lanes + UNITS), 8, I64)
+        copy_low_parts(f.small, section(mine, f.scratch.V, f.scratch.end), units, T)
+
+
+@loop_jit
+def copy_low_parts(small, V, units, T):
+    """Of T numbers of each problem of a batch, to the address ``small``."""
+    outlined()
+    for lane in range(8):
+        to = array_at(small + 8 * units[lane] * T, T, F64)
+        for k in range(T):
+            to[k] = V[(2 * k + 1) * 8 + lane]
+
+
+project_inverse = by_constant({FLOAT64: leave, PAIRS: project_to_minimum_norm})
+shorten_coefficients = by_constant({FLOAT64: leave, PAIRS: shorten_to_minimum_norm})
+is_uncertain = by_constant({FLOAT64: is_uncertain_float64, PAIRS: is_uncertain_pairs})
+next_step = by_constant({FLOAT64: flags_float64, PAIRS: flags_pairs})
+store_small = by_constant({FLOAT64: leave, PAIRS: store_low_parts})
+
+
+@loop_jit
+def solve_group(f, mine, group):
+    """Estimates of eight problems."""
+    outlined()
+    s, v, x = f.scratch, vector(F64), number_zero(f.pairs)
+    zero, record = like(v, 0), section(mine, s.record, s.end)
+    results = without_constants(f.results)
+    load_problems(f, mine, group, x)
+    far = center(f, mine, x)
+    nonfinite = measure_columns(f, mine, x)
+    squared, dependent = invert(f, mine, x)
+    spread = store_inverse(f, mine, x)
+    of_targets, refine = solve_targets(f, mine, spread, dependent, x)
+    flags = next_step(f.pairs, f, squared, dependent) + select(far > zero, like(v, RECENTER), zero)
+    flags = flags + select(nonfinite + of_targets == zero, zero, like(v, NONFINITE))
+    put(record, results.at.flags, flags + select(refine > zero, like(v, REFINE), zero))
+    put(record, results.at.condition, sqrt(squared))
+    store_sums(f, mine, x)
+    store_small(f.pairs, f, mine, x)
+    scatter_record(results, mine + 8 * s.record, mine + 8 * s.lanes, results.at.weight, results.at.end)
 
 
 @cache
 def make_solve(pairs: int) -> Kernel:
     """The kernel, in double-double if ``pairs``."""
 
-    @kernel(FIELDS)
-    def regression_solve(block):
-        (
-            active, count, sums, slots, F, centers, small, rows_, log_weights, N, P, R, B, out, fit_intercept,
-            room, room_size, alpha, least, closest, most_error, tolerance,
-        ) = unpack(block, FIELDS)  # fmt: skip
-        v = vector(F64)
-        x = number_zero(pairs)
-        n = words(x)
-        T = P * (P + 1) // 2
-        at = places(P, R)
-        me = worker(block)
-        mine = room + 8 * room_size * me
-        G_at, G = mine, array_at(mine, F * n, F64)
-        mine += 16 * F * n
-        M, V = array_at(mine, T * n, F64), array_at(mine + 8 * T * n, T * n, F64)
-        mine += 16 * T * n
-        mean, coef = array_at(mine, (P + R) * n, F64), array_at(mine + 8 * (P + R) * n, P * n, F64)
-        mine += 8 * (2 * P + R) * n
-        scale, limit = array_at(mine, 8 * P, F64), array_at(mine + 64 * P, 8 * P, F64)
-        dropped, shrink = array_at(mine + 128 * P, 8 * P, F64), array_at(mine + 192 * P, 8 * P, F64)
-        grain, record_at = array_at(mine + 256 * P, 8 * P, F64), mine + 320 * P
-        record = array_at(record_at, 8 * at[END], F64)
-        mine += 320 * P + 64 * at[END]
-        few = array_at(mine, 24, F64)
-        units, problems = array_at(mine + 192, 8, I64), array_at(mine + 256, 8, I64)
-        rows_at, lost = mine + 320, array_at(mine + 384, 8 * (P + R), F64)
-        nulls = array_at(mine + 384 + 64 * (P + R), 3 * P * P * n if pairs else 0, F64)
-        zero, unity = like(v, 0), like(v, 1)
-        start, stop = take(block, me)
+    @kernel(SOLVE, pairs=pairs)
+    def regression_solve(f):
+        me = worker(f.header)
+        mine = f.room + 8 * f.scratch.end * me
+        start, stop = take(f.header, me)
         while start < stop:
             for group in range(start, stop):
-                choose_problems(units, problems, few, few[8:], active, group, count, rows_, log_weights, N)
-                find_rows(rows_at, centers + 8, P + 1 + R, problems)
-                into_lanes(record_at, rows_at, P + R)
-                for j in range(P + R):
-                    put(mean, j, number(x, read(record, 8 * j, v), zero))
-                rows, log_weight = read(few, 0, v), read(few, 8, v)
-                gather(G_at, G_at + 8 * F * n, sums, units, rows_at, slots, F, x)
-                total = get(G, 0, x)
-                far = zero
-                for j in range(P + R):
-                    write(lost, 8 * j, zero)
-                if fit_intercept:
-                    far = center_sums(G, mean, lost, P, R, x)
-                ill = high(total) - high(total)
-                for j in range(P):
-                    own = row(j + 1) + j + 1
-                    length2 = high(get(G, own, x))
-                    ill = ill + (length2 - length2)
-                    m = high(get(mean, j, x))
-                    raw = length2 + high(total) * m * m if fit_intercept else length2
-                    write(limit, 8 * j, like(v, least) * length2)
-                    write(grain, 8 * j, like(v, closest) * sqrt(raw))
-                    write(record, 8 * (at[LENGTHS] + j), sqrt(select(length2 > zero, length2, zero)))
-                    put(G, own, get(G, own, x) + constant(x, alpha))
-                    length = sqrt(high(get(G, own, x)))
-                    write(scale, 8 * j, length)
-                    write(shrink, 8 * j, select(length > zero, unity / length, zero))
-                size = norm(G, 1, shrink, P, x)
-                most = rows - like(v, 1.0 * fit_intercept) if alpha == 0 else like(v, P)
-                factor(G, M, dropped, limit, grain, most, P, R, x)
-                square(V, M, P, x)
-                rank, any_dropped = zero, zero
-                for j in range(P):
-                    rank = rank + (unity - read(dropped, 8 * j, v))
-                    any_dropped = select(read(dropped, 8 * j, v) > zero, unity, any_dropped)
-                write(record, 8 * at[RANK], rank)
-                write(few, 16, any_dropped)
-                dependent = False
-                for lane in range(8):
-                    dependent = dependent or few[16 + lane] > 0
-                if pairs and dependent:
-                    null_vectors(nulls, M, G, dropped, P, x)
-                    project(nulls, V, P, x)
-                squared = size * norm(V, 0, scale, P, x)  # of the condition
-                doubts = select(far > zero, like(v, FAR), zero)
-                for k in range(T):
-                    write(record, 8 * (at[INVERSE] + k), high(get(V, k, x)))
-                spread = zero
-                if fit_intercept:
-                    spread = high(quadratic(V, mean, P, x)) + unity / high(total)
-                deepen = select(like(v, UNIT * P) * squared <= like(v, most_error), any_dropped, unity)
-                refine = zero
-                for r in range(R):
-                    to = sums_of(P + 1 + r, P)
-                    yy = get(G, to + P + 1, x)
-                    rss = yy
-                    for j in range(P):
-                        z = get(G, to + j + 1, x)
-                        rss = rss - z * z
-                        acc = constant(x, 0)
-                        for i in range(j, P):
-                            acc = acc + get(M, row(i) + j, x) * get(G, to + i + 1, x)
-                        put(coef, j, acc)
-                    if pairs and dependent:
-                        shorten(nulls, coef, P, x)
-                    ybar = get(mean, P + r, x)
-                    intercept, rest = ybar if fit_intercept else constant(x, 0), high(rss)
-                    for j in range(P):
-                        value = get(coef, j, x)
-                        if fit_intercept:
-                            intercept = intercept - get(mean, j, x) * value
-                        rest = rest - like(v, alpha) * high(value) * high(value)
-                        write(record, 8 * (at[COEF] + r * P + j), high(value))
-                        write(record, 8 * (at[SMALL_COEF] + r * P + j), low(value))
-                    write(record, 8 * (at[INTERCEPT] + r), high(intercept))
-                    write(record, 8 * (at[SMALL_INTERCEPT] + r), low(intercept))
-                    y2 = high(yy)
-                    ill = ill + (y2 - y2)
-                    write(record, 8 * (at[SQUARES] + r), y2)
-                    alone = ALONE_PAIRS if pairs else ALONE
-                    refine = select(rest >= like(v, alone) * y2, refine, unity)
-                    if not pairs:
-                        doubt = doubtful(
-                            V, scale, mean, coef, high(intercept), y2, high(ybar), tolerance, P, fit_intercept, x
-                        )
-                        refine = select(doubt > zero, unity, refine)
-                    finish(record, P, R, r, spread, rest, rows, log_weight, alpha, fit_intercept)
-                doubts = doubts + select(ill == zero, zero, like(v, NONFINITE))
-                doubts = doubts + select(refine > zero, like(v, REFINE), zero)
-                if pairs:
-                    doubts = doubts + select(any_dropped > zero, like(v, DEPENDENT), zero)
-                    left = like(v, UNIT_PAIRS * P) * squared
-                    doubts = doubts + select(left <= like(v, tolerance), zero, like(v, REPEAT))
-                    if small:
-                        for lane in range(8):
-                            rest_of_V = array_at(small + 8 * units[lane] * T, T, F64)
-                            for k in range(T):
-                                rest_of_V[k] = V[(2 * k + 1) * 8 + lane]
-                else:
-                    doubts = doubts + select(deepen > zero, like(v, DEEPEN), zero)
-                write(record, 8 * at[CONDITION], sqrt(squared))
-                write(record, 8 * at[DOUBTS], doubts)
-                write(record, 8 * at[WEIGHT], high(total))
-                write(record, 8 * at[SPREAD], spread)
-                for j in range(P):
-                    write(record, 8 * (at[SMALL_MEANS] + j), read(lost, 8 * j, v))
-                for j in range(P + R):
-                    write(record, 8 * (at[MEANS] + j), high(get(mean, j, x)))
-                hand_out(out, record_at, at, B, problems, rows_at, at[STATE], at[END])
-            finished(block, stop - start)
-            start, stop = take(block, me)
+                solve_group(f, mine, group)
+            finished(f.header, stop - start)
+            start, stop = take(f.header, me)
 
     return regression_solve

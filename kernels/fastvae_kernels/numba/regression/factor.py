@@ -132,7 +132,7 @@ def quadratic(V, a, P, x):
 
 
 @loop_jit
-def doubtful(V, scale, mean, coef, intercept, yy, ybar, tolerance, P, fit_intercept, x):
+def exceeds_tolerance(V, scale, mean, coef, intercept, yy, ybar, tolerance, P, fit_intercept, x):
     """1 in the lanes where a bound exceeds ``tolerance`` times a coefficient, or times the intercept."""
     outlined()
     v = vector(F64)

@@ -1,4 +1,4 @@
-"""The solution corrected by residuals, eight problems at a time, one in each lane.
+"""Solutions corrected by residuals, eight problems at a time, one in each lane.
 
     delta = V (X'r - xbar 1'r - alpha b),    b += delta,    b0 += 1'r / n - xbar'delta
 
@@ -6,68 +6,100 @@ The sums are pairs, see `residual.py`, and so are b and b0, so that delta is as 
 error is delta times 2^-53 P condition^2. Where that is more than the tolerance the problem is left to double-double.
 There V is a pair, what is left 2^-103 P condition^2, and the correction for conditions of 1e8 and more, repeated near
 1e14. The sums themselves have errors of 2^-104 of what they started from, which counts where columns are far from the
-origin: as much as `noise_of` says. Work unit: as `estimates.py`.
+origin: `noise_of` bounds them. Work unit and layout: as `estimates.py`.
 Specification: fastvae/reference/regression/formulas.py
 """
 
 import math
 from functools import cache
 
-from ..language.double import (
-    constant,
-    get,
-    high,
-    low,
-    number,
-    number_zero,
-    pair,
-    put,
-)
-from ..language.jit import Kernel, kernel, loop_jit, outlined, unpack
+from ..language.double import WORDS, constant, get, high, low, number, number_zero, pair, put
+from ..language.jit import Kernel, by_constant, kernel, loop_jit, math_jit, outlined
+from ..language.layout import Layout, without_constants
 from ..language.math import fma, like, select, sqrt
-from ..language.memory import F64, I64, array_at, read, vector, write
+from ..language.memory import F64, I64, array_at, vector
 from ..language.threads import finished, take, worker
-from .estimates import UNIT_PAIRS, finish, gather
+from .estimates import FLOAT64, PAIRS, UNIT_PAIRS
 from .factor import UNIT, row
-from .fields import (
-    COEF,
-    CONDITION,
-    DEEPEN,
-    DOUBTS,
-    END,
-    INTERCEPT,
-    INVERSE,
-    LENGTHS,
-    MEANS,
-    REPEAT,
-    SMALL_COEF,
-    SMALL_INTERCEPT,
-    SMALL_MEANS,
-    SPREAD,
-    SQUARES,
-    WEIGHT,
-    choose_problems,
-    hand_out,
-    places,
-    take_in,
-)
+from .fields import BATCH, PROBLEMS, REPEAT, RESULTS, TO_DOUBLE_DOUBLE, scratch_offsets, section
+from .lanes import LANE_NUMBERS, UNITS, gather_record, gather_sums, load_group, scatter_record
 from .residual import ROUNDING
+from .statistics import store_statistics
 
-NOTHING = 2.0**-90  # of y: so small an error says nothing of a coefficient that is 0
+NOTHING = 2.0**-90  # of y: so small an error tells nothing of a coefficient that is 0
 NOISE = 2.0**-104
-FIELDS = "18q 2d"
+
+
+def scratch_sizes(P: int, F: int, results: int) -> dict[str, int]:
+    """What a thread needs; ``results`` are the numbers of a problem's results."""
+    return {
+        "sums": 2 * WORDS * F,
+        "slot": 2 * WORDS * F,
+        "record": WORDS * results,
+        "delta": 2 * WORDS * P,
+        "gradient": 2 * WORDS * P,
+        "small_V": WORDS * P * (P + 1) // 2,  # low parts
+        "lanes": LANE_NUMBERS,
+    }
+
+
+SCRATCH = scratch_offsets(scratch_sizes, 1, 1, 1)
+# The low parts of V of unit i of the batch are row where[i] of small; ``keep``: the solutions stay, with new RSS.
+CORRECT = Layout(
+    "sums slots F small where keep room tolerance:float",
+    batch=BATCH,
+    problems=PROBLEMS,
+    results=RESULTS,
+    scratch=SCRATCH.layout,
+)
 
 
 @loop_jit
-def centered_gradient(G, record, P, R, k, fit_intercept):
-    """X'r less xbar 1'r, in the place of X'r, of target k."""
+def set_gradient(f, mine, k, s):
+    """X'r - xbar 1'r - alpha b of target k, where X'r becomes X'r - xbar 1'r; ``s`` is a zero of the type of V."""
     outlined()
-    v, x, at = vector(F64), number_zero(1), places(P, R)
-    if fit_intercept:
-        all_ = get(G, k * (P + 2), x)
+    P, alpha, at, v, x = f.problems.P, f.problems.alpha, f.results.at, vector(F64), number_zero(1)
+    sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
+    gradient, first = section(mine, f.scratch.gradient, f.scratch.end), k * (P + 2)
+    if f.problems.fit_intercept:
+        all_ = get(sums, first, x)
         for j in range(P):
-            mean = pair(read(record, 8 * (at[MEANS] + j), v), read(record, 8 * (at[SMALL_MEANS] + j), v))
-            put(G, k * (P + 2) + j + 1, get(G, k * (P + 2) + j + 1, x) - mean * all_)
+            mean = pair(get(record, at.means + j, v), get(record, at.small_means + j, v))
+            put(sums, first + 1 + j, get(sums, first + 1 + j, x) - mean * all_)
+    for j in range(P):
+        g = get(sums, first + 1 + j, x)
+        if alpha > 0:
+            b = pair(get(record, at.coef + k * P + j, v), get(record, at.small_coef + k * P + j, v))
+            g = g - constant(x, alpha) * b
+        put(gradient, j, number(s, high(g), low(g)))
+
+
+@loop_jit
+def extended_length(record, at, j, alpha):
+    """Of column j with the row that a ridge adds to it."""
+    v = vector(F64)
+    length = get(record, at.lengths + j, v)
+    return sqrt(fma(length, length, like(v, alpha)))
+
+
+@loop_jit
+def set_delta(f, mine, s):
+    """V times the gradient; the length of its longest part in units of y."""
+    outlined()
+    P, at, v = f.problems.P, without_constants(f.results).at, vector(F64)
+    record, small_V = section(mine, f.scratch.record, f.scratch.end), section(mine, f.scratch.small_V, f.scratch.end)
+    gradient, delta = section(mine, f.scratch.gradient, f.scratch.end), section(mine, f.scratch.delta, f.scratch.end)
+    longest = like(v, 0)
+    for j in range(P):
+        step = s
+        for i in range(P):
+            entry = row(max(i, j)) + min(i, j)
+            V = number(s, get(record, at.inverse + entry, v), get(small_V, entry, v))
+            step = step + V * get(gradient, i, s)
+        put(delta, j, step)
+        length = abs(high(step)) * extended_length(record, at, j, f.problems.alpha)
+        longest = select(length > longest, length, longest)
+    return longest
 
 
 @loop_jit
@@ -77,132 +109,136 @@ def noise_of(record, P, k, at):
     """
     outlined()
     v, most = vector(F64), like(vector(F64), 0)
-    y, root = sqrt(read(record, 8 * (at[SQUARES] + k), v)), sqrt(read(record, 8 * at[WEIGHT], v))
-    rows = abs(read(record, 8 * (at[INTERCEPT] + k), v)) + abs(read(record, 8 * (at[MEANS] + P + k), v))
+    y, root = sqrt(get(record, at.squares + k, v)), sqrt(get(record, at.weight, v))
+    rows = abs(get(record, at.intercept + k, v)) + abs(get(record, at.means + P + k, v))
     for j in range(P):
-        rows = rows + abs(read(record, 8 * (at[COEF] + k * P + j), v) * read(record, 8 * (at[MEANS] + j), v))
+        rows = rows + abs(get(record, at.coef + k * P + j, v) * get(record, at.means + j, v))
     for j in range(P):
-        length, mean = read(record, 8 * (at[LENGTHS] + j), v), abs(read(record, 8 * (at[MEANS] + j), v))
+        length, mean = get(record, at.lengths + j, v), abs(get(record, at.means + j, v))
         size = (length + root * mean) * (y + like(v, ROUNDING) * root * rows) + length * root * rows
-        size = size * sqrt(read(record, 8 * (at[INVERSE] + row(j) + j), v))
+        size = size * sqrt(get(record, at.inverse + row(j) + j, v))
         most = select(size > most, size, most)
     return most
 
 
 @loop_jit
-def extended_length(record, at, j, alpha):
-    """Of column j with the row that a ridge adds to it."""
-    v = vector(F64)
-    length = read(record, 8 * (at[LENGTHS] + j), v)
-    return sqrt(fma(length, length, like(v, alpha)))
-
-
-@loop_jit
-def correct(G, record, small, delta, gradient, P, R, k, alpha, tolerance, fit_intercept, unit, noise, s):
-    """Add delta to the coefficients of target k, and what follows to the intercept; by how much that lowers RSS, and 1
-    in the lanes where one correction is not enough. ``s`` is a zero of the type of V, whose small parts are ``small``.
+def add_delta(f, mine, k, left, noise, nothing, s):
+    """Add delta to the coefficients of target k. By how much that lowers RSS and shifts the intercept, 1 in the lanes
+    where an error may exceed the tolerance, and the error of the intercept that follows from those of coefficients.
     """
     outlined()
-    v, x, at = vector(F64), number_zero(1), places(P, R)
-    zero, longest, shift, doubt = like(v, 0), like(v, 0), like(v, 0), like(v, 0)
-    centered_gradient(G, record, P, R, k, fit_intercept)
-    for i in range(P):
-        g, place = get(G, k * (P + 2) + i + 1, x), k * P + i
-        if alpha > 0:
-            b = pair(read(record, 8 * (at[COEF] + place), v), read(record, 8 * (at[SMALL_COEF] + place), v))
-            g = g - constant(x, alpha) * b
-        put(gradient, i, number(s, high(g), low(g)))
-    for j in range(P):
-        step = s
-        for i in range(P):
-            entry = row(max(i, j)) + min(i, j)
-            V = number(s, read(record, 8 * (at[INVERSE] + entry), v), read(small, 8 * entry, v))
-            step = step + V * get(gradient, i, s)
-        put(delta, j, step)
-        length = abs(high(step)) * extended_length(record, at, j, alpha)
-        longest = select(length > longest, length, longest)
-    condition, less, of_means = read(record, 8 * at[CONDITION], v), zero, zero
-    left = like(v, unit * P) * condition * condition * longest  # of the error, in units of y
-    noise = like(v, noise * P) * noise_of(record, P, k, at)
-    nothing = like(v, NOTHING) * sqrt(read(record, 8 * (at[SQUARES] + k), v))
+    P, alpha, at, v, x = f.problems.P, f.problems.alpha, without_constants(f.results).at, vector(F64), number_zero(1)
+    sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
+    delta = section(mine, f.scratch.delta, f.scratch.end)
+    zero, shift, doubt, less, of_means = like(v, 0), like(v, 0), like(v, 0), like(v, 0), like(v, 0)
     for j in range(P):
         step, place = high(get(delta, j, s)), k * P + j
-        b = pair(read(record, 8 * (at[COEF] + place), v), read(record, 8 * (at[SMALL_COEF] + place), v))
+        b = pair(get(record, at.coef + place, v), get(record, at.small_coef + place, v))
         b = b + pair(step, low(get(delta, j, s)))
-        write(record, 8 * (at[COEF] + place), high(b))
-        write(record, 8 * (at[SMALL_COEF] + place), low(b))
-        length, mean = extended_length(record, at, j, alpha), read(record, 8 * (at[MEANS] + j), v)
-        error = left + noise * sqrt(read(record, 8 * (at[INVERSE] + row(j) + j), v)) * length
-        doubt = select(error <= like(v, tolerance) * abs(high(b)) * length + nothing, doubt, like(v, 1))
+        put(record, at.coef + place, high(b))
+        put(record, at.small_coef + place, low(b))
+        length, mean = extended_length(record, at, j, alpha), get(record, at.means + j, v)
+        error = left + noise * sqrt(get(record, at.inverse + row(j) + j, v)) * length
+        doubt = select(error <= like(v, f.tolerance) * abs(high(b)) * length + nothing, doubt, like(v, 1))
         of_means = of_means + select(error > zero, abs(mean) * error / length, zero)
         shift = shift - mean * step
         # RSS(b + delta) = RSS(b) - 2 delta'g + delta'G delta, where (G + alpha I) delta = g - alpha b
-        less = less + step * (high(get(G, k * (P + 2) + j + 1, x)) + like(v, alpha) * high(b))
-    if fit_intercept:
-        all_ = high(get(G, k * (P + 2), x))
-        mean = all_ / read(record, 8 * at[WEIGHT], v)
-        b = pair(read(record, 8 * (at[INTERCEPT] + k), v), read(record, 8 * (at[SMALL_INTERCEPT] + k), v)) + pair(
-            shift + mean, zero
-        )
-        write(record, 8 * (at[INTERCEPT] + k), high(b))
-        write(record, 8 * (at[SMALL_INTERCEPT] + k), low(b))
-        doubt = select(of_means <= like(v, tolerance) * abs(high(b)) + nothing, doubt, like(v, 1))
-        less = less + all_ * mean
+        less = less + step * (high(get(sums, k * (P + 2) + j + 1, x)) + like(v, alpha) * high(b))
+    return less, shift, doubt, of_means
+
+
+@loop_jit
+def shift_intercept(f, mine, k, shift, of_means, nothing, less, doubt):
+    """Add to the intercept of target k what follows, and the mean residual; likewise ``less`` and ``doubt``."""
+    outlined()
+    at, v, x = f.results.at, vector(F64), number_zero(1)
+    sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
+    all_ = high(get(sums, k * (f.problems.P + 2), x))
+    mean = all_ / get(record, at.weight, v)
+    b = pair(get(record, at.intercept + k, v), get(record, at.small_intercept + k, v))
+    b = b + pair(shift + mean, like(v, 0))
+    put(record, at.intercept + k, high(b))
+    put(record, at.small_intercept + k, low(b))
+    doubt = select(of_means <= like(v, f.tolerance) * abs(high(b)) + nothing, doubt, like(v, 1))
+    return less + all_ * mean, doubt
+
+
+@loop_jit
+def correct(f, mine, k, noise):
+    """Correct target k; by how much that lowers RSS, and 1 in the lanes where one correction is not enough."""
+    outlined()
+    P, v, s, at = f.problems.P, vector(F64), number_zero(f.pairs), without_constants(f.results).at
+    record = section(mine, f.scratch.record, f.scratch.end)
+    set_gradient(f, mine, k, s)
+    longest = set_delta(f, mine, s)
+    condition, unit = get(record, at.condition, v), UNIT_PAIRS if f.pairs else UNIT
+    left = like(v, unit * P) * condition * condition * longest  # of the error, in units of y
+    noise = like(v, noise * P) * noise_of(record, P, k, at)
+    nothing = like(v, NOTHING) * sqrt(get(record, at.squares + k, v))
+    less, shift, doubt, of_means = add_delta(f, mine, k, left, noise, nothing, s)
+    if f.problems.fit_intercept:
+        less, doubt = shift_intercept(f, mine, k, shift, of_means, nothing, less, doubt)
     return less, doubt
 
 
-@cache
-def make_correct(deep: int) -> Kernel:
-    """The kernel that corrects the solutions, by a V in double-double if ``deep``; if they are to be kept, only what
-    follows from r'r.
-    """
+@math_jit
+def no_low_parts(f, mine):
+    """In float64 V has none."""
 
-    @kernel(FIELDS)
-    def regression_correct(block):
-        (
-            active, count, sums, slots, F, small, where, rows_, log_weights, N, P, R, B, out, fit_intercept,
-            keep, room, room_size, alpha, tolerance,
-        ) = unpack(block, FIELDS)  # fmt: skip
-        v, x = vector(F64), number_zero(1)
-        zero, at, s = like(v, 0), places(P, R), number_zero(deep)
-        noise = 0.0 if deep else NOISE * math.sqrt(N + 64.0)  # for errors add up as a walk does
-        T = P * (P + 1) // 2
-        me = worker(block)
-        mine = room + 8 * room_size * me
-        G_at, G, record_at = mine, array_at(mine, 16 * F, F64), mine + 256 * F
-        mine = record_at
-        record, delta = array_at(mine, 8 * at[END], F64), array_at(mine + 64 * at[END], 16 * P, F64)
-        gradient = array_at(mine + 64 * (at[END] + 2 * P), 16 * P, F64)
-        mine += 64 * (at[END] + 4 * P)
-        small_V = array_at(mine, 8 * T, F64)
-        mine += 64 * T
-        few = array_at(mine, 16, F64)
-        units, problems, rows_at = array_at(mine + 128, 8, I64), array_at(mine + 192, 8, I64), mine + 256
-        start, stop = take(block, me)
+
+@loop_jit
+def gather_low_parts(f, mine):
+    """The low parts of V of the problems in the lanes."""
+    outlined()
+    s, T = f.scratch, f.problems.P * (f.problems.P + 1) // 2
+    to, units = section(mine, s.small_V, s.end), array_at(mine + 8 * (s.lanes + UNITS), 8, I64)
+    for lane in range(8):
+        i = array_at(f.where + 8 * units[lane], 1, I64)[0]
+        own = array_at(f.small + 8 * T * i, T, F64)
+        for k in range(T):
+            to[8 * k + lane] = own[k]
+
+
+load_small = by_constant({FLOAT64: no_low_parts, PAIRS: gather_low_parts})
+
+
+@loop_jit
+def correct_group(f, mine, group):
+    """Correct eight problems, or sum their RSS from residuals alone."""
+    outlined()
+    s, P, v, x = f.scratch, f.problems.P, vector(F64), number_zero(1)
+    results, problems = without_constants(f.results), without_constants(f.problems)
+    at, lanes, sums, record = results.at, mine + 8 * s.lanes, section(mine, s.sums, s.end), section(mine, s.record, s.end)
+    noise = 0.0 if f.pairs else NOISE * math.sqrt(problems.N + 64.0)  # for errors add up as a walk does
+    load_group(lanes, without_constants(f.batch), problems, group)
+    gather_sums(mine + 8 * s.sums, mine + 8 * s.slot, lanes, f.sums, f.slots, f.F, x)
+    gather_record(mine + 8 * s.record, results, lanes)
+    load_small(f.pairs, f, mine)
+    flags, spread = like(v, 0), get(record, at.spread, v)
+    for k in range(problems.R):
+        rss = high(get(sums, k * (P + 2) + P + 1, x))
+        if not f.keep:
+            less, doubt = correct(f, mine, k, noise)
+            rss = rss - less
+            flags = select(doubt > like(v, 0), like(v, REPEAT if f.pairs else TO_DOUBLE_DOUBLE), flags)
+        store_statistics(record, at, problems, lanes, k, spread, rss)
+    put(record, at.flags, flags)
+    scatter_record(results, mine + 8 * s.record, lanes, at.small_coef, at.lengths)
+
+
+@cache
+def make_correct(pairs: int) -> Kernel:
+    """The kernel, with V in double-double if ``pairs``."""
+
+    @kernel(CORRECT, pairs=pairs)
+    def regression_correct(f):
+        me = worker(f.header)
+        mine = f.room + 8 * f.scratch.end * me
+        start, stop = take(f.header, me)
         while start < stop:
             for group in range(start, stop):
-                choose_problems(units, problems, few, few[8:], active, group, count, rows_, log_weights, N)
-                gather(G_at, G_at + 128 * F, sums, units, rows_at, slots, F, x)
-                take_in(record_at, out, at, B, problems, rows_at)
-                if deep:
-                    for lane in range(8):
-                        own = array_at(small + 8 * T * array_at(where + 8 * units[lane], 1, I64)[0], T, F64)
-                        for k in range(T):
-                            small_V[8 * k + lane] = own[k]
-                spread, doubts = read(record, 8 * at[SPREAD], v), zero
-                for k in range(R):
-                    rss = high(get(G, k * (P + 2) + P + 1, x))
-                    if not keep:
-                        less, doubt = correct(
-                            G, record, small_V, delta, gradient, P, R, k, alpha, tolerance, fit_intercept,
-                            UNIT_PAIRS if deep else UNIT, noise, s,
-                        )  # fmt: skip
-                        rss = rss - less
-                        doubts = select(doubt > zero, like(v, REPEAT if deep else DEEPEN), doubts)
-                    finish(record, P, R, k, spread, rss, read(few, 0, v), read(few, 8, v), alpha, fit_intercept)
-                write(record, 8 * at[DOUBTS], doubts)
-                hand_out(out, record_at, at, B, problems, rows_at, at[SMALL_COEF], at[LENGTHS])
-            finished(block, stop - start)
-            start, stop = take(block, me)
+                correct_group(f, mine, group)
+            finished(f.header, stop - start)
+            start, stop = take(f.header, me)
 
     return regression_correct
