@@ -40,9 +40,6 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-9}  # of a coefficient
 LEAST, MOST_ERROR = 1e-9, 1e-9  # a pivot, and the error of V, relative, that one correction is enough for
 LEAST_FLOAT64, MOST_FLOAT64 = 2.0**-46, 0.01  # times P; the same where float64 is asked for
 MOST_REPEATS = 8  # of a correction in double-double
-ESTIMATES = (  # fields of the results, in the order of `Fitted`
-    "coef", "intercept", "coef_error", "intercept_error", "sigma2", "unbiased", "log_likelihood", "r2", "rss",
-)  # fmt: skip
 
 
 class Fitted(NamedTuple):
@@ -226,8 +223,8 @@ def outcome(m: Problems, status: np.ndarray, failed: np.ndarray) -> Fitted:
             if name != "end":
                 m.field(name, -1)[failed] = math.nan  # views of the results
         m.field("rank")[failed] = 0
-    shapes = {"coef": (R, P), "coef_error": (R, P)}
-    estimates = [torch.from_numpy(m.field(name, *shapes.get(name, (R,)))) for name in ESTIMATES]
+    shapes = [(B, R, P), (B, R), (B, R, P), *[(B, R)] * 6]  # of the first fields, up to RSS
+    arrays = [m.out[B * m.at[k] : B * m.at[k + 1]].reshape(shape) for k, shape in enumerate(shapes)]
     rank = m.field("rank").astype(np.int64)
     rows = np.full(B, m.N) if m.rows is None else m.rows.astype(np.int64)
     means = m.field("means", P + R)
@@ -240,7 +237,7 @@ def outcome(m: Problems, status: np.ndarray, failed: np.ndarray) -> Fitted:
 
     return Fitted._make(
         [
-            *estimates,
+            *map(torch.from_numpy, arrays),
             torch.from_numpy(m.field("condition")),
             *map(torch.from_numpy, (rank, rows, rows - rank - int(m.fit_intercept), status)),
             torch.from_numpy(means[:, :P]),

@@ -23,6 +23,7 @@ from ..language.layout import Layout, without_constants
 from ..language.math import like, select, sqrt
 from ..language.memory import F64, I64, array_at, read, vector, write
 from ..language.threads import finished, take, worker
+from ..language.transpose import into_lanes
 from ..language.vector import total
 from .factor import UNIT, center_sums, exceeds_tolerance, factor, norm, quadratic, row, square, sums_of
 from .fields import (
@@ -38,7 +39,7 @@ from .fields import (
     scratch_offsets,
     section,
 )
-from .lanes import LANE_NUMBERS, ROW_COUNTS, UNITS, gather_rows, gather_sums, load_group, scatter_record
+from .lanes import ADDRESSES, LANE_NUMBERS, NUMBERS, ROW_COUNTS, UNITS, find_rows, gather_sums, load_group, scatter_record
 from .rank import null_vectors, project, shorten
 from .statistics import store_statistics
 
@@ -92,29 +93,18 @@ SOLVE = Layout(
 
 @loop_jit
 def load_problems(f, mine, group, x):
-    """The sums of the problems, and the centers these are about."""
+    """The sums of eight problems, and the centers these are about."""
     outlined()
-    s, problems, zero = f.scratch, without_constants(f.problems), like(vector(F64), 0)
-    lanes, record, mean = mine + 8 * s.lanes, section(mine, s.record, s.end), section(mine, s.mean, s.end)
-    columns = problems.P + problems.R
+    s, problems, v = f.scratch, without_constants(f.problems), vector(F64)
+    lanes, columns = mine + 8 * s.lanes, problems.P + problems.R
+    record, mean, lost = section(mine, s.record, s.end), section(mine, s.mean, s.end), section(mine, s.lost, s.end)
     load_group(lanes, without_constants(f.batch), problems, group)
-    gather_rows(mine + 8 * s.record, lanes, f.centers + 8, 1 + columns, columns)  # the record is free until later
+    find_rows(lanes, f.centers + 8, 1 + columns, lanes + 8 * NUMBERS)
+    into_lanes(mine + 8 * s.record, lanes + 8 * ADDRESSES, columns)  # the record is free until later
     for j in range(columns):
-        put(mean, j, number(x, get(record, j, zero), zero))
+        put(mean, j, number(x, get(record, j, v), like(v, 0)))
+        put(lost, j, like(v, 0))
     gather_sums(mine + 8 * s.sums, mine + 8 * s.slot, lanes, f.sums, f.slots, f.F, x)
-
-
-@loop_jit
-def center(f, mine, x):
-    """Sums about the means, if there is an intercept; 1 in the lanes where the centers were far from these."""
-    outlined()
-    s, P, R, zero = f.scratch, f.problems.P, f.problems.R, like(vector(F64), 0)
-    lost = section(mine, s.lost, s.end)
-    for j in range(P + R):
-        put(lost, j, zero)
-    if not f.problems.fit_intercept:
-        return zero
-    return center_sums(section(mine, s.sums, s.end), section(mine, s.mean, s.end), lost, P, R, x)
 
 
 @loop_jit
@@ -144,64 +134,38 @@ def measure_columns(f, mine, x):
 
 
 @loop_jit
-def store_rank(f, mine):
-    """The number of columns kept; 1 in the lanes where any is left out."""
-    outlined()
-    s, v = f.scratch, vector(F64)
-    zero, unity, dropped = like(v, 0), like(v, 1), section(mine, s.dropped, s.end)
-    rank, some = zero, zero
-    for j in range(f.problems.P):
-        rank = rank + (unity - get(dropped, j, v))
-        some = select(get(dropped, j, v) > zero, unity, some)
-    put(section(mine, s.record, s.end), f.results.at.rank, rank)
-    return some
-
-
-@loop_jit
-def invert(f, mine, x):
-    """The factor, V, and a bound of the squared condition of G in units of its columns; 1 in the lanes where a column is
-    dependent.
+def store_problem(f, mine, rank, squared, x):
+    """What is the same for all targets, and what the next steps need; the variance of the intercept for noise of unit
+    variance. ``squared`` is the condition number of G, a bound.
     """
     outlined()
-    s, P, R, v = f.scratch, f.problems.P, f.problems.R, vector(F64)
-    G, M, V = section(mine, s.sums, s.end), section(mine, s.M, s.end), section(mine, s.V, s.end)
-    size = norm(G, 1, section(mine, s.shrink, s.end), P, x)
-    rows = read(array_at(mine + 8 * (s.lanes + ROW_COUNTS), 8, F64), 0, v)
-    most = rows - like(v, 1.0 * f.problems.fit_intercept) if f.problems.alpha == 0 else like(v, P)
-    dropped, limit, grain = section(mine, s.dropped, s.end), section(mine, s.limit, s.end), section(mine, s.grain, s.end)
-    factor(G, M, dropped, limit, grain, most, P, R, x)
-    square(V, M, P, x)
-    dependent = store_rank(f, mine)
-    if total(dependent) > 0:
-        project_inverse(f.pairs, f, mine, x)
-    squared = size * norm(V, 0, section(mine, s.scale, s.end), P, x)
-    return squared, dependent
-
-
-@loop_jit
-def store_inverse(f, mine, x):
-    """V and the condition number's part of the results; the variance of the intercept for noise of unit variance."""
-    outlined()
     s, P, at, v = f.scratch, f.problems.P, f.results.at, vector(F64)
-    V, record = section(mine, s.V, s.end), section(mine, s.record, s.end)
+    V, mean, lost = section(mine, s.V, s.end), section(mine, s.mean, s.end), section(mine, s.lost, s.end)
+    record, weight = section(mine, s.record, s.end), high(get(section(mine, s.sums, s.end), 0, x))
+    put(record, at.rank, rank)
+    put(record, at.condition, sqrt(squared))
+    put(record, at.weight, weight)
     for k in range(P * (P + 1) // 2):
         put(record, at.inverse + k, high(get(V, k, x)))
+    for j in range(P):
+        put(record, at.small_means + j, get(lost, j, v))
+    for j in range(P + f.problems.R):
+        put(record, at.means + j, high(get(mean, j, x)))
     spread = like(v, 0)
     if f.problems.fit_intercept:
-        weight = high(get(section(mine, s.sums, s.end), 0, x))
-        spread = high(quadratic(V, section(mine, s.mean, s.end), P, x)) + like(v, 1) / weight
+        spread = high(quadratic(V, mean, P, x)) + like(v, 1) / weight
     put(record, at.spread, spread)
     return spread
 
 
 @loop_jit
-def solve_target(f, mine, r, x):
-    """Coefficients of target r; RSS and what a ridge adds to it."""
+def solve_target(f, mine, r, dependent, x):
+    """Coefficients and intercept of target r; RSS without what a ridge adds. ``dependent``: whether columns are."""
     outlined()
-    s, P = f.scratch, f.problems.P
-    G, M, coef = section(mine, s.sums, s.end), section(mine, s.M, s.end), section(mine, s.coef, s.end)
-    to = sums_of(P + 1 + r, P)
-    rss = get(G, to + P + 1, x)
+    s, P, at, v = f.scratch, f.problems.P, f.results.at, vector(F64)
+    G, M, record = section(mine, s.sums, s.end), section(mine, s.M, s.end), section(mine, s.record, s.end)
+    mean, coef, to = section(mine, s.mean, s.end), section(mine, s.coef, s.end), sums_of(P + 1 + r, P)
+    yy, rss = get(G, to + P + 1, x), get(G, to + P + 1, x)
     for j in range(P):
         z = get(G, to + j + 1, x)
         rss = rss - z * z
@@ -209,65 +173,20 @@ def solve_target(f, mine, r, x):
         for i in range(j, P):
             acc = acc + get(M, row(i) + j, x) * get(G, to + i + 1, x)
         put(coef, j, acc)
-    return high(rss)
-
-
-@loop_jit
-def store_target(f, mine, r, rss, x):
-    """Coefficients and intercept of target r; RSS without what a ridge adds."""
-    outlined()
-    s, P, R, at, v = f.scratch, f.problems.P, f.problems.R, f.results.at, vector(F64)
-    mean, coef = section(mine, s.mean, s.end), section(mine, s.coef, s.end)
-    record, fit_intercept = section(mine, s.record, s.end), f.problems.fit_intercept
-    intercept = get(mean, P + r, x) if fit_intercept else constant(x, 0)
+    if dependent:
+        shorten_coefficients(f.pairs, f, mine, x)
+    intercept, rest = get(mean, P + r, x) if f.problems.fit_intercept else constant(x, 0), high(rss)
     for j in range(P):
         value = get(coef, j, x)
-        if fit_intercept:
+        if f.problems.fit_intercept:
             intercept = intercept - get(mean, j, x) * value
-        rss = rss - like(v, f.problems.alpha) * high(value) * high(value)
+        rest = rest - like(v, f.problems.alpha) * high(value) * high(value)
         put(record, at.coef + r * P + j, high(value))
         put(record, at.small_coef + r * P + j, low(value))
     put(record, at.intercept + r, high(intercept))
     put(record, at.small_intercept + r, low(intercept))
-    return rss
-
-
-@loop_jit
-def solve_targets(f, mine, spread, dependent, x):
-    """Estimates of all targets. 0, or NaN in the lanes where a sum is not finite; 1 in those where residuals are to
-    correct the estimates.
-    """
-    outlined()
-    s, P, v = f.scratch, f.problems.P, vector(F64)
-    G, record = section(mine, s.sums, s.end), section(mine, s.record, s.end)
-    at, problems = without_constants(f.results).at, without_constants(f.problems)
-    zero, unity = like(v, 0), like(v, 1)
-    nonfinite, refine = zero, zero
-    for r in range(f.problems.R):
-        rss = solve_target(f, mine, r, x)
-        if total(dependent) > 0:
-            shorten_coefficients(f.pairs, f, mine, x)
-        rss = store_target(f, mine, r, rss, x)
-        y2 = high(get(G, sums_of(P + 1 + r, P) + P + 1, x))
-        nonfinite = nonfinite + (y2 - y2)
-        put(record, at.squares + r, y2)
-        refine = select(rss >= like(v, ALONE_PAIRS if f.pairs else ALONE) * y2, refine, unity)
-        refine = select(is_uncertain(f.pairs, f, mine, r, y2, x) > zero, unity, refine)
-        store_statistics(record, at, problems, mine + 8 * s.lanes, r, spread, rss)
-    return nonfinite, refine
-
-
-@loop_jit
-def store_sums(f, mine, x):
-    """What the next steps need of the sums: the weight, means and their low parts."""
-    outlined()
-    s, P, at, v = f.scratch, f.problems.P, f.results.at, vector(F64)
-    record, mean, lost = section(mine, s.record, s.end), section(mine, s.mean, s.end), section(mine, s.lost, s.end)
-    put(record, at.weight, high(get(section(mine, s.sums, s.end), 0, x)))
-    for j in range(P):
-        put(record, at.small_means + j, get(lost, j, v))
-    for j in range(P + f.problems.R):
-        put(record, at.means + j, high(get(mean, j, x)))
+    put(record, at.squares + r, high(yy))
+    return rest
 
 
 # Where float64 and double-double differ
@@ -275,7 +194,7 @@ def store_sums(f, mine, x):
 
 @math_jit
 def leave(f, mine, x):
-    """In float64 a dependent column is only noted."""
+    """In float64 a dependent column is only noted, and V has no low parts."""
 
 
 @math_jit
@@ -352,40 +271,51 @@ next_step = by_constant({FLOAT64: flags_float64, PAIRS: flags_pairs})
 store_small = by_constant({FLOAT64: leave, PAIRS: store_low_parts})
 
 
-@loop_jit
-def solve_group(f, mine, group):
-    """Estimates of eight problems."""
-    outlined()
-    s, v, x = f.scratch, vector(F64), number_zero(f.pairs)
-    zero, record = like(v, 0), section(mine, s.record, s.end)
-    results = without_constants(f.results)
-    load_problems(f, mine, group, x)
-    far = center(f, mine, x)
-    nonfinite = measure_columns(f, mine, x)
-    squared, dependent = invert(f, mine, x)
-    spread = store_inverse(f, mine, x)
-    of_targets, refine = solve_targets(f, mine, spread, dependent, x)
-    flags = next_step(f.pairs, f, squared, dependent) + select(far > zero, like(v, RECENTER), zero)
-    flags = flags + select(nonfinite + of_targets == zero, zero, like(v, NONFINITE))
-    put(record, results.at.flags, flags + select(refine > zero, like(v, REFINE), zero))
-    put(record, results.at.condition, sqrt(squared))
-    store_sums(f, mine, x)
-    store_small(f.pairs, f, mine, x)
-    scatter_record(results, mine + 8 * s.record, mine + 8 * s.lanes, results.at.weight, results.at.end)
-
-
 @cache
 def make_solve(pairs: int) -> Kernel:
     """The kernel, in double-double if ``pairs``."""
 
     @kernel(SOLVE, pairs=pairs)
     def regression_solve(f):
+        s, limits, results, problems = f.scratch, f.limits, without_constants(f.results), without_constants(f.problems)
+        P, R, at, v, x = problems.P, problems.R, results.at, vector(F64), number_zero(f.pairs)
+        zero, unity = like(v, 0), like(v, 1)
         me = worker(f.header)
-        mine = f.room + 8 * f.scratch.end * me
+        mine = f.room + 8 * s.end * me
+        G, M, V = section(mine, s.sums, s.end), section(mine, s.M, s.end), section(mine, s.V, s.end)
+        mean, lost, record = section(mine, s.mean, s.end), section(mine, s.lost, s.end), section(mine, s.record, s.end)
+        scale, shrink = section(mine, s.scale, s.end), section(mine, s.shrink, s.end)
+        limit, grain = section(mine, s.limit, s.end), section(mine, s.grain, s.end)
+        dropped, row_counts = section(mine, s.dropped, s.end), section(mine, s.lanes + ROW_COUNTS, s.end)
         start, stop = take(f.header, me)
         while start < stop:
             for group in range(start, stop):
-                solve_group(f, mine, group)
+                load_problems(f, mine, group, x)
+                far = center_sums(G, mean, lost, P, R, x) if problems.fit_intercept else zero
+                nonfinite = measure_columns(f, mine, x)
+                size = norm(G, 1, shrink, P, x)
+                rows = read(row_counts, 0, v)
+                most = rows - like(v, 1.0 * problems.fit_intercept) if problems.alpha == 0 else like(v, P)
+                rank = factor(G, M, dropped, limit, grain, most, P, R, x)
+                square(V, M, P, x)
+                dependent = select(rank < like(v, P), unity, zero)
+                if total(dependent) > 0:
+                    project_inverse(f.pairs, f, mine, x)
+                squared = size * norm(V, 0, scale, P, x)
+                spread = store_problem(f, mine, rank, squared, x)
+                refine = zero
+                for r in range(R):
+                    rss = solve_target(f, mine, r, total(dependent) > 0, x)
+                    yy = get(record, at.squares + r, v)
+                    nonfinite = nonfinite + (yy - yy)
+                    refine = select(rss >= like(v, ALONE_PAIRS if f.pairs else ALONE) * yy, refine, unity)
+                    refine = select(is_uncertain(f.pairs, f, mine, r, yy, x) > zero, unity, refine)
+                    store_statistics(record, at, problems, mine + 8 * s.lanes, r, spread, rss)
+                flags = next_step(f.pairs, f, squared, dependent) + select(far > zero, like(v, RECENTER), zero)
+                flags = flags + select(nonfinite == zero, zero, like(v, NONFINITE))
+                put(record, at.flags, flags + select(refine > zero, like(v, REFINE), zero))
+                store_small(f.pairs, f, mine, x)
+                scatter_record(results, mine + 8 * s.record, mine + 8 * s.lanes, at.weight, at.end)
             finished(f.header, stop - start)
             start, stop = take(f.header, me)
 

@@ -54,7 +54,8 @@ def center_sums(G, mean, rest, P, R, x):
 
 @loop_jit
 def factor(G, M, dropped, limit, grain, most, P, R, x):
-    """L and z in place of G and g, and M = L^-1, whose rows are 0 where a column is left out, 1 in ``dropped``.
+    """L and z in place of G and g, and M = L^-1, whose rows are 0 where a column is left out, 1 in ``dropped``; how many
+    columns are kept.
 
     T_j, the coefficients of column j on those before it, are on the way to M. Left out is a column whose pivot is not
     above its ``limit``, or whose distance from the others is not above what their rounding, the ``grain`` of each,
@@ -88,6 +89,7 @@ def factor(G, M, dropped, limit, grain, most, P, R, x):
             for k in range(1, j):
                 acc = acc - get(G, to + k, x) * get(G, at + k, x)
             put(G, to + j, acc * inverse)
+    return kept
 
 
 @loop_jit

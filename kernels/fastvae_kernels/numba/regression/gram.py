@@ -31,7 +31,7 @@ from ..language.threads import finished, take, worker
 from ..language.vector import lanes, total
 from .centers import centers_of
 from .fields import scratch_offsets, section
-from .tiles import ROWS, TILES, item_size, load_tile, next_rows, padded, problem_of, rows_of
+from .tiles import ROWS, TILES, load_tile, next_rows, problem_of, rows_of
 
 FEW, ANY, EXACT = range(3)  # the method: few columns, any number, double-double
 
@@ -108,24 +108,24 @@ def weigh_pairs(a, z, w, T, S, gap, columns):
             write(a, gap + at, fma(wt, read(z, gap + at, v), low(product)))
 
 
-# Products of a tile, added to partial sums; ``fresh``: these start at 0
+# Products of a tile of ``rows`` rows, T with the zeros behind, added to partial sums; ``fresh``: these start at 0
 
 
 @math_jit
-def add_few(f, mine, center, rows, w, fresh, ahead):
+def add_few(f, mine, center, rows, T, w, fresh, ahead):
     """Of few columns, all in one go; meanwhile the rows at the address ``ahead`` are fetched."""
-    s, S, T = f.scratch, f.tiles.S, padded(rows)
+    s, S = f.scratch, f.tiles.S
     z = section(mine, s.z, s.end)
     if w:
         weigh(z, section(mine, s.weights, s.end), T, S, f.columns)
-    pace = 8 * f.rows.x_row * item_size(f.rows.x_code)
+    pace = 8 * f.rows.x_row * f.rows.x_size
     add_all_products(section(mine, s.products, s.end), z, S, T, fresh, ahead, pace, f.count)
 
 
 @math_jit
-def add_any(f, mine, center, rows, w, fresh, ahead):
+def add_any(f, mine, center, rows, T, w, fresh, ahead):
     """Block by block; rows are fetched as well."""
-    s, S, T = f.scratch, f.tiles.S, padded(rows)
+    s, S = f.scratch, f.tiles.S
     z = section(mine, s.z, s.end)
     if w:
         weigh(z, section(mine, s.weights, s.end), T, S, f.columns)
@@ -133,9 +133,9 @@ def add_any(f, mine, center, rows, w, fresh, ahead):
 
 
 @math_jit
-def add_exact(f, mine, center, rows, w, fresh, ahead):
+def add_exact(f, mine, center, rows, T, w, fresh, ahead):
     """In double-double."""
-    s, S, T = f.scratch, f.tiles.S, padded(rows)
+    s, S = f.scratch, f.tiles.S
     gap, z = f.tiles.W * S, section(mine, s.z, s.end)
     split(z, array_at(center, f.columns, F64), rows, T, S, gap, f.columns)
     a = z
@@ -243,40 +243,33 @@ def prepare(f, mine):
         entries[at + k] = entries[at - 1]
 
 
-@math_jit
-def sum_unit(f, mine, unit, stop):
-    """The sums of one slot of a problem, tile by tile."""
-    rows, tiles, s = f.rows, f.tiles, f.scratch
-    b, slot = problem_of(tiles, unit), unit % tiles.slots
-    x, y, w = rows_of(rows, b)
-    center = centers_of(without_constants(rows), x, y, w, f.centers + 8 * b * f.columns, mine + 8 * s.center, f.origin, slot)
-    shift = mine + 8 * s.zero if f.words == 2 else center  # pairs are centered once they are loaded
-    z, row, fresh = mine + 8 * s.z, slot * tiles.T, 1
-    targets = z + 8 * (rows.P + 1) * tiles.S
-    while row < rows.N:
-        T = min(tiles.T, rows.N - row)
-        load_tile(
-            without_constants(rows), x, y, w, row, T, tiles.S, z, targets, mine + 8 * s.weights, shift + 8, f.columns - 1
-        )  # fmt: skip
-        add_tile(f.method, f, mine, center, T, w, fresh, next_rows(rows, tiles, unit, stop, row))
-        fresh = 0
-        row += tiles.slots * tiles.T
-    store_sums(f.method, f, mine, array_at(f.sums + 8 * f.words * unit * f.F, f.words * f.F, F64))
-
-
 @cache
 def make_gram(method: int, count: int) -> Kernel:
     """The kernel of a method; for FEW, of ``count`` = 1 + P + R columns, UNROLLED at most."""
 
     @kernel(GRAM, method=method, count=count)
     def regression_gram(f):
+        rows, tiles, s = without_constants(f.rows), f.tiles, f.scratch
+        N, S, slots, width = rows.N, tiles.S, tiles.slots, 8 * f.words * f.F
         me = worker(f.header)
-        mine = f.room + 8 * f.scratch.end * me
+        mine = f.room + 8 * s.end * me
+        z, weights, room = mine + 8 * s.z, mine + 8 * s.weights, mine + 8 * s.center
         prepare(without_constants(f), mine)
         start, stop = take(f.header, me)
         while start < stop:
             for unit in range(start, stop):
-                sum_unit(f, mine, unit, stop)
+                b, slot = problem_of(tiles, unit), unit % slots
+                x, y, w = rows_of(rows, b)
+                center = centers_of(rows, x, y, w, f.centers + 8 * b * f.columns, room, f.origin, slot)
+                shift = mine + 8 * s.zero if f.method == EXACT else center  # pairs are centered when they are loaded
+                row, fresh = slot * tiles.T, 1
+                while row < N:
+                    T, ahead = min(tiles.T, N - row), next_rows(rows, tiles, unit, stop, row)
+                    targets = z + 8 * (rows.P + 1) * S
+                    whole = load_tile(rows, x, y, w, row, T, S, z, targets, weights, shift + 8, f.columns - 1)
+                    add_tile(f.method, f, mine, center, T, whole, w, fresh, ahead)
+                    row, fresh = row + slots * tiles.T, 0
+                store_sums(f.method, f, mine, array_at(f.sums + width * unit, f.words * f.F, F64))
             finished(f.header, stop - start)
             start, stop = take(f.header, me)
 

@@ -29,29 +29,13 @@ def load_group(lanes, batch, problems, group):
 
 
 @loop_jit
-def find_rows(lanes, start, size, which):
-    """The address in each lane of row number ``which[lane]``, of rows of ``size`` float64 from the address ``start`` on;
-    ``which`` is UNITS or NUMBERS.
+def find_rows(lanes, start, size, numbers):
+    """In each lane the address of a row of ``size`` float64, of those from the address ``start`` on; their numbers lie
+    at the address ``numbers``.
     """
-    addresses, numbers = array_at(lanes + 8 * ADDRESSES, 8, I64), array_at(lanes + 8 * which, 8, I64)
+    addresses, numbers = array_at(lanes + 8 * ADDRESSES, 8, I64), array_at(numbers, 8, I64)
     for lane in range(8):
         addresses[lane] = start + 8 * size * numbers[lane]
-
-
-@loop_jit
-def gather_rows(to, lanes, start, size, width):
-    """The first ``width`` numbers of the row of each problem, to the address ``to``."""
-    outlined()
-    find_rows(lanes, start, size, NUMBERS)
-    into_lanes(to, lanes + 8 * ADDRESSES, width)
-
-
-@loop_jit
-def scatter_rows(lanes, start, size, begin, end, x):
-    """Write the numbers ``begin`` to ``end`` of each row, of those at the address x."""
-    outlined()
-    find_rows(lanes, start + 8 * begin, size, NUMBERS)
-    out_of_lanes(lanes + 8 * ADDRESSES, x + 64 * begin, end - begin)
 
 
 @loop_jit
@@ -68,22 +52,24 @@ def scatter_record(results, record, lanes, first, last):
             field = array_at(results.out + 8 * (begin * results.B + numbers[0]), 8, F64)
             write(field, 0, read(array_at(record + 64 * begin, 8, F64), 0, vector(F64)))
         else:
-            scatter_rows(lanes, results.out + 8 * begin * results.B, size, 0, size, record + 64 * begin)
-    begin, size = results.at.weight, results.at.end - results.at.weight
-    state = record + 64 * begin
-    scatter_rows(lanes, results.out + 8 * begin * results.B, size, first - begin, last - begin, state)
+            find_rows(lanes, results.out + 8 * begin * results.B, size, lanes + 8 * NUMBERS)
+            out_of_lanes(lanes + 8 * ADDRESSES, record + 64 * begin, size)
+    state, size = results.at.weight, results.at.end - results.at.weight
+    find_rows(lanes, results.out + 8 * (state * results.B + first - state), size, lanes + 8 * NUMBERS)
+    out_of_lanes(lanes + 8 * ADDRESSES, record + 64 * first, last - first)
 
 
 @loop_jit
 def gather_record(record, results, lanes):
-    """Coefficients, intercepts, condition, rank and state of the problems in the lanes."""
+    """Coefficients, intercepts, condition, rank and state of the problems, to the record at an address."""
     outlined()
     at = results.at
     for begin, end in (
         (at.coef, at.intercept), (at.intercept, at.coef_error), (at.condition, at.rank), (at.rank, at.flags),
         (at.weight, at.end),
     ):  # fmt: skip
-        gather_rows(record + 64 * begin, lanes, results.out + 8 * begin * results.B, end - begin, end - begin)
+        find_rows(lanes, results.out + 8 * begin * results.B, end - begin, lanes + 8 * NUMBERS)
+        into_lanes(record + 64 * begin, lanes + 8 * ADDRESSES, end - begin)
 
 
 @loop_jit
@@ -95,7 +81,7 @@ def gather_sums(to, slot, lanes, sums, slots, F, x):
     size = F * words(x)
     total, other = array_at(to, size, F64), array_at(slot, size, F64)
     for s in range(slots):
-        find_rows(lanes, sums + s * size, slots * size // 8, UNITS)
+        find_rows(lanes, sums + s * size, slots * size // 8, lanes + 8 * UNITS)
         into_lanes(slot if s else to, lanes + 8 * ADDRESSES, size // 8)
         if s:
             for k in range(F):

@@ -41,6 +41,7 @@ class Problems:
         self.F = number_of_sums(P, R)
         self.at = FIELDS.of(P, R)
         self.out = np.empty(B * self.at.end)
+        self.state = self.out[B * self.at.weight :].reshape(B, -1)
         self.results = RESULTS.pack(out=address(self.out), B=B, at=self.at)
         self.problems = PROBLEMS.pack(
             row_counts=0 if rows is None else address(rows),
@@ -54,11 +55,11 @@ class Problems:
 
     def field(self, name: str, *shape: int) -> np.ndarray:
         """A field of the results, [B, *shape]; of the state, [B, size] or [B]."""
-        at, B, k = self.at, self.B, FIELDS.index[name]
+        at, k = self.at, FIELDS.index[name]
         if k < SEPARATE:
-            return self.out[B * at[k] : B * at[k + 1]].reshape(B, *shape)
-        state = self.out[B * at.weight :].reshape(B, -1)[:, at[k] - at.weight : at[k + 1] - at.weight]
-        return state if shape else state[:, 0]
+            return self.out[self.B * at[k] : self.B * at[k + 1]].reshape(self.B, *shape)
+        first = at[k] - at.weight
+        return self.state[:, first : at[k + 1] - at.weight] if shape else self.state[:, first]
 
     def flags(self, active: np.ndarray) -> np.ndarray:
         """What is to be done next about problems, or is wrong with them."""
@@ -110,10 +111,12 @@ class Rows(Problems):
         self.data = ROWS.pack(
             x=X.data_ptr(),
             x_code=CODES[X.dtype],
+            x_size=X.itemsize,
             x_row=X.stride(1),
             x_problem=X.stride(0),
             y=y.data_ptr(),
             y_code=CODES[y.dtype],
+            y_size=y.itemsize,
             y_row=y.stride(1),
             y_problem=y.stride(0),
             w=0 if w is None else w.data_ptr(),

@@ -55,26 +55,6 @@ CORRECT = Layout(
 
 
 @loop_jit
-def set_gradient(f, mine, k, s):
-    """X'r - xbar 1'r - alpha b of target k, where X'r becomes X'r - xbar 1'r; ``s`` is a zero of the type of V."""
-    outlined()
-    P, alpha, at, v, x = f.problems.P, f.problems.alpha, f.results.at, vector(F64), number_zero(1)
-    sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
-    gradient, first = section(mine, f.scratch.gradient, f.scratch.end), k * (P + 2)
-    if f.problems.fit_intercept:
-        all_ = get(sums, first, x)
-        for j in range(P):
-            mean = pair(get(record, at.means + j, v), get(record, at.small_means + j, v))
-            put(sums, first + 1 + j, get(sums, first + 1 + j, x) - mean * all_)
-    for j in range(P):
-        g = get(sums, first + 1 + j, x)
-        if alpha > 0:
-            b = pair(get(record, at.coef + k * P + j, v), get(record, at.small_coef + k * P + j, v))
-            g = g - constant(x, alpha) * b
-        put(gradient, j, number(s, high(g), low(g)))
-
-
-@loop_jit
 def extended_length(record, at, j, alpha):
     """Of column j with the row that a ridge adds to it."""
     v = vector(F64)
@@ -83,13 +63,25 @@ def extended_length(record, at, j, alpha):
 
 
 @loop_jit
-def set_delta(f, mine, s):
-    """V times the gradient; the length of its longest part in units of y."""
+def set_delta(f, mine, k, s):
+    """delta of target k, and its largest part in units of y; X'r becomes X'r - xbar 1'r. ``s`` is a zero of the type of
+    V.
+    """
     outlined()
-    P, at, v = f.problems.P, without_constants(f.results).at, vector(F64)
-    record, small_V = section(mine, f.scratch.record, f.scratch.end), section(mine, f.scratch.small_V, f.scratch.end)
+    P, alpha, at, v, x = f.problems.P, f.problems.alpha, without_constants(f.results).at, vector(F64), number_zero(1)
+    sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
     gradient, delta = section(mine, f.scratch.gradient, f.scratch.end), section(mine, f.scratch.delta, f.scratch.end)
-    longest = like(v, 0)
+    small_V, first, longest = section(mine, f.scratch.small_V, f.scratch.end), k * (P + 2), like(v, 0)
+    all_ = get(sums, first, x)
+    for j in range(P):
+        g = get(sums, first + 1 + j, x)
+        if f.problems.fit_intercept:
+            g = g - pair(get(record, at.means + j, v), get(record, at.small_means + j, v)) * all_
+            put(sums, first + 1 + j, g)
+        if alpha > 0:
+            b = pair(get(record, at.coef + k * P + j, v), get(record, at.small_coef + k * P + j, v))
+            g = g - constant(x, alpha) * b
+        put(gradient, j, number(s, high(g), low(g)))
     for j in range(P):
         step = s
         for i in range(P):
@@ -97,7 +89,7 @@ def set_delta(f, mine, s):
             V = number(s, get(record, at.inverse + entry, v), get(small_V, entry, v))
             step = step + V * get(gradient, i, s)
         put(delta, j, step)
-        length = abs(high(step)) * extended_length(record, at, j, f.problems.alpha)
+        length = abs(high(step)) * extended_length(record, at, j, alpha)
         longest = select(length > longest, length, longest)
     return longest
 
@@ -122,14 +114,14 @@ def noise_of(record, P, k, at):
 
 
 @loop_jit
-def add_delta(f, mine, k, left, noise, nothing, s):
-    """Add delta to the coefficients of target k. By how much that lowers RSS and shifts the intercept, 1 in the lanes
-    where an error may exceed the tolerance, and the error of the intercept that follows from those of coefficients.
+def add_delta(f, mine, k, left, noise, s):
+    """Add delta to the coefficients of target k, and what follows to the intercept. By how much that lowers RSS, and 1
+    in the lanes where an error may exceed the tolerance: ``left`` in units of y, and ``noise`` times sqrt(V_jj).
     """
     outlined()
     P, alpha, at, v, x = f.problems.P, f.problems.alpha, without_constants(f.results).at, vector(F64), number_zero(1)
     sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
-    delta = section(mine, f.scratch.delta, f.scratch.end)
+    delta, nothing = section(mine, f.scratch.delta, f.scratch.end), like(v, NOTHING) * sqrt(get(record, at.squares + k, v))
     zero, shift, doubt, less, of_means = like(v, 0), like(v, 0), like(v, 0), like(v, 0), like(v, 0)
     for j in range(P):
         step, place = high(get(delta, j, s)), k * P + j
@@ -144,40 +136,15 @@ def add_delta(f, mine, k, left, noise, nothing, s):
         shift = shift - mean * step
         # RSS(b + delta) = RSS(b) - 2 delta'g + delta'G delta, where (G + alpha I) delta = g - alpha b
         less = less + step * (high(get(sums, k * (P + 2) + j + 1, x)) + like(v, alpha) * high(b))
-    return less, shift, doubt, of_means
-
-
-@loop_jit
-def shift_intercept(f, mine, k, shift, of_means, nothing, less, doubt):
-    """Add to the intercept of target k what follows, and the mean residual; likewise ``less`` and ``doubt``."""
-    outlined()
-    at, v, x = f.results.at, vector(F64), number_zero(1)
-    sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
-    all_ = high(get(sums, k * (f.problems.P + 2), x))
-    mean = all_ / get(record, at.weight, v)
-    b = pair(get(record, at.intercept + k, v), get(record, at.small_intercept + k, v))
-    b = b + pair(shift + mean, like(v, 0))
-    put(record, at.intercept + k, high(b))
-    put(record, at.small_intercept + k, low(b))
-    doubt = select(of_means <= like(v, f.tolerance) * abs(high(b)) + nothing, doubt, like(v, 1))
-    return less + all_ * mean, doubt
-
-
-@loop_jit
-def correct(f, mine, k, noise):
-    """Correct target k; by how much that lowers RSS, and 1 in the lanes where one correction is not enough."""
-    outlined()
-    P, v, s, at = f.problems.P, vector(F64), number_zero(f.pairs), without_constants(f.results).at
-    record = section(mine, f.scratch.record, f.scratch.end)
-    set_gradient(f, mine, k, s)
-    longest = set_delta(f, mine, s)
-    condition, unit = get(record, at.condition, v), UNIT_PAIRS if f.pairs else UNIT
-    left = like(v, unit * P) * condition * condition * longest  # of the error, in units of y
-    noise = like(v, noise * P) * noise_of(record, P, k, at)
-    nothing = like(v, NOTHING) * sqrt(get(record, at.squares + k, v))
-    less, shift, doubt, of_means = add_delta(f, mine, k, left, noise, nothing, s)
     if f.problems.fit_intercept:
-        less, doubt = shift_intercept(f, mine, k, shift, of_means, nothing, less, doubt)
+        all_ = high(get(sums, k * (P + 2), x))
+        mean = all_ / get(record, at.weight, v)
+        b = pair(get(record, at.intercept + k, v), get(record, at.small_intercept + k, v))
+        b = b + pair(shift + mean, zero)
+        put(record, at.intercept + k, high(b))
+        put(record, at.small_intercept + k, low(b))
+        doubt = select(of_means <= like(v, f.tolerance) * abs(high(b)) + nothing, doubt, like(v, 1))
+        less = less + all_ * mean
     return less, doubt
 
 
@@ -202,42 +169,37 @@ def gather_low_parts(f, mine):
 load_small = by_constant({FLOAT64: no_low_parts, PAIRS: gather_low_parts})
 
 
-@loop_jit
-def correct_group(f, mine, group):
-    """Correct eight problems, or sum their RSS from residuals alone."""
-    outlined()
-    s, P, v, x = f.scratch, f.problems.P, vector(F64), number_zero(1)
-    results, problems = without_constants(f.results), without_constants(f.problems)
-    at, lanes, sums, record = results.at, mine + 8 * s.lanes, section(mine, s.sums, s.end), section(mine, s.record, s.end)
-    noise = 0.0 if f.pairs else NOISE * math.sqrt(problems.N + 64.0)  # for errors add up as a walk does
-    load_group(lanes, without_constants(f.batch), problems, group)
-    gather_sums(mine + 8 * s.sums, mine + 8 * s.slot, lanes, f.sums, f.slots, f.F, x)
-    gather_record(mine + 8 * s.record, results, lanes)
-    load_small(f.pairs, f, mine)
-    flags, spread = like(v, 0), get(record, at.spread, v)
-    for k in range(problems.R):
-        rss = high(get(sums, k * (P + 2) + P + 1, x))
-        if not f.keep:
-            less, doubt = correct(f, mine, k, noise)
-            rss = rss - less
-            flags = select(doubt > like(v, 0), like(v, REPEAT if f.pairs else TO_DOUBLE_DOUBLE), flags)
-        store_statistics(record, at, problems, lanes, k, spread, rss)
-    put(record, at.flags, flags)
-    scatter_record(results, mine + 8 * s.record, lanes, at.small_coef, at.lengths)
-
-
 @cache
 def make_correct(pairs: int) -> Kernel:
     """The kernel, with V in double-double if ``pairs``."""
 
     @kernel(CORRECT, pairs=pairs)
     def regression_correct(f):
+        s, results, problems = f.scratch, without_constants(f.results), without_constants(f.problems)
+        P, at, v, x, zero = problems.P, results.at, vector(F64), number_zero(1), number_zero(f.pairs)
+        unit, code = (UNIT_PAIRS, REPEAT) if f.pairs else (UNIT, TO_DOUBLE_DOUBLE)
+        noise = 0.0 if f.pairs else NOISE * math.sqrt(problems.N + 64.0)  # for errors add up as a walk does
         me = worker(f.header)
-        mine = f.room + 8 * f.scratch.end * me
+        mine = f.room + 8 * s.end * me
+        lanes, sums, record = mine + 8 * s.lanes, section(mine, s.sums, s.end), section(mine, s.record, s.end)
         start, stop = take(f.header, me)
         while start < stop:
             for group in range(start, stop):
-                correct_group(f, mine, group)
+                load_group(lanes, without_constants(f.batch), problems, group)
+                gather_sums(mine + 8 * s.sums, mine + 8 * s.slot, lanes, f.sums, f.slots, f.F, x)
+                gather_record(mine + 8 * s.record, results, lanes)
+                load_small(f.pairs, f, mine)
+                flags, spread, condition = like(v, 0), get(record, at.spread, v), get(record, at.condition, v)
+                for k in range(problems.R):
+                    rss = high(get(sums, k * (P + 2) + P + 1, x))
+                    if not f.keep:
+                        left = like(v, unit * P) * condition * condition * set_delta(f, mine, k, zero)
+                        bound = like(v, noise * P) * noise_of(record, P, k, at)
+                        less, doubt = add_delta(f, mine, k, left, bound, zero)
+                        rss, flags = rss - less, select(doubt > like(v, 0), like(v, code), flags)
+                    store_statistics(record, at, problems, lanes, k, spread, rss)
+                put(record, at.flags, flags)
+                scatter_record(results, mine + 8 * s.record, lanes, at.small_coef, at.lengths)
             finished(f.header, stop - start)
             start, stop = take(f.header, me)
 

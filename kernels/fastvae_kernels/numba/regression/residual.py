@@ -21,7 +21,7 @@ from ..language.memory import F64, array_at, on_stack, prefetch, read, vector, w
 from ..language.threads import finished, take, worker
 from ..language.vector import lanes, total
 from .fields import RESULTS, Offsets, scratch_offsets, section
-from .tiles import ROWS, TILES, item_size, load_tile, next_rows, padded, problem_of, rows_of
+from .tiles import ROWS, TILES, load_tile, next_rows, problem_of, rows_of
 
 SLACK, SLACK_PAIRS = 2.0**-30, 2.0**-80  # of y'y about the mean: more than RSS can be wrong by
 ROUNDING = 2.0**-50  # of the terms of which an intercept is the sum
@@ -55,13 +55,19 @@ RESIDUAL = Layout(
 )
 
 
-@loop_jit
-def prepare_target(f, to, b, k):
-    """What `TARGET` says of target k of problem b, to the address ``to``.
+@math_jit
+def products_of(f, k):
+    """Where in scratch the partial sums of target k begin."""
+    return f.scratch.products + k * 2 * lanes(partial_sums()) * f.tiles.W
 
-    Sums start at four times what they can come to: r at start[0] + start[1] / sqrt(w), its products at sums[j].
+
+@loop_jit
+def begin_target(f, mine, b, k):
+    """What `TARGET` says of target k of problem b, and the start of its sums, which is four times what they can come
+    to: r at start[0] + start[1] / sqrt(w), its product with column j at sums[j].
     """
     outlined()
+    s, u, to = f.scratch, partial_sums(), mine + 8 * (f.scratch.targets + k * f.target.end)
     P, R, at, out, B = f.rows.P, f.rows.R, f.results.at, f.results.out, f.results.B
     state = out + 8 * (at.weight * B + b * (at.end - at.weight) - at.weight)
     target = b * R + k
@@ -88,31 +94,15 @@ def prepare_target(f, to, b, k):
     sums[0] = r * root
     for j in range(P):
         sums[1 + j] = r * (lengths[j] + root * abs(means[j]))
-
-
-@math_jit
-def products_of(f, k):
-    """Where in scratch the partial sums of target k begin."""
-    return f.scratch.products + k * 2 * lanes(partial_sums()) * f.tiles.W
-
-
-@math_jit
-def prepare_unit(f, mine, b):
-    """Start the sums of all targets of a problem."""
-    s, u = f.scratch, partial_sums()
-    squares = section(mine, s.squares, s.end)
-    for k in range(f.rows.R):
-        target = mine + 8 * (s.targets + k * f.target.end)
-        prepare_target(f, target, b, k)
-        squares[k] = 0.0
-        first, acc = section(target, f.target.sums, f.target.end), section(mine, products_of(f, k), s.end)
-        for j in range(f.rows.P + 1):
-            write(acc, 2 * lanes(u) * j, like(u, first[j]))
-            write(acc, 2 * lanes(u) * j + lanes(u), like(u, 0))
+    section(mine, s.squares, s.end)[k] = 0.0
+    acc = section(mine, products_of(f, k), s.end)
+    for j in range(P + 1):
+        write(acc, 2 * lanes(u) * j, like(u, sums[j]))
+        write(acc, 2 * lanes(u) * j + lanes(u), like(u, 0))
 
 
 @loop_jit
-def residuals(f, mine, k, rows, w, ahead, pace):
+def residuals(f, mine, k, T, w, ahead, pace):
     """W (y - b0 - x'b) of target k as pairs, low parts S behind; the sum of w r^2.
 
     Meanwhile as many rows are fetched from the address ``ahead`` on, 8 of them ``pace`` bytes.
@@ -125,7 +115,7 @@ def residuals(f, mine, k, rows, w, ahead, pace):
     b, small_b = section(target, f.target.b, f.target.end), section(target, f.target.small_b, f.target.end)
     start = section(target, f.target.start, f.target.end)
     squares, first, wt = zero, like(v, start[0] + start[1]), zero
-    for t in range(0, rows, 8):
+    for t in range(0, T, 8):
         for at in range(0, pace, 64):
             prefetch(ahead + at)
         ahead += pace
@@ -152,67 +142,41 @@ def residuals(f, mine, k, rows, w, ahead, pace):
     return total(squares)
 
 
-@math_jit
-def add_tile(f, mine, rows, w, ahead):
+@loop_jit
+def add_tile(f, mine, T, w, ahead):
     """Add a tile's products of residuals and columns to the sums of each target."""
-    s, S = f.scratch, f.tiles.S
+    outlined()
+    s, S, P = f.scratch, f.tiles.S, f.rows.P
     squares, z, wr = section(mine, s.squares, s.end), section(mine, s.z, s.end), section(mine, s.weighed, s.end)
-    whole = padded(rows)
+    pace = 8 * P * f.rows.x_size if f.rows.x_row == P else 0  # of rows that follow each other in memory
     for k in range(f.rows.R):
-        dense = k == 0 and f.rows.x_row == f.rows.P
-        pace = 8 * f.rows.P * item_size(f.rows.x_code) if dense else 0
-        squares[k] += residuals(f, mine, k, whole, w, ahead, pace)
-        acc = section(mine, products_of(f, k), s.end)
+        squares[k] += residuals(f, mine, k, T, w, ahead, pace)
+        acc, pace = section(mine, products_of(f, k), s.end), 0
         for i in range(0, f.tiles.W, SIDE_ALONE):
-            add_above(acc, z, wr, i, S, whole, S)
+            add_above(acc, z, wr, i, S, T, S)
 
 
 @loop_jit
-def finish_above(sums, acc, above, count):
-    """Add up the lanes of sums of products, and subtract where they started."""
+def finish_target(f, mine, unit, k):
+    """The sums of target k of a unit, as pairs: of their lanes, less where they started."""
     outlined()
-    u, some = partial_sums(), on_stack(16, F64)
-    for k in range(0, count, lanes(u)):
-        p = totals_above(acc, above, k)
+    P, s, u, some = f.rows.P, f.scratch, partial_sums(), on_stack(16, F64)
+    sums = array_at(f.sums + 16 * (unit * f.F + k * (P + 2)), 2 * (P + 2), F64)
+    start = section(mine + 8 * (s.targets + k * f.target.end), f.target.sums, f.target.end)
+    acc = section(mine, products_of(f, k), s.end)
+    for j in range(0, P + 1, lanes(u)):
+        p = totals_above(acc, start, j)
         write(some, 0, high(p))
         write(some, 8, low(p))
-        for lane in range(min(lanes(u), count - k)):
-            sums[2 * (k + lane)], sums[2 * (k + lane) + 1] = some[lane], some[8 + lane]
-
-
-@math_jit
-def store_unit(f, mine, unit):
-    """Of each target 1'wr, X'wr, r'wr, as pairs."""
-    P, s = f.rows.P, f.scratch
-    squares = section(mine, s.squares, s.end)
-    for k in range(f.rows.R):
-        sums = array_at(f.sums + 16 * (unit * f.F + k * (P + 2)), 2 * (P + 2), F64)
-        start = section(mine + 8 * (s.targets + k * f.target.end), f.target.sums, f.target.end)
-        finish_above(sums, section(mine, products_of(f, k), s.end), start, P + 1)
-        sums[2 * P + 2], sums[2 * P + 3] = squares[k], 0.0
-
-
-@math_jit
-def sum_unit(f, mine, unit, stop):
-    """The sums of one slot of a problem, tile by tile."""
-    rows, tiles, s = f.rows, f.tiles, f.scratch
-    b, row = problem_of(tiles, unit), unit % tiles.slots * tiles.T
-    x, y, w = rows_of(rows, b)
-    prepare_unit(f, mine, b)
-    while row < rows.N:
-        T = min(tiles.T, rows.N - row)
-        load_tile(
-            rows, x, y, w, row, T, tiles.S, mine + 8 * s.z, mine + 8 * s.y, mine + 8 * s.weights, mine + 8 * s.zero,
-            rows.P,
-        )  # fmt: skip
-        add_tile(f, mine, T, w, next_rows(rows, tiles, unit, stop, row))
-        row += tiles.slots * tiles.T
-    store_unit(f, mine, unit)
+        for lane in range(min(lanes(u), P + 1 - j)):
+            sums[2 * (j + lane)], sums[2 * (j + lane) + 1] = some[lane], some[8 + lane]
+    sums[2 * P + 2], sums[2 * P + 3] = section(mine, s.squares, s.end)[k], 0.0
 
 
 @loop_jit
 def prepare(f, mine):
     """Zeros in all that is read before it is written: columns that only fill blocks, their sums, the shift of columns."""
+    outlined()
     s = f.scratch
     z, acc, zero = section(mine, s.z, s.end), section(mine, s.products, s.end), section(mine, s.zero, s.end)
     for t in range((f.rows.P + 1) * f.tiles.S, f.tiles.W * f.tiles.S):
@@ -229,13 +193,26 @@ def make_residual() -> Kernel:
 
     @kernel(RESIDUAL)
     def regression_residual(f):
+        rows, tiles, s = f.rows, f.tiles, f.scratch
+        N, S = rows.N, tiles.S
         me = worker(f.header)
-        mine = f.room + 8 * f.scratch.end * me
+        mine = f.room + 8 * s.end * me
+        z, targets, weights, zero = mine + 8 * s.z, mine + 8 * s.y, mine + 8 * s.weights, mine + 8 * s.zero
         prepare(f, mine)
         start, stop = take(f.header, me)
         while start < stop:
             for unit in range(start, stop):
-                sum_unit(f, mine, unit, stop)
+                b, row = problem_of(tiles, unit), unit % tiles.slots * tiles.T
+                x, y, w = rows_of(rows, b)
+                for k in range(rows.R):
+                    begin_target(f, mine, b, k)
+                while row < N:
+                    T, ahead = min(tiles.T, N - row), next_rows(rows, tiles, unit, stop, row)
+                    whole = load_tile(rows, x, y, w, row, T, S, z, targets, weights, zero, rows.P)
+                    add_tile(f, mine, whole, w, ahead)
+                    row += tiles.slots * tiles.T
+                for k in range(rows.R):
+                    finish_target(f, mine, unit, k)
             finished(f.header, stop - start)
             start, stop = take(f.header, me)
 

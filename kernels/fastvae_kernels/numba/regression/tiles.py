@@ -9,19 +9,15 @@ s + SLOTS, ... of T rows. T and SLOTS depend on N, P and R alone, so that bits d
 from ..language.jit import loop_jit, math_jit, outlined
 from ..language.layout import Layout
 from ..language.math import like, select
-from ..language.memory import F32, F64, I64, array_at, read, vector, write
+from ..language.memory import F64, I64, array_at, read, vector, write
 from ..language.transpose import load, load_weights
 from ..language.vector import total
 
-# Rows of all problems: addresses, dtype codes, and strides in elements; ``ignored``: some have a weight of 0. w may be 0.
-ROWS = Layout("x x_code x_row x_problem y y_code y_row y_problem w w_row w_problem N P R ignored")
+# Rows of all problems: addresses, dtype codes, bytes of an element, strides in elements; ``ignored``: some have a weight of 0. w may be 0.
+ROWS = Layout(
+    "x x_code x_size x_row x_problem y y_code y_size y_row y_problem w w_row w_problem N P R ignored"
+)
 TILES = Layout("T S W slots active")  # rows, stride and number of columns; slots; the problems to work on
-
-
-@math_jit
-def item_size(code):
-    """Bytes of an element."""
-    return 4 if code == F32 else 8
 
 
 @math_jit
@@ -33,8 +29,8 @@ def problem_of(tiles, unit):
 @math_jit
 def rows_of(rows, b):
     """Where the rows of x, y and w of a problem begin."""
-    x = rows.x + b * rows.x_problem * item_size(rows.x_code)
-    y = rows.y + b * rows.y_problem * item_size(rows.y_code)
+    x = rows.x + b * rows.x_problem * rows.x_size
+    y = rows.y + b * rows.y_problem * rows.y_size
     return x, y, rows.w + b * rows.w_problem * 8 if rows.w else 0
 
 
@@ -44,23 +40,18 @@ def next_rows(rows, tiles, unit, stop, row):
     row += tiles.slots * tiles.T
     b = problem_of(tiles, unit if row < rows.N else min(unit + 1, stop - 1))
     row = row if row < rows.N else 0
-    return rows.x + (b * rows.x_problem + row * rows.x_row) * item_size(rows.x_code)
-
-
-@math_jit
-def padded(rows):
-    """A number of rows, rounded up to whole vectors."""
-    return (rows + 7) // 8 * 8
+    return rows.x + (b * rows.x_problem + row * rows.x_row) * rows.x_size
 
 
 @loop_jit
 def load_tile(rows, x, y, w, row, T, S, z, targets, weights, shift, weighted):
-    """Load T rows from ``row`` on, as columns to z and ``targets``; weights likewise. All but numbers are addresses.
+    """Load T rows from ``row`` on, as columns to z and ``targets``; weights likewise; how many these are with the zeros
+    behind. All but numbers are addresses.
 
     Where the weight is 0, ``weighted`` columns from the first regressor on become 0: such a row may hold anything.
     """
     outlined()
-    P, R, whole = rows.P, rows.R, padded(T)
+    P, R, whole = rows.P, rows.R, (T + 7) // 8 * 8
     columns = array_at(z + 8 * S, weighted * S, F64)
     load(columns, x, rows.x_code, row, rows.x_row, T, whole, P, S, array_at(shift, P, F64))
     shift_y = array_at(shift + 8 * P, R, F64)
@@ -75,6 +66,7 @@ def load_tile(rows, x, y, w, row, T, S, z, targets, weights, shift, weighted):
         ones[t] = 1.0
     for t in range(T, whole):
         ones[t] = 0.0
+    return whole
 
 
 @loop_jit
