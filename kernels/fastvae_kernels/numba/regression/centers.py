@@ -4,7 +4,9 @@ The mean is taken off later, see `factor.center_sums`; sums about a center near 
 """
 
 from ..language.jit import loop_jit, outlined
-from ..language.memory import F32, F64, array_at, number, read
+from ..language.math import like
+from ..language.memory import F32, F64, array_at, number, read, write
+from ..language.transpose import four
 
 ORIGIN, FIRST_ROWS, GIVEN = range(3)  # 0, the mean of a few rows, centers that are there
 FEW_ROWS = 8
@@ -15,8 +17,14 @@ def mean_of_rows(center, x, code, stride, N, D):
     """The mean of each column over the first rows."""
     outlined()
     one, n, length = number(F64), min(N, FEW_ROWS), (N - 1) * stride + D
-    rows32, rows64 = array_at(x, length, F32), array_at(x, length, F64)
-    for d in range(D):
+    rows32, rows64, q = array_at(x, length, F32), array_at(x, length, F64), four(number(F64))
+    for first in range(0, D if D >= 4 else 0, 4):
+        d, total = min(first, D - 4), like(q, 0)  # the last four overlap with those before
+        for t in range(n):
+            at = t * stride + d
+            total = total + (read(rows32, at, q) if code == F32 else read(rows64, at, q))
+        write(center, d, total / like(q, n))
+    for d in range(D if D < 4 else 0):
         sum_ = 0.0
         for t in range(n):
             at = t * stride + d

@@ -1,12 +1,12 @@
 """Linear regression by normal equations, one or a million problems at once: Numba.
 
-    sums of products    `gram.py`       of the centred columns, in float64 or in double-double
-    estimates           `estimates.py`  Cholesky, coefficients, errors, and what is in doubt about them
+    sums of products    `gram.py`       of the centered columns, in float64 or in double-double
+    estimates           `estimates.py`  Cholesky, coefficients, standard errors, and bounds of the errors
     residuals           `residual.py`   in double-double, and the sums that follow from them
     corrections         `refine.py`     the solution corrected by them, and whether that is enough
 
-Traffic, elements: reads N (P + R) once; again for the problems that are refined, and again for those that take
-double-double. Launches: two for all problems, two more for each of these. Here stands which problem takes which.
+This file decides which problem takes which step. Traffic, elements: reads N (P + R) once; again for the problems that
+are refined, and again for those that take double-double. Launches: two for all problems, two more for each of these.
 Specification: fastvae/reference/regression/formulas.py
 """
 
@@ -37,8 +37,8 @@ BAD_DATA, TOO_FEW_ROWS, REFINED, DOUBLE_DOUBLE, RANK_DEFICIENT = 16, 32, 64, 128
 CLOSE = 2.0**-50  # times P: how near, relative to its length, a dependent column is to the others
 CLOSE_SUMS = 1e-6  # the same where sums are float64, and their rows are gone
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-9}  # of a coefficient
-LEAST, MOST_ERROR = 1e-9, 1e-9  # a pivot, and the error of V, relative, that one correction is enough for
-LEAST_FLOAT64, MOST_FLOAT64 = 2.0**-46, 0.01  # times P; the same where float64 is asked for
+LEAST, MOST_ERROR = 1e-9, 1e-9  # a pivot and an error of V, relative, for which one correction is enough
+LEAST_FLOAT64, MOST_FLOAT64 = 2.0**-46, 0.01  # the same for precision="float64", the first times P
 MOST_REPEATS = 8  # of a correction in double-double
 
 
@@ -60,7 +60,7 @@ class Fitted(NamedTuple):
     df: Tensor
     status: Tensor
     mean_x: Tensor  # [B, P]
-    small_mean_x: Tensor  # [B, P], what rounding left of these
+    small_mean_x: Tensor  # [B, P], low parts of these
     mean_y: Tensor  # [B, R]
     total_weight: Tensor
     inverse_gram: Callable[[], Tensor]  # of [B, P, P]
@@ -176,7 +176,7 @@ def sums_of(m: Rows, about: Sums | None, exact: bool) -> Sums:
 
 
 def target_exponents(sums: Sums) -> Tensor | None:
-    """What `solve` takes the targets divided by, powers of two [B, R]; None where it takes them as they are."""
+    """Exponents [B, R] of the powers of two by which `solve` takes the targets divided; None where there are none."""
     return None if sums.exponents is None else torch.from_numpy(sums.exponents)
 
 

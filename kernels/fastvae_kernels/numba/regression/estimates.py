@@ -18,34 +18,20 @@ from functools import cache
 from typing import NamedTuple
 
 from ..language.double import WORDS, constant, get, high, low, number, number_zero, put
-from ..language.jit import Kernel, by_constant, kernel, loop_jit, math_jit, outlined
+from ..language.jit import Kernel, kernel, loop_jit, outlined
 from ..language.layout import Layout, without_constants
 from ..language.math import like, select, sqrt
-from ..language.memory import F64, I64, array_at, read, vector, write
+from ..language.memory import F64, read, vector
 from ..language.threads import finished, take, worker
 from ..language.transpose import into_lanes
 from ..language.vector import total
-from .factor import UNIT, center_sums, exceeds_tolerance, factor, norm, quadratic, row, square, sums_of
-from .fields import (
-    BATCH,
-    DEPENDENT,
-    NONFINITE,
-    PROBLEMS,
-    RECENTER,
-    REFINE,
-    REPEAT,
-    RESULTS,
-    TO_DOUBLE_DOUBLE,
-    scratch_offsets,
-    section,
-)
-from .lanes import ADDRESSES, LANE_NUMBERS, NUMBERS, ROW_COUNTS, UNITS, find_rows, gather_sums, load_group, scatter_record
-from .rank import null_vectors, project, shorten
+from .factor import center_sums, factor, norm, quadratic, row, square, sums_of
+from .fields import BATCH, NONFINITE, PROBLEMS, RECENTER, REFINE, RESULTS, scratch_offsets, section
+from .lanes import ADDRESSES, LANE_NUMBERS, NUMBERS, ROW_COUNTS, find_rows, gather_sums, load_group, scatter_record
+from .precision import is_uncertain, next_step, project_inverse, shorten_coefficients, store_small
 from .statistics import store_statistics
 
-UNIT_PAIRS = 2.0**-103
 ALONE, ALONE_PAIRS = 1e-5, 2.0**-67  # of y'y: a smaller RSS is summed from residuals, not what y'y - z'z leaves
-FLOAT64, PAIRS = range(2)
 
 
 class Limits(NamedTuple):
@@ -58,7 +44,7 @@ class Limits(NamedTuple):
 
 
 def scratch_sizes(P: int, R: int, F: int, results: int, words: int) -> dict[str, int]:
-    """What a thread needs; ``results`` are the numbers of a problem's results, ``words`` those of a pair or a vector."""
+    """What a thread needs; ``results`` is the size of a problem's results, ``words`` that of a vector or a pair."""
     T = P * (P + 1) // 2
     return {
         "sums": F * words,  # G, and the factor in its place
@@ -109,7 +95,7 @@ def load_problems(f, mine, group, x):
 
 @loop_jit
 def measure_columns(f, mine, x):
-    """Lengths of the columns, limits of their pivots, and the ridge; 0, or NaN in the lanes where a sum is not finite."""
+    """Lengths of columns, limits of their pivots, and the ridge; 0, or NaN in the lanes where a sum is not finite."""
     outlined()
     s, limits, at, v = f.scratch, f.limits, f.results.at, vector(F64)
     G, mean, record = section(mine, s.sums, s.end), section(mine, s.mean, s.end), section(mine, s.record, s.end)
@@ -189,95 +175,13 @@ def solve_target(f, mine, r, dependent, x):
     return rest
 
 
-# Where float64 and double-double differ
-
-
-@math_jit
-def leave(f, mine, x):
-    """In float64 a dependent column is only noted, and V has no low parts."""
-
-
-@math_jit
-def project_to_minimum_norm(f, mine, x):
-    """V of the solution of minimum norm, and the projection to it."""
-    s, P = f.scratch, f.problems.P
-    nulls, dropped = section(mine, s.nulls, s.end), section(mine, s.dropped, s.end)
-    null_vectors(nulls, section(mine, s.M, s.end), section(mine, s.sums, s.end), dropped, P, x)
-    project(nulls, section(mine, s.V, s.end), P, x)
-
-
-@math_jit
-def shorten_to_minimum_norm(f, mine, x):
-    """The coefficients of minimum norm."""
-    shorten(section(mine, f.scratch.nulls, f.scratch.end), section(mine, f.scratch.coef, f.scratch.end), f.problems.P, x)
-
-
-@math_jit
-def is_uncertain_float64(f, mine, r, y2, x):
-    """1 in the lanes where the bound of an error exceeds the tolerance."""
-    s, P = f.scratch, f.problems.P
-    V, scale, mean = section(mine, s.V, s.end), section(mine, s.scale, s.end), section(mine, s.mean, s.end)
-    intercept = get(section(mine, s.record, s.end), f.results.at.intercept + r, y2)
-    return exceeds_tolerance(
-        V, scale, mean, section(mine, s.coef, s.end), intercept, y2, high(get(mean, P + r, x)), f.limits.tolerance, P,
-        f.problems.fit_intercept, x,
-    )  # fmt: skip
-
-
-@math_jit
-def is_uncertain_pairs(f, mine, r, y2, x):
-    """Of pairs, `flags_pairs` tells it of all targets."""
-    return like(y2, 0)
-
-
-@math_jit
-def flags_float64(f, squared, dependent):
-    """Whether double-double is needed, in each lane."""
-    accurate = like(squared, UNIT * f.problems.P) * squared <= like(squared, f.limits.most_error)
-    deeper = select(accurate, dependent, like(squared, 1))
-    return select(deeper > like(squared, 0), like(squared, TO_DOUBLE_DOUBLE), like(squared, 0))
-
-
-@math_jit
-def flags_pairs(f, squared, dependent):
-    """Whether columns are dependent, and whether one correction by residuals is enough, in each lane."""
-    zero, left = like(squared, 0), like(squared, UNIT_PAIRS * f.problems.P) * squared
-    flags = select(dependent > zero, like(squared, DEPENDENT), zero)
-    return flags + select(left <= like(squared, f.limits.tolerance), zero, like(squared, REPEAT))
-
-
-@math_jit
-def store_low_parts(f, mine, x):
-    """The low parts of V, for corrections in double-double."""
-    if f.small:
-        T, units = f.problems.P * (f.problems.P + 1) // 2, array_at(mine + 8 * (f.scratch.lanes + UNITS), 8, I64)
-        copy_low_parts(f.small, section(mine, f.scratch.V, f.scratch.end), units, T)
-
-
-@loop_jit
-def copy_low_parts(small, V, units, T):
-    """Of T numbers of each problem of a batch, to the address ``small``."""
-    outlined()
-    for lane in range(8):
-        to = array_at(small + 8 * units[lane] * T, T, F64)
-        for k in range(T):
-            to[k] = V[(2 * k + 1) * 8 + lane]
-
-
-project_inverse = by_constant({FLOAT64: leave, PAIRS: project_to_minimum_norm})
-shorten_coefficients = by_constant({FLOAT64: leave, PAIRS: shorten_to_minimum_norm})
-is_uncertain = by_constant({FLOAT64: is_uncertain_float64, PAIRS: is_uncertain_pairs})
-next_step = by_constant({FLOAT64: flags_float64, PAIRS: flags_pairs})
-store_small = by_constant({FLOAT64: leave, PAIRS: store_low_parts})
-
-
 @cache
 def make_solve(pairs: int) -> Kernel:
     """The kernel, in double-double if ``pairs``."""
 
     @kernel(SOLVE, pairs=pairs)
     def regression_solve(f):
-        s, limits, results, problems = f.scratch, f.limits, without_constants(f.results), without_constants(f.problems)
+        s, results, problems = f.scratch, without_constants(f.results), without_constants(f.problems)
         P, R, at, v, x = problems.P, problems.R, results.at, vector(F64), number_zero(f.pairs)
         zero, unity = like(v, 0), like(v, 1)
         me = worker(f.header)

@@ -2,9 +2,9 @@
 
     G = L L',   M = L^-1,   V = M'M = G^-1,   z = M g
 
-Numbers are vectors of float64 or pairs in double-double, told by a zero ``x`` of their type. Matrices are lower
-triangles, row by row; G is that of all sums, with a row and column 0 of those of the columns themselves, and then the
-targets' rows, see `gram.py`. Specification: fastvae/reference/regression/formulas.py
+Numbers are vectors of float64, or pairs of them in double-double; ``x``, a zero, has their type. Matrices are lower
+triangles, row by row. G holds all sums: row and column 0 are the sums of the columns themselves, and the targets' rows
+come last, see `gram.py`. Specification: fastvae/reference/regression/formulas.py
 """
 
 from ..language.double import choose, constant, get, high, put, root
@@ -13,7 +13,7 @@ from ..language.math import fma, like, select, sqrt
 from ..language.memory import F64, read, vector, write
 
 UNIT = 2.0**-53
-FAR_AWAY = 4.0  # times the spread, squared, from the center to the mean
+FAR_AWAY = 4.0  # squared distance of a center from the mean, in units of the squared spread
 
 
 @math_jit
@@ -30,8 +30,8 @@ def sums_of(i, P):
 
 @loop_jit
 def center_sums(G, mean, rest, P, R, x):
-    """Take sums about the centers to sums about the means, which are added to the centers in ``mean``, what is rounded
-    away to ``rest``; 1 in the lanes where the centers were far from them.
+    """Turn sums about the centers, ``mean``, into sums about the means, and the centers into the means, whose low parts
+    are ``rest``; 1 in the lanes where a center was far from the mean.
     """
     outlined()
     v = vector(F64)
@@ -54,12 +54,12 @@ def center_sums(G, mean, rest, P, R, x):
 
 @loop_jit
 def factor(G, M, dropped, limit, grain, most, P, R, x):
-    """L and z in place of G and g, and M = L^-1, whose rows are 0 where a column is left out, 1 in ``dropped``; how many
-    columns are kept.
+    """L and z in place of G and g, and M = L^-1; how many columns are kept. Where one is left out, M has a row of 0,
+    and ``dropped`` is 1.
 
-    T_j, the coefficients of column j on those before it, are on the way to M. Left out is a column whose pivot is not
-    above its ``limit``, or whose distance from the others is not above what their rounding, the ``grain`` of each,
-    amounts to, sum_k |T_jk| grain_k with T_jj = 1; and each behind the first ``most``, which rows leave no room for.
+    A column is left out if its pivot is not above its ``limit``, or its distance from the others not above the effect
+    of their rounding, sum_k |T_jk| grain_k, where T_j are its coefficients on the columns before it, and T_jj = 1; and
+    if ``most`` are kept already, the number that the rows can tell apart.
     """
     outlined()
     v = vector(F64)
@@ -106,7 +106,7 @@ def square(V, M, P, x):
 
 @loop_jit
 def norm(A, step, scale, P, x):
-    """The 1-norm of a symmetric matrix whose rows and columns are multiplied by the scale of each."""
+    """The 1-norm of a symmetric matrix, from its row ``step`` on, with rows and columns multiplied by ``scale``."""
     outlined()
     v = vector(F64)
     most = like(v, 0)
@@ -135,7 +135,7 @@ def quadratic(V, a, P, x):
 
 @loop_jit
 def exceeds_tolerance(V, scale, mean, coef, intercept, yy, ybar, tolerance, P, fit_intercept, x):
-    """1 in the lanes where a bound exceeds ``tolerance`` times a coefficient, or times the intercept."""
+    """1 in the lanes where the bound of an error exceeds ``tolerance`` times a coefficient, or times the intercept."""
     outlined()
     v = vector(F64)
     size, unit, tol = sqrt(yy), like(v, UNIT), like(v, tolerance)

@@ -29,7 +29,7 @@ class Offsets:
 
     def __init__(self, sizes: Callable[..., dict[str, int]], *example: int, unit: int = 1) -> None:
         names = [*sizes(*example), "end"]
-        named: Any = namedtuple("Begins", names)
+        named = _named(names)
         self.layout = Layout(" ".join(names))
         self.index = {name: k for k, name in enumerate(names)}
 
@@ -38,6 +38,10 @@ class Offsets:
             return named(*begins, -(-end // unit) * unit)
 
         self.of: Callable[..., Any] = lru_cache(256)(of)
+
+
+def _named(names: list[str]) -> Any:
+    return namedtuple("Begins", names)
 
 
 def scratch_offsets(sizes: Callable[..., dict[str, int]], *example: int) -> Offsets:

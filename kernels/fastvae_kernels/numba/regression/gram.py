@@ -12,25 +12,15 @@ Specification: fastvae/reference/regression/formulas.py
 
 from functools import cache
 
-from ..language.blocks import (
-    SIDE,
-    SIDE_EXACT,
-    add_all_products,
-    add_block,
-    add_exact_block,
-    partial_sums,
-    store_totals,
-    totals_of_pairs,
-)
-from ..language.double import exact_product, exact_sum, high, low
-from ..language.jit import Kernel, by_constant, kernel, loop_jit, math_jit, outlined
+from ..language.blocks import add_all_products, partial_sums, store_totals
+from ..language.jit import Kernel, by_constant, kernel, loop_jit, math_jit
 from ..language.layout import Layout, without_constants
-from ..language.math import fma, like, sqrt
-from ..language.memory import F64, I64, array_at, on_stack, read, vector, write
+from ..language.memory import F64, I64, array_at
 from ..language.threads import finished, take, worker
-from ..language.vector import lanes, total
+from ..language.vector import lanes
 from .centers import centers_of
 from .fields import scratch_offsets, section
+from .products import add_blocks, add_exact_blocks, finish_pairs, finish_sums, split, weigh, weigh_pairs
 from .tiles import ROWS, TILES, load_tile, next_rows, problem_of, rows_of
 
 FEW, ANY, EXACT = range(3)  # the method: few columns, any number, double-double
@@ -61,51 +51,6 @@ GRAM = Layout(
 def number_of_sums(P: int, R: int) -> int:
     """How many sums a problem has."""
     return (P + 1) * (P + 2) // 2 + R * (P + 2)
-
-
-# Columns: weighted, and split into pairs
-
-
-@loop_jit
-def weigh(z, w, T, S, columns):
-    """Multiply the columns by the square root of the weights, which replaces the column of ones."""
-    outlined()
-    v = vector(F64)
-    for t in range(0, T, 8):
-        write(z, t, sqrt(read(w, t, v)))
-    for j in range(1, columns):
-        for t in range(0, T, 8):
-            write(z, j * S + t, read(z, j * S + t, v) * read(z, t, v))
-
-
-@loop_jit
-def split(z, center, rows, T, S, gap, columns):
-    """The columns less the center as pairs, low parts ``gap`` behind; zeros behind the rows."""
-    outlined()
-    v = vector(F64)
-    for j in range(1, columns):
-        m = like(v, -center[j])
-        for t in range(0, T, 8):
-            difference = exact_sum(read(z, j * S + t, v), m)
-            write(z, j * S + t, high(difference))
-            write(z, gap + j * S + t, low(difference))
-        for t in range(rows, T):
-            z[j * S + t] = z[gap + j * S + t] = 0.0
-    for t in range(T):
-        z[gap + t] = 0.0
-
-
-@loop_jit
-def weigh_pairs(a, z, w, T, S, gap, columns):
-    """A = w z of pairs."""
-    outlined()
-    v = vector(F64)
-    for j in range(columns):
-        for t in range(0, T, 8):
-            wt, at = read(w, t, v), j * S + t
-            product = exact_product(wt, read(z, at, v))
-            write(a, at, high(product))
-            write(a, gap + at, fma(wt, read(z, gap + at, v), low(product)))
 
 
 # Products of a tile of ``rows`` rows, T with the zeros behind, added to partial sums; ``fresh``: these start at 0
@@ -145,28 +90,6 @@ def add_exact(f, mine, center, rows, T, w, fresh, ahead):
     add_exact_blocks(section(mine, s.products, s.end), a, z, f.tiles.W, S, T, f.rows.P, gap, fresh, f.one)
 
 
-@loop_jit
-def add_blocks(acc, z, W, S, T, P, fresh, ahead):
-    """The products of all columns, block by block."""
-    outlined()
-    for i in range(0, W, SIDE):
-        for j in range(0, min(i, P + 1), SIDE):
-            add_block(acc, W, z, i, j, S, T, fresh, ahead, False)
-            ahead += 8 * T
-        add_block(acc, W, z, i, i, S, T, fresh, ahead, True)
-        ahead += 8 * T
-
-
-@loop_jit
-def add_exact_blocks(acc, a, z, W, S, T, P, gap, fresh, one):
-    """The same in double-double, of a = w z and z."""
-    outlined()
-    for i in range(0, W, SIDE_EXACT):
-        add_exact_block(acc, W, a, z, i, i, S, T, fresh, gap, one, True)
-        for j in range(0, min(i, P + 1), SIDE_EXACT):
-            add_exact_block(acc, W, a, z, i, j, S, T, fresh, gap, one, False)
-
-
 add_tile = by_constant({FEW: add_few, ANY: add_any, EXACT: add_exact})
 
 # Sums of a unit: the lanes of its partial sums, added up
@@ -193,29 +116,6 @@ def store_exact(f, mine, sums):
     """In double-double."""
     s = f.scratch
     finish_pairs(sums, section(mine, s.products, s.end), array_at(mine + 8 * s.entries, f.F + 8, I64), f.F)
-
-
-@loop_jit
-def finish_sums(sums, acc, entries, F):
-    """Add up the lanes."""
-    outlined()
-    u = partial_sums()
-    for k in range(F):
-        sums[k] = total(read(acc, entries[k], u))
-
-
-@loop_jit
-def finish_pairs(sums, acc, entries, F):
-    """Add up the lanes of pairs."""
-    outlined()
-    u = partial_sums()
-    some = on_stack(16, F64)
-    for k in range(0, F, lanes(u)):
-        p = totals_of_pairs(acc, entries, k)
-        write(some, 0, high(p))
-        write(some, 8, low(p))
-        for lane in range(min(lanes(u), F - k)):
-            sums[2 * (k + lane)], sums[2 * (k + lane) + 1] = some[lane], some[8 + lane]
 
 
 store_sums = by_constant({FEW: store_few, ANY: store_any, EXACT: store_exact})

@@ -5,8 +5,8 @@ null vector. With Y an orthonormal basis of them all, a vector a row, Pi = I - Y
 
     coef <- Pi coef,    V <- Pi V Pi
 
-which is the pseudo-inverse of G, in the user's units. In lanes where column j is kept n_j is 0, and nothing happens.
-Room for three P x P matrices: Y, Pi, and one between.
+which is the pseudo-inverse of G, in the user's units. In lanes where column j is kept n_j is 0, and nothing changes.
+``room`` holds three P x P matrices: Y, Pi, and one for intermediate results.
 """
 
 from ..language.double import choose, constant, get, high, put, root
@@ -18,11 +18,10 @@ from .factor import row
 
 @loop_jit
 def null_vectors(room, M, G, dropped, P, x):
-    """Pi, from the null vectors."""
+    """The null vectors n_j, a row each."""
     outlined()
     v = vector(F64)
     zero, one = constant(x, 0), constant(x, 1)
-    Pi = P * P
     for j in range(P):
         out = read(dropped, 8 * j, v) > like(v, 0)
         for k in range(P):
@@ -30,7 +29,15 @@ def null_vectors(room, M, G, dropped, P, x):
             for i in range(k, j):
                 acc = acc - get(M, row(i) + k, x) * get(G, row(j + 1) + i + 1, x)
             put(room, j * P + k, choose(out, acc, zero))
-    for j in range(P):  # Gram and Schmidt
+
+
+@loop_jit
+def orthonormalize(room, P, x):
+    """Y from the null vectors, by Gram and Schmidt; rows of 0 stay."""
+    outlined()
+    v = vector(F64)
+    zero, one = constant(x, 0), constant(x, 1)
+    for j in range(P):
         for i in range(j):
             acc = zero
             for k in range(P):
@@ -45,6 +52,13 @@ def null_vectors(room, M, G, dropped, P, x):
         inverse = choose(some, one / root(choose(some, acc, one)), zero)
         for k in range(P):
             put(room, j * P + k, get(room, j * P + k, x) * inverse)
+
+
+@loop_jit
+def projector(room, P, x):
+    """Pi from Y."""
+    outlined()
+    zero, one, Pi = constant(x, 0), constant(x, 1), P * P
     for k in range(P):
         for m in range(P):
             acc = one if k == m else zero

@@ -19,10 +19,10 @@ from ..language.layout import Layout, without_constants
 from ..language.math import fma, like, select, sqrt
 from ..language.memory import F64, I64, array_at, vector
 from ..language.threads import finished, take, worker
-from .estimates import FLOAT64, PAIRS, UNIT_PAIRS
 from .factor import UNIT, row
 from .fields import BATCH, PROBLEMS, REPEAT, RESULTS, TO_DOUBLE_DOUBLE, scratch_offsets, section
 from .lanes import LANE_NUMBERS, UNITS, gather_record, gather_sums, load_group, scatter_record
+from .precision import FLOAT64, PAIRS, UNIT_PAIRS
 from .residual import ROUNDING
 from .statistics import store_statistics
 
@@ -121,7 +121,10 @@ def add_delta(f, mine, k, left, noise, s):
     outlined()
     P, alpha, at, v, x = f.problems.P, f.problems.alpha, without_constants(f.results).at, vector(F64), number_zero(1)
     sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
-    delta, nothing = section(mine, f.scratch.delta, f.scratch.end), like(v, NOTHING) * sqrt(get(record, at.squares + k, v))
+    delta, nothing = (
+        section(mine, f.scratch.delta, f.scratch.end),
+        like(v, NOTHING) * sqrt(get(record, at.squares + k, v)),
+    )
     zero, shift, doubt, less, of_means = like(v, 0), like(v, 0), like(v, 0), like(v, 0), like(v, 0)
     for j in range(P):
         step, place = high(get(delta, j, s)), k * P + j

@@ -71,8 +71,9 @@ def begin_target(f, mine, b, k):
     P, R, at, out, B = f.rows.P, f.rows.R, f.results.at, f.results.out, f.results.B
     state = out + 8 * (at.weight * B + b * (at.end - at.weight) - at.weight)
     target = b * R + k
-    coef, small = array_at(out + 8 * (at.coef * B + target * P), P, F64), array_at(
-        state + 8 * (at.small_coef + k * P), P, F64
+    coef, small = (
+        array_at(out + 8 * (at.coef * B + target * P), P, F64),
+        array_at(state + 8 * (at.small_coef + k * P), P, F64),
     )
     rss = array_at(out + 8 * (at.rss * B + target), 1, F64)[0]
     lengths, means = array_at(state + 8 * at.lengths, P, F64), array_at(state + 8 * at.means, P + R, F64)
@@ -175,7 +176,7 @@ def finish_target(f, mine, unit, k):
 
 @loop_jit
 def prepare(f, mine):
-    """Zeros in all that is read before it is written: columns that only fill blocks, their sums, the shift of columns."""
+    """Zeros in what is read before it is written: columns that only fill blocks, partial sums, the shift of columns."""
     outlined()
     s = f.scratch
     z, acc, zero = section(mine, s.z, s.end), section(mine, s.products, s.end), section(mine, s.zero, s.end)

@@ -1,4 +1,4 @@
-"""What follows from RSS: variances, standard errors, log-likelihood and R^2, eight problems at a time, one in each lane.
+"""What follows from RSS: variances, standard errors, log-likelihood and R^2 of eight problems, one in each lane.
 
     sigma2 = RSS / n,   unbiased = RSS / (n - rank - 1),   standard errors  sqrt(V_jj unbiased)
     log-likelihood = 1/2 (sum log w - n (log sigma2 + log 2 pi + 1)),   R^2 = 1 - RSS / y'y

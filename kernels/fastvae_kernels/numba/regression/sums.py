@@ -1,13 +1,13 @@
-"""Sums of products that outlive a call: to be added to, merged, sent to other processes and solved at any time.
+"""Sums of products that outlive a call: they can be added to, merged, sent to other processes and solved at any time.
 
-With columns about centers c, sums of several parts add up where the centers are the same; to other centers c - d they
-are taken by z_i' = z_i + d_i,
+With columns about centers c, sums of several parts add up where the centers are the same; about other centers c - d
+they are, with z_i' = z_i + d_i,
 
     sum z_i' z_j' = sum z_i z_j + d_j sum z_i + d_i sum z_j + d_i d_j sum 1
 
-All of it in double-double, in NumPy: a handful of numbers for each part. In the layout of `gram.py`.
-Targets whose squares leave the range of float64 are divided by a power of two, 2^exponent, before they are summed; of
-two parts the larger one serves both.
+All in double-double, in NumPy: there are only a few numbers for each part. Layout: as `gram.py`.
+Targets whose squares leave the range of float64 are divided by a power of two, 2^exponent, before they are summed; two
+parts that are merged take the larger exponent.
 """
 
 from functools import cache
@@ -18,12 +18,12 @@ import numpy as np
 Pair = tuple[np.ndarray, np.ndarray]  # high and low parts
 SPLITTER = 2.0**27 + 1
 LEAST, MOST = 1e-140, 1e140  # magnitudes whose squares, and the small parts of these, are in range
-SMALL = 1e-125  # well above the least whose squares are in range
+SMALL = 1e-125  # well above the smallest magnitude whose square is in range
 NOTHING = -4000  # the exponent of a target that is 0 so far: less than any other
 
 
 class Sums(NamedTuple):
-    """Of B problems; ``numbers`` [B, F, 2] are pairs, whose small parts are 0 where ``exact`` is not wanted."""
+    """Sums of B problems; ``numbers`` [B, F, 2] are pairs, whose low parts are 0 unless ``exact``."""
 
     numbers: np.ndarray
     centers: np.ndarray  # [B, 1 + P + R]
@@ -33,7 +33,7 @@ class Sums(NamedTuple):
     R: int
     fit_intercept: bool
     exact: bool
-    exponents: np.ndarray | None = None  # [B, R] of what targets are times 2^-exponent; None for 0
+    exponents: np.ndarray | None = None  # [B, R], the sums are of targets times 2^-exponent; None for 0
 
 
 def add(p: Pair, q: Pair) -> Pair:
@@ -51,7 +51,7 @@ def multiply(p: Pair, q: Pair) -> Pair:
 
 
 def two_sum(a: np.ndarray, b: np.ndarray) -> Pair:
-    """A + b exactly."""
+    """a + b exactly."""
     s = a + b
     other = s - a
     return s, (a - (s - other)) + (b - other)
@@ -64,7 +64,7 @@ def fast_two_sum(a: np.ndarray, b: np.ndarray) -> Pair:
 
 
 def two_product(a: np.ndarray, b: np.ndarray) -> Pair:
-    """A b exactly: NumPy has no fma, so both are split into halves of 26 bits."""
+    """a b exactly: NumPy has no fma, so both are split into halves of 26 bits."""
     p = a * b
     (a1, a2), (b1, b2) = split(a), split(b)
     return p, ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
@@ -112,7 +112,7 @@ def moved(s: Sums, centers: np.ndarray) -> Pair:
 
 
 def without_lost_targets(s: Sums) -> tuple[Sums, np.ndarray]:
-    """The sums, zeros in place of those that are inf or NaN of some targets but not all; and which, [B, R]."""
+    """The sums, with zeros for targets whose sums are inf or NaN, unless all are; and which these are, [B, R]."""
     of = columns_of(s.P, s.R)[0] - s.P - 1  # the target of each number
     lost = np.stack([~np.isfinite(s.numbers[:, of == r]).all((1, 2)) for r in range(s.R)], axis=1)
     lost &= ~lost.all(1, keepdims=True)
@@ -125,7 +125,7 @@ def without_lost_targets(s: Sums) -> tuple[Sums, np.ndarray]:
 def out_of_range(s: Sums) -> bool:
     """Whether squares of targets may have left the range of float64, or are 0."""
     squares = squares_of(s)
-    least, most = np.minimum.reduce(squares, axis=None), np.maximum.reduce(squares, axis=None)  # both pass NaN on
+    least, most = np.minimum.reduce(squares, axis=None), np.maximum.reduce(squares, axis=None)  # both propagate NaN
     if least > SMALL**2 and most < np.inf:
         return False
     small = (squares <= SMALL**2) & (np.abs(s.centers[:, s.P + 1 :]) < SMALL)
@@ -133,7 +133,7 @@ def out_of_range(s: Sums) -> bool:
 
 
 def exponents_of(y: np.ndarray, w: np.ndarray | None, s: Sums | None) -> np.ndarray:
-    """What targets [B, N, R] of a part are to be divided by, given the sums so far: 0 where float64 will do."""
+    """Exponents by which to divide targets [B, N, R] of a part, given the sums so far: 0 where float64 is enough."""
     peak = np.abs(y if w is None else np.where(w[..., None] == 0, 0.0, y)).max(axis=1)
     if s:
         peak = np.maximum(peak, np.ldexp(np.abs(s.centers[:, s.P + 1 :]), exponents(s)))
@@ -142,7 +142,7 @@ def exponents_of(y: np.ndarray, w: np.ndarray | None, s: Sums | None) -> np.ndar
 
 
 def exponents(s: Sums) -> np.ndarray:
-    """Those of the sums, NOTHING where targets were 0 so far."""
+    """The exponents of sums, NOTHING where targets were 0 so far."""
     if s.exponents is not None:
         return s.exponents
     squares = squares_of(s)
@@ -150,7 +150,7 @@ def exponents(s: Sums) -> np.ndarray:
 
 
 def scaled(s: Sums, to: np.ndarray) -> Sums:
-    """The sums with these exponents."""
+    """The sums, rescaled to these exponents."""
     by = exponents(s) - to  # [B, R]
     i, j = columns_of(s.P, s.R)
     target = np.maximum(i - s.P - 1, 0)
@@ -161,7 +161,7 @@ def scaled(s: Sums, to: np.ndarray) -> Sums:
 
 
 def joined(a: Sums, b: Sums) -> Sums:
-    """Of the rows of both, about the centers of the first."""
+    """The sums of the rows of both, about the centers of the first."""
     if a.exponents is not None or b.exponents is not None:
         to = np.maximum(exponents(a), exponents(b))
         a, b = scaled(a, to), scaled(b, to)

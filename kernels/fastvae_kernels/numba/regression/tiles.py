@@ -13,10 +13,9 @@ from ..language.memory import F64, I64, array_at, read, vector, write
 from ..language.transpose import load, load_weights
 from ..language.vector import total
 
-# Rows of all problems: addresses, dtype codes, bytes of an element, strides in elements; ``ignored``: some have a weight of 0. w may be 0.
-ROWS = Layout(
-    "x x_code x_size x_row x_problem y y_code y_size y_row y_problem w w_row w_problem N P R ignored"
-)
+# The rows of all problems: addresses, dtype codes, bytes of an element, strides in elements. w is 0 where there are no
+# weights; ``ignored``: some are 0.
+ROWS = Layout("x x_code x_size x_row x_problem y y_code y_size y_row y_problem w w_row w_problem N P R ignored")
 TILES = Layout("T S W slots active")  # rows, stride and number of columns; slots; the problems to work on
 
 
