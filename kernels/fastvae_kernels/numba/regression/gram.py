@@ -161,7 +161,7 @@ def make_gram(method: int, count: int) -> Kernel:
                 b, slot = problem_of(tiles, unit), unit % slots
                 x, y, w = rows_of(rows, b)
                 center = centers_of(rows, x, y, w, f.centers + 8 * b * f.columns, room, f.origin, slot)
-                shift = mine + 8 * s.zero if f.method == EXACT else center  # pairs are centered when they are loaded
+                shift = mine + 8 * s.zero if f.method == EXACT else center  # of pairs, `split` subtracts it
                 row, fresh = slot * tiles.T, 1
                 while row < N:
                     T, ahead = min(tiles.T, N - row), next_rows(rows, tiles, unit, stop, row)
