@@ -1,6 +1,8 @@
 """How regressions are launched: where their rows, sums and results lie, and how many are solved at a time."""
 
 from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,16 +43,28 @@ class Problems:
         self.F = number_of_sums(P, R)
         self.at = FIELDS.of(P, R)
         self.out = np.empty(B * self.at.end)
-        self.state = self.out[B * self.at.weight :].reshape(B, -1)
-        self.results = RESULTS.pack(out=address(self.out), B=B, at=self.at)
-        self.problems = PROBLEMS.pack(
-            row_counts=0 if rows is None else address(rows),
-            log_weights=0 if log_weights is None else address(log_weights),
+
+    @cached_property
+    def state(self) -> np.ndarray:
+        """The fields that are adjacent for each problem, [B, their sizes together]."""
+        return self.out[self.B * self.at.weight :].reshape(self.B, -1)
+
+    @cached_property
+    def results(self) -> tuple[Any, ...]:
+        """Where they go, for a launch; sums alone need none."""
+        return RESULTS.pack(out=address(self.out), B=self.B, at=self.at)
+
+    @cached_property
+    def problems(self) -> tuple[Any, ...]:
+        """What estimates need to know of the problems."""
+        return PROBLEMS.pack(
+            row_counts=0 if self.rows is None else address(self.rows),
+            log_weights=0 if self.log_weights is None else address(self.log_weights),
             N=self.N,
-            P=P,
-            R=R,
-            fit_intercept=int(fit_intercept),
-            alpha=alpha,
+            P=self.P,
+            R=self.R,
+            fit_intercept=int(self.fit_intercept),
+            alpha=self.alpha,
         )
 
     def field(self, name: str, *shape: int) -> np.ndarray:
