@@ -1,7 +1,6 @@
 """How regressions are launched: where their rows, sums and results lie, and how many are solved at a time."""
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,29 +42,23 @@ class Problems:
         self.F = number_of_sums(P, R)
         self.at = FIELDS.of(P, R)
         self.out = np.empty(B * self.at.end)
+        self.state = self.out[B * self.at.weight :].reshape(B, -1)  # fields that are adjacent for each problem
+        self.groups: dict[str, tuple[Any, ...]] = {}
 
-    @cached_property
-    def state(self) -> np.ndarray:
-        """The fields that are adjacent for each problem, [B, their sizes together]."""
-        return self.out[self.B * self.at.weight :].reshape(self.B, -1)
-
-    @cached_property
-    def results(self) -> tuple[Any, ...]:
-        """Where they go, for a launch; sums alone need none."""
-        return RESULTS.pack(out=address(self.out), B=self.B, at=self.at)
-
-    @cached_property
-    def problems(self) -> tuple[Any, ...]:
-        """What estimates need to know of the problems."""
-        return PROBLEMS.pack(
-            row_counts=0 if self.rows is None else address(self.rows),
-            log_weights=0 if self.log_weights is None else address(self.log_weights),
-            N=self.N,
-            P=self.P,
-            R=self.R,
-            fit_intercept=int(self.fit_intercept),
-            alpha=self.alpha,
-        )
+    def packed(self) -> dict[str, tuple[Any, ...]]:
+        """The groups of a launch that describe the problems and their results; sums alone need neither."""
+        if not self.groups:
+            self.groups["results"] = RESULTS.pack(out=address(self.out), B=self.B, at=self.at)
+            self.groups["problems"] = PROBLEMS.pack(
+                row_counts=0 if self.rows is None else address(self.rows),
+                log_weights=0 if self.log_weights is None else address(self.log_weights),
+                N=self.N,
+                P=self.P,
+                R=self.R,
+                fit_intercept=int(self.fit_intercept),
+                alpha=self.alpha,
+            )
+        return self.groups
 
     def field(self, name: str, *shape: int) -> np.ndarray:
         """A field of the results, [B, *shape]; of the state, [B, size] or [B]."""
@@ -102,10 +95,9 @@ class Problems:
             small=small,
             room=scratch(begins.end * torch.get_num_threads()),
             batch=BATCH.pack(active=address(active), count=len(active)),
-            problems=self.problems,
             limits=limits,
-            results=self.results,
             scratch=begins,
+            **self.packed(),
         )
         run(make_solve(int(pairs)), numbers, groups, groups * (P + 2) ** 2 * (P + 4 + 8 * R) * (20.0 if pairs else 1.0))
 
@@ -217,7 +209,7 @@ class Rows(Problems):
             room=scratch(begins.end * threads),
             rows=self.data,
             tiles=TILES.pack(T=T, S=T + 8, W=W, slots=slots, active=address(active)),
-            results=self.results,
+            results=self.packed()["results"],
             scratch=begins,
             target=target,
         )
@@ -233,9 +225,8 @@ class Rows(Problems):
             room=scratch(begins.end * threads),
             tolerance=tolerance,
             batch=BATCH.pack(active=address(active), count=len(active)),
-            problems=self.problems,
-            results=self.results,
             scratch=begins,
+            **self.packed(),
         )
         groups = -(-len(active) // 8)
         run(make_correct(int(pairs)), numbers, groups, groups * R * (P + 2) ** 2 * 20.0)
