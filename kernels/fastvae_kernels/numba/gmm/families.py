@@ -1,9 +1,9 @@
 """The covariance families and their functions. To add a family, start here.
 
-    log_densities     log pi_k + log N(x_t; mu_k, Sigma_k) of a tile's rows          `tiles.py`, few features:
-    add_statistics    the sums of r, r e and products of e that its M-step needs     `few_features.py`
-    update            from these to mean, covariance, factor and log |P|             `update.py`
-    nearest_centers   minus half the squared distances that k-means compares
+    log_densities       log pi_k + log N(x_t; mu_k, Sigma_k) of a tile's rows          `densities.py`
+    add_statistics      the sums of r, r e and products of e that its M-step needs     `statistics.py`
+    update_component    from these to mean, covariance, factor and log |P|             `update.py`
+    nearest_centers     minus half the squared distances that k-means compares         `densities.py`
 
 A kernel is compiled for one family. TIED uses the kernel of FULL with f.tied set: all components share one covariance.
 A parameter block theta holds, in this order, weights [K], c [K], means [K, D], the factors P and the covariances: one
@@ -14,16 +14,9 @@ import math
 from typing import NamedTuple
 
 from ..language.jit import by_constant, math_jit
+from .densities import logits_of_distances, logits_of_products, logits_of_squares
 from .modes import DIAG, FULL, SPHERICAL, TIED
-from .tiles import (
-    add_all_distances,
-    add_all_products,
-    add_all_squares,
-    logits_of_distances,
-    logits_of_products,
-    logits_of_squares,
-    width,
-)
+from .statistics import add_all_distances, add_all_products, add_all_squares, width
 from .update import update_diag, update_full, update_spherical
 
 FAMILIES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}

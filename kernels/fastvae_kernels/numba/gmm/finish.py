@@ -16,8 +16,8 @@ from .data import ROWS
 from .families import update_component
 from .kmeans import move_centers
 from .modes import CENTERS, FULL, PARAMETERS
+from .statistics import width
 from .steps import DONE, FIT, PARAMETERS_OF, next_step, parameters_of
-from .tiles import width
 from .update import finish_parameters, merge
 
 # Sums [P, slots, F]; number of finished slots of each problem; flags [P, K]; results [P, 3]: the log-likelihood, then

@@ -26,8 +26,9 @@ from .families import add_statistics, log_densities, nearest_centers
 from .finish import PLAN, SUMS, finish_problem, problem_of
 from .kmeans import random_responsibilities, scale_rows
 from .modes import LEAVE, LINEAR, NEAREST, POSTERIOR, PRODUCTS, RANDOM, SPHERICAL, SQUARES
+from .responsibilities import nearest, posterior, responsibilities, weigh
+from .statistics import PANEL, add_all_linear, add_all_squares, width
 from .steps import DONE, FIT, LEFT, PARAMETERS_OF, RECORD, STEP, parameters_of, pass_of
-from .tiles import PANEL, add_all_linear, add_all_squares, nearest, posterior, responsibilities, weigh, width
 
 # A launch processes the tiles from first_tile to last_tile; sums start at 0 if it is fresh. source, wanted and then are
 # the mode of the pass, see `modes.py`; where there are records, these determine the mode, and then only tells whether

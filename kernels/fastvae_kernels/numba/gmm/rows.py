@@ -16,7 +16,7 @@ from ..language.threads import finished, take, worker
 from ..language.transpose import load
 from .data import ROWS, padded, rows_ahead, x_of
 from .families import log_densities
-from .tiles import LOWEST
+from .responsibilities import LOWEST
 
 # theta: parameter blocks [B, size]; log_resp [B, N, K] of the dtype resp_code, log_prob [B, N], labels [B, N]: 0 if not
 # requested.

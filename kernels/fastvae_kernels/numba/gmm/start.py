@@ -21,7 +21,7 @@ from ..language.noise import HIGH_SHIFT, LOW_WORD, philox
 from ..language.threads import finished, take, worker
 from ..language.vector import total
 from .data import ROWS, load_tile
-from .tiles import scaled_distances
+from .densities import scaled_distances
 
 # metric is [P, D]; centers are the means of parameter blocks [P, size]; spread selects k-means++, else distinct rows.
 SEEDS = Layout("active ids metric centers size K seed spread room room_size", rows=ROWS)

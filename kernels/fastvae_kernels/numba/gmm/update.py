@@ -1,6 +1,6 @@
 """The M-step: from a mixture's sufficient statistics to its next parameters, with Cholesky factors and constants.
 
-The statistics are those of `tiles.py`, about a center of each component. With n = sum r and d = sum r e / n,
+The statistics are those of `statistics.py`, about a center of each component. With n = sum r and d = sum r e / n,
 
     mean = center + d        full, diag   sum r e e' / n - d d'                   + reg_covar on the variances
                              tied         (sum_k sum r e e' - n_k d_k d_k') / sum_k n_k
@@ -8,7 +8,7 @@ The statistics are those of `tiles.py`, about a center of each component. With n
 
 The center is the previous mean, so d is small and there is little cancellation; otherwise the flag FAR is set.
 P = L^-1 for Sigma = L L'. A parameter block holds, in this order, weights [K], c [K], means [K, D], the factors P and
-the covariances, both in the shapes of `tiles.py`; means are relative to a shift near the data, see `shift.py`.
+the covariances, both in the shapes of `densities.py`; means are relative to a shift near the data, see `shift.py`.
 Specification: fastvae/reference/gmm/formulas.py
 """
 
@@ -16,7 +16,7 @@ import math
 
 from ..language.jit import loop_jit, math_jit, outlined
 from .modes import DIAG, FULL
-from .tiles import width
+from .statistics import width
 
 # Flags of a component. SINGULAR: it has no rows, or its covariance is not positive definite. FAR: its sums must be
 # computed again about the new mean.
