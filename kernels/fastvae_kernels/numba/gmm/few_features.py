@@ -4,8 +4,8 @@
 
 `densities.py` and `statistics.py` compute the same with loops over D, which read rows and parameters repeatedly. For so
 few features, loop overhead and cache accesses would take longer than the arithmetic. Sums of full covariances are split
-into blocks that fit the registers; `add_square` is a block for any D. Each function contains the code for every D and jumps to that of
-the actual D.
+into blocks that fit the registers; `add_square` is a block for any D. Each function contains the code for every D and
+jumps to that of the actual D.
 Specification: fastvae/reference/gmm/formulas.py
 """
 
