@@ -55,6 +55,17 @@ class Layout:
             flat += group
         return flat
 
+    def places(self, names: str) -> list[int]:
+        """Where these numbers and groups begin in a packed block; a number of a group is ``group.name``.
+
+        A launch that changes a few numbers of a block that is packed already writes them there.
+        """
+        return [self._place(*name.split(".")) for name in names.split()]
+
+    def _place(self, name: str, *rest: str) -> int:
+        at, kind = self.members[name]
+        return at + kind._place(*rest) if rest and isinstance(kind, Layout) else at
+
 
 def _in_order(names: list[str]) -> Any:
     return namedtuple("Numbers", names)
