@@ -92,12 +92,8 @@ class Density(DensityPlan):
         form, units, ds = self.form, self.units, None
         dlog_scale = dx_hat = log_lik = None
         block = self.block.copy()
-        block[X], block[H], block[PARTIAL], block[CONSTANT] = (
-            x.data_ptr(),
-            h.data_ptr(),
-            scratch(self.sums),
-            self.constant,
-        )
+        block[X], block[H] = x.data_ptr(), h.data_ptr()
+        block[PARTIAL], block[CONSTANT] = scratch(self.sums), self.constant
         if form == ONE:
             block[LOG_SCALE] = number = float(log_scale)
             block[CONSTANT] -= self.D * number
@@ -139,18 +135,10 @@ class Density(DensityPlan):
         """`evaluate` in half as much Python, where `plain`: add to the KL term at an address, give -dELBO/dx_hat."""
         dx_hat = self.empty_gradient(x_hat)
         block = self.block.copy()
-        block[X], block[H], block[DH], block[PARTIAL] = (
-            x.data_ptr(),
-            x_hat.data_ptr(),
-            dx_hat.data_ptr(),
-            scratch(self.sums),
-        )
-        block[NEG_KL] = block[ELBO] = elbo
-        block[FACTOR], block[LOG_SCALE], block[CONSTANT] = (
-            -self.weight_factor,
-            log_scale,
-            self.constant - self.D * log_scale,
-        )
+        block[X], block[H], block[DH] = x.data_ptr(), x_hat.data_ptr(), dx_hat.data_ptr()
+        block[PARTIAL], block[NEG_KL], block[ELBO] = scratch(self.sums), elbo, elbo
+        block[FACTOR], block[LOG_SCALE] = -self.weight_factor, log_scale
+        block[CONSTANT] = self.constant - self.D * log_scale
         run(self.kernels.get(PLAIN) or self.kernel(*PLAIN), block, self.units, self.work)
         return dx_hat
 
