@@ -21,6 +21,7 @@ import os
 import queue
 import struct
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -41,7 +42,7 @@ MOST_SHARES = struct.calcsize(HEADER) // 8 - TAKEN  # counts of chunks; more thr
 CHUNKS_A_THREAD = 8  # more leave a shorter wait for the last; each costs two atomic additions
 
 
-def run(kernel: Kernel, args: tuple[Any, ...], units: int, work: float) -> None:
+def run(kernel: Kernel, args: Sequence[Any], units: int, work: float) -> None:
     """Call ``kernel`` on the fields ``args`` for all its units, and return when all are done.
 
     Little work is done by the calling thread alone, more by ``torch.get_num_threads()`` threads. Any thread may call,
