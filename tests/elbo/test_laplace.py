@@ -238,7 +238,7 @@ def test_the_recipe_quotes_the_sources_and_names_files_that_exist():
     quoted = 0
     for step in steps:
         for block in re.findall(r"```python\n(.*?)```", step, re.DOTALL):
-            lines = [line.strip() for line in block.splitlines()]
+            lines = [line.strip() for line in block.rstrip().splitlines()]
             source = (ROOT / step.split("`")[1]).read_text(encoding="utf-8")  # the file named at the start of the step
             assert "\n".join(lines) in "\n".join(line.strip() for line in source.splitlines())
             quoted += 1

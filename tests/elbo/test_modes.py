@@ -279,14 +279,17 @@ def test_it_works_without_a_writable_cache():
 import torch, warnings
 from numba.core import caching
 caching.CompileResultCacheImpl._locator_classes = []  # no directory is writable (root may write anywhere)
-from fastvae_kernels.numba.elbo.kl import COLUMN_SUMS, make_columns
+from fastvae_kernels.numba.elbo.kl_columns import COLUMN_SUMS, make_columns
+from fastvae_kernels.numba.elbo.pieces import INPUTS, SIZES, STANDARD
 from fastvae_kernels.numba.language.memory import F32
 from fastvae_kernels.numba.language.threads import run
 with warnings.catch_warnings(record=True, action="always") as seen:
-    kernel = make_columns(F32, F32)  # the smallest
+    kernel = make_columns(F32, F32, STANDARD)  # the smallest
 print(len(seen), "NUMBA_CACHE_DIR" in str(seen[0].message))
 mu, sums = torch.randn(6, 2), torch.full((8,), 7.0, dtype=torch.float64)
-run(kernel, (mu.data_ptr(), mu.data_ptr(), 0, 0, 2, 2, 0, 0, 6, 2, 1, 1, 1, sums.data_ptr()), 1, 0)
+inputs = INPUTS.pack(mu=mu.data_ptr(), logvar=mu.data_ptr(), mu_p=0, logvar_p=0)
+numbers = dict.fromkeys(SIZES.members, 0) | {"N": 6, "L": 2, "mu_row": 2, "logvar_row": 2}
+run(kernel, COLUMN_SUMS.pack(sums=sums.data_ptr(), inputs=inputs, sizes=SIZES.pack(**numbers)), 1, 0)
 from fastvae.reference.elbo.formulas import kl_elements
 kl = kl_elements(mu, mu).sum(0)
 print(int(torch.allclose(sums[:2], kl.double())), kernel.cached)

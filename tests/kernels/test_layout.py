@@ -64,6 +64,14 @@ def test_a_layout_gives_numbers_in_its_own_order():
     assert (SUMS.size, SUMS.letters) == (4, "qdqq")
 
 
+def test_places_of_numbers_and_groups_in_a_packed_block():
+    block = list(SUMS.pack(rows=ROWS.pack(N=2, x=1), factor=0.5, out=3))
+    assert [block[place] for place in SUMS.places("rows.N factor out rows.x")] == [2, 0.5, 3, 1]
+    assert SUMS.places("rows") == [2]
+    with pytest.raises(KeyError, match="strange"):
+        SUMS.places("rows.strange")
+
+
 @pytest.mark.parametrize("numbers", [{"x": 1}, {"x": 1, "N": 2, "D": 3}])
 def test_a_missing_or_strange_name_is_an_error(numbers):
     with pytest.raises(TypeError, match=r"N|D"):

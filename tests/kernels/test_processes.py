@@ -82,7 +82,7 @@ print(joblib.Parallel(2, backend="loky")(joblib.delayed(fit)(seed) for seed in r
 
 def test_a_fork_waits_for_what_another_thread_compiles(tmp_path):
     code = """
-from fastvae_kernels.numba.elbo import kl
+from fastvae_kernels.numba.elbo import kl_columns, pieces
 from fastvae_kernels.numba.language import jit, memory
 
 class Slow(jit.CFunc):
@@ -91,10 +91,10 @@ class Slow(jit.CFunc):
         super().compile()
 
 compiling, jit.CFunc = threading.Event(), Slow
-thread = threading.Thread(target=kl.make_columns, args=(memory.F32, memory.F32))
+thread = threading.Thread(target=kl_columns.make_columns, args=(memory.F32, memory.F32, pieces.STANDARD))
 thread.start()
 compiling.wait()
-print(in_a_child(lambda: kl.make_columns(memory.F64, memory.F64)))
+print(in_a_child(lambda: kl_columns.make_columns(memory.F64, memory.F64, pieces.STANDARD)))
 thread.join()
 """
     assert in_python(START + code, NUMBA_CACHE_DIR=str(tmp_path)) == ["0"]
@@ -134,12 +134,12 @@ def interrupt(cls, *args):  # LLVM calls it
     kept(*args)
 
 codegen.CPUCodeLibrary._object_compiled_hook = classmethod(interrupt)
-from fastvae_kernels.numba.elbo import kl
+from fastvae_kernels.numba.elbo import kl_columns, pieces
 from fastvae_kernels.numba.language import memory
 armed.append(signal.SIGINT)
 places, caching.CompileResultCacheImpl._locator_classes = caching.CompileResultCacheImpl._locator_classes, []
 try:
-    kl.make_columns(memory.F32, memory.F32)
+    kl_columns.make_columns(memory.F32, memory.F32, pieces.STANDARD)
 except KeyboardInterrupt:
     print("interrupted")
 caching.CompileResultCacheImpl._locator_classes = places

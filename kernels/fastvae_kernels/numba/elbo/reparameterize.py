@@ -1,19 +1,10 @@
-"""Sampling from q(z|x) = N(mu, e^logvar) and its KL to the prior, and the way back through both: Numba.
+"""Sampling from q(z|x) = N(mu, e^logvar) and its KL to the prior, and the way back: the launch plan. Numba.
 
-    z[k, n, l] = mu + e^(logvar/2) eps           kl[n] = sum_l 1/2 ((mu - mu_p)^2 e^-logvar_p + phi(logvar - logvar_p))
-    dmu        = sum_k dz + g (mu - mu_p) e^-logvar_p
-    dlogvar    = 1/2 e^(logvar/2) sum_k dz eps + g/2 expm1(logvar - logvar_p)          g[n, l] the upstream of kl_nl
-
-Traffic, elements: forward reads mu and logvar and writes z, (2 + K) N L; backward reads mu, logvar and dz and writes
-two gradients, (4 + K) N L. The noise eps is never stored: both passes make it from (seed, row, draw, latent element).
-Layout: rows dense in memory, any stride between them. Work unit: a group of short rows, or a fixed piece of a long one,
-in one loop over whole vectors of dense arrays in the compute dtype: where a tensor is not like that, `source` and
-`target` put a scratch in its place. The loop makes noise block by block, so that every stream of memory has arithmetic
-beside it: apart from each other, streams took as long as the arithmetic.
+The kernels, their formulas and their traffic: draws are in `sample_pass.py`, the KL without draws in `kl_pass.py`, its
+sums for free bits in `kl_columns.py`, gradients in `latent_backward.py`. Each is compiled for what is asked of it.
 Specification: fastvae/reference/elbo/formulas.py (reparameterize, kl_elements), fastvae/reference/elbo/noise.py
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,241 +13,39 @@ from torch import Tensor
 from ...plans import LatentPlan, fit
 from ...rows import Rows
 from ..language.buffers import allocator, scratch
-from ..language.jit import Kernel, kernel, unpack
-from ..language.math import fma, half_exponentials, like, select
-from ..language.memory import (
-    CODES,
-    F64,
-    I64,
-    U8,
-    U32,
-    array_at,
-    gather,
-    item_size,
-    on_stack,
-    prefetch,
-    put,
-    read,
-    settle,
-    source,
-    sum_of,
-    target,
-    vector,
-    wide_vector,
-    write,
-)  # fmt: skip
-from ..language.noise import BLOCK, KEYS, count, fill_keys, fill_noise
-from ..language.threads import finished, run, take, worker
-from ..language.vector import lanes, total
-from .kl import COLUMNS, LATENT, fill_upstream, finish, kl_element, kl_element_to, kl_slopes_to, make_columns
+from ..language.jit import Kernel
+from ..language.layout import Layout
+from ..language.memory import CODES
+from ..language.threads import run
+from .kl import EACH, NO_UPSTREAM, NUMBER
+from .kl_columns import COLUMN_SUMS, COLUMNS, make_columns
+from .kl_pass import make_kl
+from .latent_backward import BACKWARD, MANY, NONE, ONE, make_backward
+from .pieces import BATCH, FORWARD, INPUTS, KEPT, NO_KL, NO_SUMS, PIECE, PRIOR, ROWS, SIZES, STANDARD
+from .sample_pass import make_sample
 
-LINE = 64  # bytes of a cache
-PIECE = 1024  # the most elements of a unit, those between short rows included; whole blocks of noise and wide vectors
-COUNTERS = PIECE // 4
 NS_SAMPLE, NS_KL = 1.5, 0.6  # of one element on one thread
+PLAIN = False, STANDARD, BATCH, 1  # the key of the kernel of the KL and its gradients
 
-FORWARD = f"{LATENT} 9q 3d"
-BACKWARD = f"{LATENT} 13q 2d"
-
-
-@cache
-def make_forward(M: int, T: int, sample: bool) -> Kernel:
-    """The kernel for the dtype codes of mu, logvar and z, and of arithmetic and the prior; it draws z or does not.
-
-    It takes the KL where there is a neg_kl. One that does not draw writes the gradient of minus the KL term where there
-    is a dmu, for the KL to N(0, I) without free bits.
-    """
-
-    @kernel(FORWARD)
-    def sample_and_kl(block):
-        (
-            mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row, N, L, K, group, piece,
-            seed, first_row, mask, z, dmu, dlogvar, neg_kl, kl, partial, beta, floor, mean,
-        ) = unpack(block, FORWARD)  # fmt: skip
-        width, pieces, per_row = -(-piece // 4) * 4, max(1, -(-L // piece)), mean == 0
-        sums, kept_sums = array_at(partial, N * pieces, F64), array_at(partial + 8 * N * pieces, N * pieces, F64)
-        v, u = wide_vector(T), vector(T)
-        none, g = like(v, 0), like(v, beta * (1.0 if per_row else mean))
-        mu_s, logvar_s, mu_p_s, logvar_p_s = (
-            on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T),
-        )  # fmt: skip
-        z_s, scale, kl_s, mask_s = on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T)
-        eps = on_stack(BLOCK, T)
-        blocks_, rows_, keys = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(KEYS, I64)
-        if sample:
-            fill_keys(keys, seed)
-            count(blocks_, rows_, width // 4, group)
-        draws, whole = K if sample else 1, not per_row and floor < 0  # the sum over a unit is all that is asked for
-        me = worker(block)
-        start, stop = take(block, me)
-        while start < stop:
-            for unit in range(start, stop):
-                first, n = unit % pieces * piece, unit // pieces * group
-                length, rows = min(piece, L - first), min(group, N - n)
-                size = rows * width
-                m_ = array_at(source(mu_s, width, mu, n, rows, mu_row, first, length, M, T, v), size, T)
-                s_ = array_at(source(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, T, v), size, T)
-                if mu_p:
-                    gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, u)
-                    gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, u)
-                for j in range(size, -(-size // lanes(v)) * lanes(v)):  # if any, the rows are in scratch
-                    mu_s[j] = logvar_s[j] = mu_p_s[j] = logvar_p_s[j] = 0
-                if not sample:
-                    dmu_ = array_at(target(mu_s, width, dmu, n, rows, L, first, length, M, T, v), size, T)
-                    dlogvar_ = array_at(target(logvar_s, width, dlogvar, n, rows, L, first, length, M, T, v), size, T)
-                sum_ = like(v, 0)
-                for k in range(draws):
-                    if sample:
-                        z_ = array_at(target(z_s, width, z, k * N + n, rows, L, first, length, M, T, v), size, T)
-                    for b in range(0, size, BLOCK):
-                        if sample:
-                            fill_noise(eps, blocks_, rows_, b // 4, first // 4, first_row + n, k, keys, u)
-                        for i in range(b, min(b + BLOCK, size), lanes(v)):
-                            m = read(m_, i, v)
-                            if k == 0:
-                                s = read(s_, i, v)
-                                half_root, half_excess, half_phi = half_exponentials(s)
-                                root = half_root + half_root
-                                if draws > 1:
-                                    write(scale, i, root)
-                                if not sample or neg_kl:  # draws alone need no phi, a fifth of their time
-                                    kl_i = kl_element(m, half_phi)
-                                    if mu_p:
-                                        kl_i = kl_element_to(m, s, read(mu_p_s, i, v), read(logvar_p_s, i, v))
-                                    sum_ = sum_ + kl_i
-                                    if not whole:
-                                        write(kl_s, i, kl_i)
-                                if not sample and dmu:
-                                    write(dmu_, i, g * m)
-                                    write(dlogvar_, i, g * half_excess)
-                            else:
-                                root = read(scale, i, v)
-                            if sample:
-                                write(z_, i, fma(root, read(eps, i - b, v), m))
-                    if sample:
-                        settle(z_s, width, z, k * N + n, rows, L, first, length, M, T, v)
-                if not sample and dmu:
-                    settle(mu_s, width, dmu, n, rows, L, first, length, M, T, v)
-                    settle(logvar_s, width, dlogvar, n, rows, L, first, length, M, T, v)
-                if whole:
-                    sums[unit] = total(sum_)  # between short rows stand zeros, and behind the last one
-                if whole or neg_kl == 0:
-                    continue
-                for i in range(rows):
-                    sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, u)
-                if floor >= 0:
-                    gather(mask_s, width, mask, 0, rows, 0, first, length, U8, u)
-                    for i in range(0, size, lanes(v)):
-                        write(kl_s, i, select(read(mask_s, i, v) != none, read(kl_s, i, v), none))
-                    for i in range(rows):
-                        kept_sums[(n + i) * pieces + unit % pieces] = sum_of(kl_s, i * width, length, u)
-            if finished(block, stop - start) and neg_kl:
-                rows, each = (max(1, -(-N // group)) * pieces, 1) if whole else (N, pieces)
-                finish(partial, partial + 8 * N * pieces, neg_kl, kl, rows, each, beta, floor, mean, per_row, T)
-            start, stop = take(block, me)
-
-    return sample_and_kl
+# Where in the block of a launch its own numbers are written: of those forward, and of those back.
+OPERANDS = "inputs.mu inputs.logvar inputs.mu_p inputs.logvar_p"
+MU, LOGVAR, MU_P, LOGVAR_P = FORWARD.places(OPERANDS)
+Z, DMU, DLOGVAR, SEED, FIRST_ROW = FORWARD.places("z dmu dlogvar noise.seed noise.first_row")
+NEG_KL, KL, PARTIAL, MASK, BETA, FLOOR = FORWARD.places(
+    "values.neg_kl values.kl values.partial values.mask values.beta values.floor"
+)
+B_MU, B_LOGVAR, B_MU_P, B_LOGVAR_P = BACKWARD.places(OPERANDS)
+B_DZ, B_SEED, B_FIRST_ROW, B_MASK = BACKWARD.places("dz noise.seed noise.first_row mask")
+B_KEPT, B_KEPT_ROW, B_KEPT_FACTOR = BACKWARD.places("kept.weight kept.row kept.factor")
+B_RAW, B_RAW_ROW, B_RAW_FACTOR = BACKWARD.places("raw.weight raw.row raw.factor")
+B_DMU, B_DLOGVAR, B_DMU_P, B_DLOGVAR_P = BACKWARD.places("dmu dlogvar dmu_p dlogvar_p")
 
 
-@cache
-def make_backward(M: int, T: int, sample: bool) -> Kernel:
-    """The kernel of all gradients, of the prior's too where there is one, for the codes of `make_forward`."""
-
-    @kernel(BACKWARD)
-    def sample_and_kl_backward(block):
-        (
-            mu, logvar, mu_p, logvar_p, mu_row, logvar_row, mu_p_row, logvar_p_row, N, L, K, group, piece,
-            seed, first_row, mask, dz, dmu, dlogvar, dmu_p, dlogvar_p, through_kl, kept, kept_row, raw, raw_row,
-            kept_factor, raw_factor,
-        ) = unpack(block, BACKWARD)  # fmt: skip
-        width, pieces = -(-piece // 4) * 4, max(1, -(-L // piece))
-        v, u = wide_vector(T), vector(T)
-        none = like(v, 0)
-        mu_s, logvar_s, mu_p_s, logvar_p_s = (
-            on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T),
-        )  # fmt: skip
-        dz_s, dmu_s, dlogvar_s, g_s = on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T), on_stack(PIECE, T)
-        mask_s, eps = on_stack(PIECE, T), on_stack(BLOCK, T)
-        blocks_, rows_, keys = on_stack(COUNTERS, U32), on_stack(COUNTERS, U32), on_stack(KEYS, I64)
-        if sample:
-            fill_keys(keys, seed)
-            count(blocks_, rows_, width // 4, group)
-        if through_kl and not (mask or kept_row or raw_row):  # one number
-            fill_upstream(g_s, mask_s, PIECE, 0, 1, 0, kept, 0, kept_factor, raw, 0, raw_factor, T)
-        draws = K if sample else 1
-        me = worker(block)
-        start, stop = take(block, me)
-        while start < stop:
-            for unit in range(start, stop):
-                first, n = unit % pieces * piece, unit // pieces * group
-                length, rows = min(piece, L - first), min(group, N - n)
-                size = rows * width
-                m_at = source(mu_s, width, mu, n, rows, mu_row, first, length, M, T, v)
-                s_at = source(logvar_s, width, logvar, n, rows, logvar_row, first, length, M, T, v)
-                m_, s_ = array_at(m_at, size, T), array_at(s_at, size, T)
-                dmu_ = array_at(target(dmu_s, width, dmu, n, rows, L, first, length, M, T, v), size, T)
-                dlogvar_ = array_at(target(dlogvar_s, width, dlogvar, n, rows, L, first, length, M, T, v), size, T)
-                if through_kl:
-                    if mask:
-                        gather(mask_s, width, mask, 0, rows, 0, first, length, U8, u)
-                    if mask or kept_row or raw_row:
-                        fill_upstream(
-                            g_s, mask_s, width, n, rows, mask, kept, kept_row, kept_factor, raw, raw_row, raw_factor, T
-                        )
-                    if mu_p:
-                        gather(mu_p_s, width, mu_p, n, rows, mu_p_row, first, length, T, u)
-                        gather(logvar_p_s, width, logvar_p, n, rows, logvar_p_row, first, length, T, u)
-                for k in range(draws):
-                    if sample:
-                        dz_at = source(dz_s, width, dz, k * N + n, rows, L, first, length, M, T, v)
-                        dz_ = array_at(dz_at, size, T)
-                    for b in range(0, size, BLOCK):
-                        if sample:
-                            for at in range(b * item_size(T), (b + BLOCK) * item_size(T), LINE):
-                                prefetch(dz_at + at)
-                                if k == draws - 1:
-                                    prefetch(m_at + at)
-                                    prefetch(s_at + at)
-                            fill_noise(eps, blocks_, rows_, b // 4, first // 4, first_row + n, k, keys, u)
-                        for i in range(b, min(b + BLOCK, size), lanes(v)):
-                            dm, ds = none, none
-                            if sample:
-                                if k > 0:
-                                    dm, ds = read(dmu_s, i, v), read(dlogvar_s, i, v)
-                                d = read(dz_, i, v)
-                                dm, ds = dm + d, fma(d, read(eps, i - b, v), ds)
-                                if k < draws - 1:
-                                    write(dmu_s, i, dm)
-                                    write(dlogvar_s, i, ds)
-                                    continue
-                            d, s = read(m_, i, v), read(s_, i, v)
-                            half_root, half_excess, _ = half_exponentials(s)
-                            if sample:
-                                ds = half_root * ds
-                            if through_kl:
-                                g, slope, half_square = read(g_s, i, v), d, none
-                                if mu_p:
-                                    d = d - read(mu_p_s, i, v)
-                                    slope, half_excess, half_square = kl_slopes_to(d, s, read(logvar_p_s, i, v))
-                                through_mu = select(g != none, g * slope, none)  # not 0 * inf
-                                through_logvar = select(g != none, g * half_excess, none)
-                                dm, ds = dm + through_mu, ds + through_logvar
-                                if mu_p:
-                                    write(mu_p_s, i, -through_mu)
-                                    write(logvar_p_s, i, -select(g != none, fma(g, half_square, through_logvar), none))
-                            elif dmu_p:
-                                write(mu_p_s, i, none)
-                                write(logvar_p_s, i, none)
-                            write(dmu_, i, dm)
-                            write(dlogvar_, i, ds)
-                settle(dmu_s, width, dmu, n, rows, L, first, length, M, T, v)
-                settle(dlogvar_s, width, dlogvar, n, rows, L, first, length, M, T, v)
-                if dmu_p:
-                    put(mu_p_s, width, dmu_p, n, rows, L, first, length, T, u)
-                    put(logvar_p_s, width, dlogvar_p, n, rows, L, first, length, T, u)
-            start, stop = take(block, me)
-
-    return sample_and_kl_backward
+def blank(layout: Layout, sizes: tuple[Any, ...]) -> list[Any]:
+    """A block of which the sizes are known; addresses come to it, and stay 0 where there is nothing."""
+    block, (at,) = [0] * layout.size, layout.places("sizes")
+    block[at : at + len(sizes)] = sizes
+    return block
 
 
 class Latent(LatentPlan):
@@ -274,24 +63,27 @@ class Latent(LatentPlan):
         piece = min(L, PIECE) or 1
         group = max(1, PIECE // (-(-piece // 4) * 4))
         group -= group % 4 if group > 4 else 0  # whole vectors, if rows are a multiple of 4
-        self.pieces = max(1, -(-L // piece))
-        self.units = max(1, -(-N // group)) * self.pieces
-        self.sizes = self.mu.stride, self.logvar.stride, *self.prior_rows, N, L, self.K, group, piece
+        pieces = max(1, -(-L // piece))
+        self.units, self.sums = max(1, -(-N // group)) * pieces, 2 * N * pieces
+        mu_p_row, logvar_p_row = self.prior_rows
+        self.sizes = SIZES.pack(
+            N=N, L=L, K=self.K, group=group, piece=piece, width=-(-piece // 4) * 4, pieces=pieces, mean=self.mean,
+            mu_row=self.mu.stride, logvar_row=self.logvar.stride, mu_p_row=mu_p_row, logvar_p_row=logvar_p_row,
+        )  # fmt: skip
+        self.block = blank(FORWARD, self.sizes)
+        self.backward_block = blank(BACKWARD, self.sizes)
         self.codes = CODES[self.dtype], CODES[self.compute]
-        self.forwards: list[Kernel | None] = [None, None]  # without draws and with
-        self.sums = 2 * N * self.pieces
+        self.kl = STANDARD if prior is None else PRIOR
+        self.kernels: dict[tuple[bool, int, int, int], Kernel] = {}  # whether they draw, KL, sums, whether gradients
         self.ns_sample, self.ns_kl = N * L * NS_SAMPLE * self.K, N * L * NS_KL
         self.empty_gradient, self.empty_prior = allocator(mu, self.dtype), allocator(mu, self.compute)
         self.empty_z = self.empty_gradient if num_samples is None else allocator(mu, self.dtype, draws=num_samples)
 
-    def operands(self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
-        """The tensors with dense rows, to be kept alive, and the fields of LATENT."""
+    def operands(self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        """The tensors with dense rows, to be kept alive."""
         if not self.as_they_are:
             mu, logvar = self.mu.of(mu), self.logvar.of(logvar)
-        if prior is None:
-            return (mu, logvar), (mu.data_ptr(), logvar.data_ptr(), 0, 0, *self.sizes)
-        tensors = mu, logvar, *self.prior_operands(prior)
-        return tensors, (*[t.data_ptr() for t in tensors], *self.sizes)
+        return (mu, logvar) if prior is None else (mu, logvar, *self.prior_operands(prior))
 
     def forward(
         self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None, seed: Tensor | None,
@@ -304,55 +96,57 @@ class Latent(LatentPlan):
         the raw KL, both reduced; the latent elements kept; and the gradients of minus the KL term in mu and logvar,
         where they could be had in passing, without draws.
         """
-        _alive, latent = self.operands(mu, logvar, prior)
+        block, operands = self.block.copy(), self.operands(mu, logvar, prior)
+        block[MU], block[LOGVAR] = operands[0].data_ptr(), operands[1].data_ptr()
+        if prior is not None:
+            block[MU_P], block[LOGVAR_P] = operands[2].data_ptr(), operands[3].data_ptr()
         z = kl = kept = gradients = None
-        z_ = kl_ = kept_ = dmu_ = dlogvar_ = neg_kl_ = seed_ = 0  # addresses; 0 where there is none
-        floor, work = -1.0, 0.0
+        form, sums, work = NO_KL, NO_SUMS, 0.0
         if want_kl:
-            work = self.ns_kl
+            form, sums, work = self.kl, ROWS if self.mean == 0 else BATCH, self.ns_kl
             if neg_kl is None:
                 neg_kl = torch.empty_like(self.value)
-            neg_kl_ = neg_kl.data_ptr()
+            block[NEG_KL], block[PARTIAL], block[BETA] = neg_kl.data_ptr(), scratch(self.sums), float(beta)
             if want_raw:
                 kl = torch.empty_like(self.value)
-                kl_ = kl.data_ptr()
+                block[KL] = kl.data_ptr()
             if free_bits := float(free_bits):
-                kept = self.kept(latent, free_bits)
-                floor, kept_ = free_bits * float(self.L - kept.sum()), kept.data_ptr()
+                kept, sums = self.kept(operands, free_bits), KEPT
+                block[FLOOR], block[MASK] = free_bits * float(self.L - kept.sum()), kept.data_ptr()
             elif want_gradients and seed is None and prior is None and beta != 0 and not self.mixed:
                 gradients = self.empty_gradient(mu), self.empty_gradient(mu)
-                dmu_, dlogvar_ = gradients[0].data_ptr(), gradients[1].data_ptr()
+                block[DMU], block[DLOGVAR] = gradients[0].data_ptr(), gradients[1].data_ptr()
         if seed is not None:
-            z, work, seed_ = self.empty_z(mu), work + self.ns_sample, int(seed)
-            z_ = z.data_ptr()
-        kernel = self.forwards[z is not None] or self.forward_kernel(z is not None)
-        args = (
-            *latent, seed_, first_row,
-            kept_, z_, dmu_, dlogvar_, neg_kl_, kl_, scratch(self.sums), float(beta), floor, self.mean,
-        )  # fmt: skip
-        run(kernel, args, self.units, work)
+            z, work = self.empty_z(mu), work + self.ns_sample
+            block[Z], block[SEED], block[FIRST_ROW] = z.data_ptr(), int(seed), first_row
+        key = seed is not None, form, sums, 0 if gradients is None else 1
+        run(self.kernels.get(key) or self.kernel(*key), block, self.units, work)
         return z, neg_kl, kl, kept, gradients
 
     def forward_plain(self, mu: Tensor, logvar: Tensor, beta: float, neg_kl: int) -> tuple[Tensor, Tensor]:
         """`forward` in half as much Python, where `plain`: the KL term to an address, and the gradients of minus it."""
         dmu, dlogvar = self.empty_gradient(mu), self.empty_gradient(mu)
-        args = (
-            mu.data_ptr(), logvar.data_ptr(), 0, 0, *self.sizes, 0, 0, 0, 0, dmu.data_ptr(), dlogvar.data_ptr(),
-            neg_kl, 0, scratch(self.sums), beta, -1.0, self.mean,
-        )  # fmt: skip
-        run(self.forwards[False] or self.forward_kernel(False), args, self.units, self.ns_kl)
+        block = self.block.copy()
+        block[MU], block[LOGVAR] = mu.data_ptr(), logvar.data_ptr()
+        block[DMU], block[DLOGVAR] = dmu.data_ptr(), dlogvar.data_ptr()
+        block[NEG_KL], block[PARTIAL], block[BETA] = neg_kl, scratch(self.sums), beta
+        run(self.kernels.get(PLAIN) or self.kernel(*PLAIN), block, self.units, self.ns_kl)
         return dmu, dlogvar
 
-    def forward_kernel(self, sample: bool) -> Kernel:
+    def kernel(self, sample: bool, kl_form: int, sums: int, gradients: int) -> Kernel:
         """The kernel, kept for the next call."""
-        self.forwards[sample] = made = make_forward(*self.codes, sample)
+        made = make_sample(*self.codes, kl_form, sums) if sample else make_kl(*self.codes, kl_form, sums, gradients)
+        self.kernels[sample, kl_form, sums, gradients] = made
         return made
 
-    def kept(self, latent: tuple[int, ...], free_bits: float) -> Tensor:
+    def kept(self, operands: tuple[Tensor, ...], free_bits: float) -> Tensor:
         """Which latent elements have a batch mean above lambda, ``[L]`` of bool."""
         columns = torch.empty(self.L, dtype=torch.float64, device="cpu")
         if self.L:
-            run(make_columns(*self.codes), (*latent, columns.data_ptr()), -(-self.L // COLUMNS), self.ns_kl)
+            names = "mu", "logvar", "mu_p", "logvar_p"
+            addresses = dict.fromkeys(names, 0) | {n: t.data_ptr() for n, t in zip(names, operands, strict=False)}
+            block = COLUMN_SUMS.pack(sums=columns.data_ptr(), inputs=INPUTS.pack(**addresses), sizes=self.sizes)
+            run(make_columns(*self.codes, self.kl), block, -(-self.L // COLUMNS), self.ns_kl)
         return ~(columns / self.N <= free_bits)  # this way round NaN stays visible
 
     def backward(
@@ -370,30 +164,31 @@ class Latent(LatentPlan):
         first_row: int = 0,
     ) -> list[Tensor]:
         """Launch: the gradients of mu and logvar, and of the prior's two tensors where there is one."""
-        alive, latent = self.operands(mu, logvar, prior)
-        mean = self.mean or 1.0
-        weights, factors = [], []
-        for upstream, factor in ((dneg_kl, -float(beta) * mean), (dkl, mean)):
-            if upstream is not None:
-                upstream = upstream.to(self.compute).contiguous()
-            alive += (upstream,)
-            weights += [0, 0] if upstream is None else [upstream.data_ptr(), upstream.dim()]
-            factors.append(0.0 if upstream is None else factor)
+        block, operands = self.backward_block.copy(), self.operands(mu, logvar, prior)
+        block[B_MU], block[B_LOGVAR] = operands[0].data_ptr(), operands[1].data_ptr()
+        mean, form, draws, upstream = self.mean or 1.0, NO_KL, NONE, NO_UPSTREAM
+        if dneg_kl is not None:
+            form, dneg_kl = self.kl, dneg_kl.to(self.compute).contiguous()
+            upstream = EACH if kept is not None or dneg_kl.dim() else NUMBER
+            block[B_KEPT], block[B_KEPT_ROW], block[B_KEPT_FACTOR] = (
+                dneg_kl.data_ptr(), dneg_kl.dim(), -float(beta) * mean,
+            )  # fmt: skip
+        if dkl is not None:
+            form, dkl = self.kl, dkl.to(self.compute).contiguous()
+            upstream = EACH if upstream == EACH or dkl.dim() else NUMBER
+            block[B_RAW], block[B_RAW_ROW], block[B_RAW_FACTOR] = dkl.data_ptr(), dkl.dim(), mean
+        if kept is not None:
+            block[B_MASK] = kept.data_ptr()
         if dz is not None:
-            dz = dz.to(self.dtype).contiguous()
+            draws, dz = MANY if self.K > 1 else ONE, dz.to(self.dtype).contiguous()
+            block[B_DZ], block[B_SEED], block[B_FIRST_ROW] = dz.data_ptr(), 0 if seed is None else int(seed), first_row
         gradients = [self.empty_gradient(mu), self.empty_gradient(mu)]
+        block[B_DMU], block[B_DLOGVAR] = gradients[0].data_ptr(), gradients[1].data_ptr()
         if prior is not None:
-            gradients += [self.empty_prior(mu), self.empty_prior(mu)]
-        through_kl = dneg_kl is not None or dkl is not None
-        run(
-            make_backward(*self.codes, dz is not None),
-            (
-                *latent, 0 if dz is None or seed is None else int(seed), first_row,
-                0 if kept is None else kept.data_ptr(), 0 if dz is None else dz.data_ptr(),
-                *[g.data_ptr() for g in gradients], *([0, 0] if prior is None else []),
-                int(through_kl), *weights, *factors,
-            ),
-            self.units,
-            (self.ns_kl if through_kl else 0.0) + (0.0 if dz is None else self.ns_sample),
-        )  # fmt: skip
+            of_prior = [self.empty_prior(mu), self.empty_prior(mu)]
+            block[B_MU_P], block[B_LOGVAR_P] = operands[2].data_ptr(), operands[3].data_ptr()
+            block[B_DMU_P], block[B_DLOGVAR_P] = of_prior[0].data_ptr(), of_prior[1].data_ptr()
+            gradients += of_prior if form == PRIOR else [gradient.zero_() for gradient in of_prior]
+        work = (0.0 if form == NO_KL else self.ns_kl) + (0.0 if dz is None else self.ns_sample)
+        run(make_backward(*self.codes, form, draws, upstream), block, self.units, work)
         return fit(gradients, (mu, logvar, *(prior or ())))

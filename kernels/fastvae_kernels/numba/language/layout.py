@@ -48,6 +48,17 @@ class Layout:
         self.letters: str = "".join([*letters, *(group.letters for group in groups.values())])
         self.pack = _packer([name for name, _ in pairs], list(groups))
 
+    def places(self, names: str) -> list[int]:
+        """Where these numbers and groups begin in a packed block; a number of a group is ``group.name``.
+
+        A launch that changes a few numbers of a block that is packed already writes them there.
+        """
+        return [self._place(*name.split(".")) for name in names.split()]
+
+    def _place(self, name: str, *rest: str) -> int:
+        at, kind = self.members[name]
+        return at + kind._place(*rest) if rest and isinstance(kind, Layout) else at
+
 
 def _packer(own: list[str], groups: list[str]) -> Callable[..., tuple[Any, ...]]:
     """Return a function that takes all numbers by name, groups as packed tuples, and returns them in order.

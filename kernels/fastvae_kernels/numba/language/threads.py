@@ -21,6 +21,7 @@ import os
 import queue
 import struct
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -41,7 +42,7 @@ MOST_SHARES = struct.calcsize(HEADER) // 8 - TAKEN  # counters of taken chunks; 
 CHUNKS_A_THREAD = 8  # more chunks shorten the wait for the last thread; each costs two atomic additions
 
 
-def run(kernel: Kernel, args: tuple[Any, ...], units: int, work: float) -> None:
+def run(kernel: Kernel, args: Sequence[Any], units: int, work: float) -> None:
     """Call ``kernel`` on the fields ``args`` for all its units, and return when all are done.
 
     Small work runs in the calling thread alone, larger work in ``torch.get_num_threads()`` threads. Any thread may call

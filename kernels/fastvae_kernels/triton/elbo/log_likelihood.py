@@ -1,13 +1,6 @@
-"""Log-likelihood of x under a decoder's output, and its gradient, in one pass: Triton.
+"""Log-likelihood of x under a decoder's output, and its gradient: the launch plan, and the gradient's scaling. Triton.
 
-    log_lik[n]       = 1/K sum_k sum_d log p(x_nd | x_hat_knd)
-    dx_hat[k, n, d]  = weight[n] / K  d log p / d x_hat        dlog_scale likewise, summed where log_scale is shared
-
-Traffic, elements: reads x and x_hat once, writes dx_hat if it is wanted: 3 N D with the gradient, 2 N D without; x is
-read once for all K draws. Floor: a device copy of as many bytes.
-Layout: rows dense in memory, any stride between them. A program takes tiles of R rows by C columns, R and C from D and
-the dtype alone; it sums a row of a tile in the compute dtype. The last program to arrive adds the tiles in index order
-in float64, so that bits depend neither on who came when nor, row by row, on the batch.
+The kernel, its formula and its traffic are in `likelihood_pass.py`, the log densities in `densities/`.
 Specification: fastvae/reference/elbo/formulas.py (log_likelihood), fastvae/reference/elbo/likelihoods.py
 """
 
@@ -18,190 +11,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...plans import LIKELIHOODS, LINKS, DensityPlan
+from ...plans import DensityPlan
 from ...rows import in_order
 from ..language.launch import as_pointer, launch
-from ..language.math import exp, inverse_parts, log1p, number, sigmoid, tanh, times, to_element
-from ..language.tiles import TYPES, counters, load_rows, tile, total_of, vector_width
-
-# What is left are the Gaussian and the identity.
-BERNOULLI, LAPLACE = tl.constexpr(LIKELIHOODS["bernoulli"].code), tl.constexpr(LIKELIHOODS["laplace"].code)
-SIGMOID, TANH = tl.constexpr(LINKS["sigmoid"]), tl.constexpr(LINKS["tanh"])
-# Log-scales: a number, one element of a tensor on the GPU, or elements.
-NUMBER, ONE, ELEMENTS = range(3)
-ONE_, ELEMENTS_ = tl.constexpr(ONE), tl.constexpr(ELEMENTS)
-# The gradient of log_scale: not wanted; of one number; of elements, written, or summed over a program's rows.
-UNWANTED, OF_ONE, WRITTEN, SUMMED = range(4)
-OF_ONE_, WRITTEN_, SUMMED_ = tl.constexpr(OF_ONE), tl.constexpr(WRITTEN), tl.constexpr(SUMMED)
-# The upstream: none, so no gradient; a number; a 0-d tensor; one of each row.
-NO_GRADIENT, PLAIN, SCALAR, PER_ROW = range(4)
-SCALAR_, PER_ROW_ = tl.constexpr(SCALAR), tl.constexpr(PER_ROW)
+from ..language.math import to_element
+from ..language.tiles import TYPES, counters, tile, vector_width
+from .likelihood_pass import (
+    ELEMENTS,
+    NO_GRADIENT,
+    NUMBER,
+    OF_ONE,
+    ONE,
+    PER_ROW,
+    PLAIN,
+    SCALAR,
+    SUMMED,
+    UNWANTED,
+    WRITTEN,
+    log_likelihood_fwd_kernel,
+)
 
 TILE_BYTES = 8192  # of x_hat: two 16-byte loads in flight for each of 256 threads, and as many of x
 MOST_PROGRAMS = 4096  # some fill a GPU many times over; more would queue up at the counter
 SUMMED_BLOCKS = 64  # partial sums over rows of a per-feature gradient
 SCALE_BLOCK, SCALE_PROGRAMS = 4096, 2048
-UNTYPED = ["N", "K", "DV", "chunks", "per", "blocks", "x_row", "h_row", "s_row", "w_row"]
-
-
-@triton.jit
-def link_at(a, LINK: tl.constexpr):
-    """The decoder's last function at a, and its derivative."""
-    if LINK == SIGMOID:
-        m = sigmoid(a)
-        return m, m * (number(a, 1.0) - m)
-    elif LINK == TANH:
-        m = tanh(a)
-        return m, number(a, 1.0) - m * m
-    else:
-        return a, number(a, 1.0)
-
-
-@triton.jit
-def gaussian(x, m, inverse_scale, rest, log_scale):
-    """log N(x; m, scale^2) but for the constant, and its derivatives in m and log_scale; 1 / scale has two factors."""
-    d = x - m
-    inverse_scale, rest = tl.where(d == 0.0, d, inverse_scale), tl.where(d == 0.0, d, rest)  # not 0 * inf
-    r = d * inverse_scale * rest
-    return number(r, -0.5) * (r * r) - log_scale, r * inverse_scale * rest, r * r - number(r, 1.0)
-
-
-@triton.jit
-def laplace(x, m, inverse_scale, rest, log_scale):
-    """The same of a Laplace variable; the derivative in m is 0 where x is m, and NaN for NaN."""
-    r = times(times(x - m, inverse_scale), rest)
-    size = tl.abs(r)
-    slope = tl.where(size > 0, inverse_scale * rest, size)  # this way round no GPU spills registers
-    return -size - log_scale, tl.where(r < 0, -slope, slope), size - number(r, 1.0)
-
-
-@triton.jit
-def bernoulli(x, a):
-    """x log s(a) + (1 - x) log s(-a), and its derivative; log s(a) = min(a, 0) - log1p(e^-|a|)."""
-    zero = number(a, 0.0)
-    low, high = tl.where(a < zero, a, zero), tl.where(a > zero, -a, zero)
-    value = x * low + (number(a, 1.0) - x) * high - log1p(exp(-tl.abs(a)))
-    return value, x - sigmoid(a)
-
-
-@triton.jit
-def density(x, a, inverse_scale, rest, log_scale, LIKELIHOOD: tl.constexpr, LINK: tl.constexpr):
-    """The log density of any of them, and its derivatives in a and in log_scale."""
-    if LIKELIHOOD == BERNOULLI:
-        value, slope = bernoulli(x, a)
-        return value, slope, number(a, 0.0)
-    else:
-        m, dm = link_at(a, LINK)
-        if LIKELIHOOD == LAPLACE:
-            value, slope, scale_slope = laplace(x, m, inverse_scale, rest, log_scale)
-        else:
-            value, slope, scale_slope = gaussian(x, m, inverse_scale, rest, log_scale)
-        return value, slope * dm, scale_slope
-
-
-@triton.jit
-def constant_of(constant, D, log_scale, POWER: tl.constexpr):
-    """What the log density of a row has beside the sum over its elements; made where it is used, not kept for long."""
-    value = tl.full((), constant, tl.float64)
-    if POWER != 0:
-        value -= D.to(tl.float64) * log_scale.to(tl.float64)
-    return value
-
-
-@triton.jit(do_not_specialize=UNTYPED)
-def log_likelihood_fwd_kernel(
-    x, h, s, dh, ds, w, neg_kl, elbo, log_lik, dlog_scale, partial, counter,
-    N: tl.int64, K: tl.int32, DV: tl.int32, chunks: tl.int32, per: tl.int32, blocks: tl.int64,
-    x_row: tl.int64, h_row: tl.int64, s_row: tl.int64, w_row: tl.int32,
-    factor: tl.float64, x_scale: tl.float64, number_log_scale: tl.float64, constant: tl.float64, mean: tl.float64,
-    R: tl.constexpr, C: tl.constexpr, V: tl.constexpr, T: tl.constexpr, LIKELIHOOD: tl.constexpr, LINK: tl.constexpr,
-    POWER: tl.constexpr, SCALE: tl.constexpr, DS: tl.constexpr, WEIGHT: tl.constexpr, VALUES: tl.constexpr,
-    EACH: tl.constexpr, CHUNKED: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
-    """Rows in units of V elements; row k N + n of x_hat is draw k of x's row n. EACH: a value for each row."""
-    pid = tl.program_id(0)
-    chunk = pid % chunks
-    group = (pid // chunks).to(tl.int64)
-    D = DV * V
-    first = chunk * C
-    cols = tl.arange(0, C)
-    inside = first + cols < D
-    length = tl.minimum(D - first, C).to(T)
-    log_scale = tl.full((), number_log_scale, T)
-    if SCALE == ONE_:
-        log_scale = tl.load(s).to(T)
-    weight_of_all = tl.full((), factor, T)
-    if WEIGHT == SCALAR_:
-        weight_of_all = weight_of_all * tl.load(w).to(T)
-    ds_sum = tl.zeros([C], T)
-    for i in range(tl.minimum(per, blocks - group * per)):
-        b = group * per + i
-        n = b * R + tl.arange(0, R).to(tl.int64)  # [R]
-        live = n < N
-        mask = live[:, None] & inside[None, :]  # [R, C]
-        value_x = load_rows(x, n, x_row * V, first, cols, mask, T)
-        if SCALED:
-            value_x = value_x * tl.full((), x_scale, T)
-        weight = tl.zeros([R], T) + weight_of_all
-        if WEIGHT == PER_ROW_:
-            weight = weight * tl.load(w + n * w_row, mask=live, other=0.0).to(T)
-        acc = tl.zeros([R], T)
-        for k in range(K):
-            row = k * N + n
-            out = (row * DV * V)[:, None] + first + cols[None, :]  # known to be a multiple of V
-            a = load_rows(h, row, h_row * V, first, cols, mask, T)
-            if SCALE == ELEMENTS_:
-                ls = load_rows(s, row, s_row * V, first, cols, mask, T)
-                inverse, rest = inverse_parts(ls)
-                value, slope, scale_slope = density(value_x, a, inverse, rest, ls, LIKELIHOOD, LINK)
-                if DS == WRITTEN_:
-                    tl.store(ds + out, to_element(weight[:, None] * scale_slope, ds), mask=mask)
-                elif DS == SUMMED_:
-                    ds_sum += tl.sum(tl.where(mask, weight[:, None] * scale_slope, 0.0), 0)
-            else:
-                inverse, rest = inverse_parts(log_scale)
-                value, slope, scale_slope = density(value_x, a, inverse, rest, tl.zeros([], T), LIKELIHOOD, LINK)
-            acc += tl.sum(tl.where(mask, value, 0.0), 1)
-            if WEIGHT != 0:
-                tl.store(dh + out, to_element(weight[:, None] * slope, dh), mask=mask)
-        t = b * chunks + chunk
-        if DS == OF_ONE_:  # from the same sums: see `plans.Likelihood`
-            part = weight * (acc * -POWER - length * K.to(T))
-            tl.store(partial + blocks * chunks + t, tl.sum(tl.where(live, part, 0.0), 0))
-        if VALUES:
-            if EACH and not CHUNKED:
-                value_n = acc.to(tl.float64) / K + constant_of(constant, D, log_scale, POWER)
-                if log_lik is not None:
-                    tl.store(log_lik + n, to_element(value_n, log_lik), mask=live)
-                value_n += tl.load(neg_kl + n, mask=live, other=0.0).to(tl.float64)
-                tl.store(elbo + n, to_element(value_n, elbo), mask=live)
-            else:
-                tl.store(partial + t, tl.sum(acc, 0))  # rows beyond the last are all masked
-            if EACH and CHUNKED:  # R is 1
-                tl.debug_barrier()
-                if tl.atomic_add(counter + 1 + b, 1) == chunks - 1:
-                    value_b = total_of(partial + b * chunks, chunks) / K + constant_of(constant, D, log_scale, POWER)
-                    if log_lik is not None:
-                        tl.store(log_lik + b, to_element(value_b, log_lik), mask=b < N)
-                    value_b += tl.load(neg_kl + b, mask=b < N, other=0.0).to(tl.float64)
-                    tl.store(elbo + b, to_element(value_b, elbo), mask=b < N)
-                    tl.store(counter + 1 + b, 0)
-    if DS == SUMMED_:
-        tl.store(ds + group * D + first + cols, to_element(ds_sum, ds), mask=inside)
-    if (VALUES and not EACH) or DS == OF_ONE_:
-        tl.debug_barrier()
-        if tl.atomic_add(counter, 1) == tl.num_programs(0) - 1:
-            if VALUES and not EACH:
-                value = (
-                    total_of(partial, blocks * chunks) / K + constant_of(constant, D, log_scale, POWER) * N
-                ) * tl.full((), mean, tl.float64)
-                if log_lik is not None:
-                    tl.store(log_lik, to_element(value, log_lik))
-                value += tl.load(neg_kl).to(tl.float64)
-                tl.store(elbo, to_element(value, elbo))
-            if DS == OF_ONE_:
-                tl.store(dlog_scale, total_of(partial + blocks * chunks, blocks * chunks))
-            tl.store(counter, 0)
 
 
 class Density(DensityPlan):
