@@ -27,7 +27,7 @@ SIZES = {
     "diag": [(100_000, 2, 4), (100_000, 8, 16), (100_000, 32, 32), (1_000_000, 4, 8)],
     "spherical": [(100_000, 6, 8)],
 }
-SETTLE = 0.1  # seconds
+REST = 0.1  # seconds
 CASES = [(kind, *size) for kind, sizes in SIZES.items() for size in sizes]
 
 
@@ -96,7 +96,7 @@ def bench_em_step(race, case):
     options = {"covariance_type": kind, "init": mixture, "tol": 0.0, "max_iter": 10}
     contenders = {"fastvae": Parts(lambda: fastvae.gmm.fit(X, K, **options), 10), **rivals, **limits}
     size = {"elements": N * D, "bytes": X.nbytes, "flops": flops}
-    race(contenders, check=check, limits=list(limits), opaque=["oneDAL"], settle=SETTLE, **size)
+    race(contenders, check=check, limits=list(limits), opaque=["oneDAL"], rest=REST, **size)
 
 
 def one_dal(X: np.ndarray, mixture: fastvae.gmm.Mixture) -> Parts:
@@ -138,7 +138,7 @@ def bench_fit(race, case):
         check_fit(X, fit())
 
     theirs = None if model is None else Limited(lambda: model.fit(X))
-    race({"fastvae": fit, "scikit-learn": theirs}, check=check, elements=N * D, settle=SETTLE)
+    race({"fastvae": fit, "scikit-learn": theirs}, check=check, elements=N * D, rest=REST)
 
 
 BATCHES = [(10_000, 200, 2, 3), (1_000, 1_000, 8, 4)]
@@ -164,7 +164,7 @@ def bench_batch(race, case):
         check_fit(X, fit(), slice(50))
 
     rivals = {"scikit-learn (1 thread)": loop(1, 20), "scikit-learn": loop(None, 5)}
-    race({"fastvae": fit, **rivals}, check=check, elements=X.size, settle=SETTLE)
+    race({"fastvae": fit, **rivals}, check=check, elements=X.size, rest=REST)
 
 
 PEAK = """

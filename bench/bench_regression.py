@@ -20,7 +20,7 @@ linear_model, sm = optional("sklearn.linear_model"), optional("statsmodels.api")
 # B, N, P
 BATCHES = [(10_000, 64, 4), (10_000, 256, 8), (10_000, 50, 1), (20_000, 50, 4), (5_000, 200, 8), (1_000, 1_000, 16)]
 TALL = [(500_000, 32), (200_000, 128), (1_000_000, 32), (1_000_000, 4)]
-SETTLE = 0.1  # seconds
+REST = 0.1  # seconds
 SOME = 50  # problems that a loop fits
 
 
@@ -77,7 +77,7 @@ def bench_batch(race, case):
     }
     size = {"elements": X.size, "bytes": X.nbytes + y.nbytes, "flops": B * N * (P + 1) * (P + 2)}
     variants = ["float64", "refined", "deep"]
-    race(contenders, check=check, limits=["read"], variants=variants, settle=SETTLE, **size)
+    race(contenders, check=check, limits=["read"], variants=variants, rest=REST, **size)
 
 
 @cases(TALL, TALL[:1], "tall {}x{}")
@@ -109,7 +109,7 @@ def bench_tall(race, case):
         "read": torch.from_numpy(X).sum,
     }
     size = {"elements": X.size, "bytes": X.nbytes + y.nbytes, "flops": N * (P + 1) * (P + 2)}
-    race(contenders, check=check, limits=["read"], variants=["float64", "deep", "stream"], settle=SETTLE, **size)
+    race(contenders, check=check, limits=["read"], variants=["float64", "deep", "stream"], rest=REST, **size)
 
 
 def bench_first_call_of_regression(note, tmp_path):

@@ -83,7 +83,7 @@ def race_of(request):
     `check` is called first, and raises if a result is wrong; then nothing is timed. A contender that is None is listed
     as missing. `variants` are contenders by fastvae, `limits` are contenders that do only what every implementation
     must, `opaque` are contenders whose memory is allocated by neither torch nor NumPy. `bytes` and `flops` are the
-    traffic and arithmetic of the job, `elements` its size on the axis of charts. For `settle` see `measure.take_turns`.
+    traffic and arithmetic of the job, `elements` its size on the axis of charts. For `rest` see `measure.take_turns`.
     Returns the measurements, which are added to the history.
     """
 
@@ -97,12 +97,12 @@ def race_of(request):
         limits: Iterable[str] = (),
         variants: Iterable[str] = (),
         opaque: Iterable[str] = (),
-        settle: float = 0.0,
+        rest: float = 0.0,
     ) -> dict[str, Any]:
         check()
         present = {name: function for name, function in contenders.items() if function is not None}
         budget = QUICK_BUDGET if request.config.getoption("--quick") else BUDGET
-        times, seconds = measure.take_turns(present, settle, budget)
+        times, seconds = measure.take_turns(present, rest, budget)
         ours, *others = present
         rivals = [name for name in others if name not in {*limits, *variants}]
         request.getfixturevalue("benchmark").pedantic(

@@ -38,35 +38,35 @@ def warm_up(function: Callable[[], object]) -> float:
     return seconds if seconds > SLOW else clock(function, 2)
 
 
-def number_of_rounds(seconds: float, settle: float, budget: float, ours: bool) -> int:
+def number_of_rounds(seconds: float, rest: float, budget: float, ours: bool) -> int:
     """Number of rounds of a contender within its budget; at least 7, or 5 or 3 if it is slow."""
     fewest = 7 if seconds < SLOW / 6 else 5 if seconds < SLOW or ours else 3
-    cost = max(seconds, MIN_ROUND) + settle + max(seconds, WARM) * (seconds < SHORT)
+    cost = max(seconds, MIN_ROUND) + rest + max(seconds, WARM) * (seconds < SHORT)
     return min(MOST_ROUNDS, max(fewest, round(budget / cost)))
 
 
 def take_turns(
-    contenders: dict[str, Callable[[], object]], settle: float, budget: float
+    contenders: dict[str, Callable[[], object]], rest: float, budget: float
 ) -> tuple[dict[str, list[float | None]], dict[str, float]]:
     """Seconds of each round, and of a call after warm-up. The first contender takes part in every round.
 
     A contender with fewer rounds skips some, evenly spread: None. The turn of a short contender starts with calls that
     are not timed, so that it runs as in its own loop: after the temporaries of eager torch, `x + x_hat` of 4096 x 784
-    takes 0.9 ms at first and 0.4 from the 15th call on. `settle` is a pause in seconds before each turn: threads of
+    takes 0.9 ms at first and 0.4 from the 15th call on. `rest` is a pause in seconds before each turn: threads of
     BLAS keep spinning for that long after their last product, and the next contender would have one core less. The
     attribute `parts` of a contender says how many times it does the work of the others.
     """
     ours = next(iter(contenders))
     seconds = {name: warm_up(function) for name, function in contenders.items()}
-    most = number_of_rounds(seconds[ours], settle, budget, True)
-    rounds = {name: min(most, number_of_rounds(s, settle, budget, name == ours)) for name, s in seconds.items()}
+    most = number_of_rounds(seconds[ours], rest, budget, True)
+    rounds = {name: min(most, number_of_rounds(s, rest, budget, name == ours)) for name, s in seconds.items()}
     calls = {name: max(1, round(MIN_ROUND / s)) for name, s in seconds.items()}
     times: dict[str, list[float | None]] = {name: [] for name in contenders}
     for i in range(most):
         for name, function in contenders.items():
             turn = (i + 1) * rounds[name] // most > i * rounds[name] // most
             if turn:
-                time.sleep(settle)
+                time.sleep(rest)
                 start = time.perf_counter()
                 while seconds[name] < SHORT and time.perf_counter() - start < WARM:
                     function()

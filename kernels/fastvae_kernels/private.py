@@ -35,7 +35,7 @@ NAMES = {
     "torch._C.__file__": "torch's OpenMP team is not found: threads of our own, 70 us a call",
     "torch._C._cuda_getCurrentRawStream": "the stream is asked for by torch.cuda.current_stream, 2 us slower",
     "triton.knobs.runtime.interpret": "the type of a kernel says whether it is interpreted",
-    "triton.knobs.runtime.launch_enter_hook": "profilers are not told of launches after a kernel's first",
+    "triton.knobs.runtime.launch_enter_hook": "profilers do not see launches after a kernel's first",
     "triton.compiler.CompiledKernel.run": "each launch looks for its kernel anew, 10 to 20 us",
     "numba.core.ccallback.CFunc": NO_KERNELS,
     "numba.core.cgutils.alloca_once": NO_KERNELS,

@@ -27,8 +27,8 @@ def evaluate(given, likelihood, decoder, backend):
     values = list(fastvae.elbo_terms(x, out, mu, logvar, **options))
     values.append(fastvae.elbo(x, out, mu, logvar, **options))
     weight = torch.linspace(0.5, 1, N)
-    wanted = [x_hat, mu, logvar] + [s] * (likelihood in ("scale of elements", "Laplace"))
-    return values + list(torch.autograd.grad(values, wanted, [weight] * len(values)))
+    requested = [x_hat, mu, logvar] + [s] * (likelihood in ("scale of elements", "Laplace"))
+    return values + list(torch.autograd.grad(values, requested, [weight] * len(values)))
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])

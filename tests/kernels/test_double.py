@@ -15,12 +15,12 @@ from fastvae_kernels.numba.language.double import (
     constant,
     exact_product,
     exact_sum,
-    get,
     high,
+    load_number,
     low,
     number_zero,
-    put,
     root,
+    store_number,
 )
 from fastvae_kernels.numba.language.jit import kernel, unpack
 from fastvae_kernels.numba.language.memory import F64, I64, array_at, read, write
@@ -62,15 +62,15 @@ def make_arithmetic():
         a, b = array_at(a_address, 16 * n, F64), array_at(b_address, 16 * n, F64)
         out, x = array_at(out_address, 16 * 8 * n, F64), number_zero(1)
         for i in range(n):
-            p, q = get(a, i, x), get(b, i, x)
-            put(out, i, p + q)
-            put(out, n + i, p - q)
-            put(out, 2 * n + i, p * q)
-            put(out, 3 * n + i, p / q)
-            put(out, 4 * n + i, root(p * p))
-            put(out, 5 * n + i, exact_product(high(p), high(q)))
-            put(out, 6 * n + i, exact_sum(high(p), high(q)))
-            put(out, 7 * n + i, choose(high(p) < high(q), p, -q))
+            p, q = load_number(a, i, x), load_number(b, i, x)
+            store_number(out, i, p + q)
+            store_number(out, n + i, p - q)
+            store_number(out, 2 * n + i, p * q)
+            store_number(out, 3 * n + i, p / q)
+            store_number(out, 4 * n + i, root(p * p))
+            store_number(out, 5 * n + i, exact_product(high(p), high(q)))
+            store_number(out, 6 * n + i, exact_sum(high(p), high(q)))
+            store_number(out, 7 * n + i, choose(high(p) < high(q), p, -q))
 
     return arithmetic
 
@@ -110,7 +110,7 @@ def make_sums_above():
         p = constant(x, first)
         for i in range(n):
             p = add_product(add_part(p, read(b, 8 * i, high(x))), read(a, 8 * i, high(x)), read(b, 8 * i, high(x)))
-        put(out, 0, exact_sum(high(p) - high(constant(x, first)), low(p)))
+        store_number(out, 0, exact_sum(high(p) - high(constant(x, first)), low(p)))
 
     return sums_above
 

@@ -272,7 +272,7 @@ def test_the_caller_begins_at_once_and_waits_for_no_helper_that_has_not_begun(he
 
 def test_a_job_in_the_queue_holds_no_tensors(helpers, monkeypatch):
     torch.set_num_threads(4)
-    monkeypatch.setattr(_threads._pool, "grow", lambda wanted: wanted)  # nobody is there to take it out
+    monkeypatch.setattr(_threads._pool, "grow", lambda requested: requested)  # nobody is there to take it out
     x = torch.ones(5000, dtype=torch.float64)
     held = weakref.ref(x)
     run(make_squares(), (x.data_ptr(), x.data_ptr(), x.data_ptr(), 5000), 5000, MUCH)

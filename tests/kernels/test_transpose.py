@@ -8,7 +8,7 @@ import pytest
 from fastvae_kernels.numba.language.jit import kernel, unpack
 from fastvae_kernels.numba.language.memory import F32, F64, array_at
 from fastvae_kernels.numba.language.threads import run
-from fastvae_kernels.numba.language.transpose import into_lanes, load, out_of_lanes
+from fastvae_kernels.numba.language.transpose import lanes_to_rows, load, rows_to_lanes
 
 WIDTHS = [*range(1, 10), 13]  # up to three separately; then four at a time, where the last four may overlap
 CODES = {np.float32: F32, np.float64: F64}
@@ -49,8 +49,8 @@ def make_lanes():
     @kernel("4q")
     def lanes(block):
         inside, rows, rows_of_copy, width = unpack(block, "4q")
-        into_lanes(inside, rows, width)
-        out_of_lanes(rows_of_copy, inside, width)
+        rows_to_lanes(inside, rows, width)
+        lanes_to_rows(rows_of_copy, inside, width)
 
     return lanes
 

@@ -22,8 +22,8 @@ from fastvae_kernels.numba.language.memory import (
     array_at,
     gather,
     number,
-    put,
     read,
+    scatter,
     sum_of,
     vector,
     weight_at,
@@ -34,10 +34,10 @@ from fastvae_kernels.numba.language.vector import (
     LANES_F32,
     LANES_F64,
     deinterleave,
+    interleave_order,
     lanes,
     store_interleaved,
     total,
-    turned,
 )
 
 NUMPY: dict[int, Any] = {F32: np.float32, F64: np.float64, U32: np.uint32}
@@ -174,7 +174,9 @@ def make_interleave(T):
         n = lanes(v)
         x, out = array_at(x_address, 4 * n, T), array_at(out_address, at + 4 * n, T)
         a, b, c, d = read(x, 0, v), read(x, n, v), read(x, 2 * n, v), read(x, 3 * n, v)
-        store_interleaved(out, at, turned(a, v), turned(b, v), turned(c, v), turned(d, v))
+        store_interleaved(
+            out, at, interleave_order(a, v), interleave_order(b, v), interleave_order(c, v), interleave_order(d, v)
+        )
 
     return interleave
 
@@ -234,13 +236,13 @@ FIELDS = "9q"
 
 @functools.cache
 def make_move(A, T, back):
-    """`gather`, or `put`."""
+    """`gather`, or `scatter`."""
 
     @kernel(FIELDS)
     def move(block):
         scratch, room, width, address, first_row, rows, stride, first, length = unpack(block, FIELDS)
         if back:
-            put(array_at(scratch, room, T), width, address, first_row, rows, stride, first, length, A, vector(T))
+            scatter(array_at(scratch, room, T), width, address, first_row, rows, stride, first, length, A, vector(T))
         else:
             gather(array_at(scratch, room, T), width, address, first_row, rows, stride, first, length, A, vector(T))
 

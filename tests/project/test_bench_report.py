@@ -218,7 +218,7 @@ def test_turns_are_taken_and_ratios_are_of_the_same_round(monkeypatch):
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
     contenders = {"fastvae": sleeping(0.01), "slow": sleeping(2.0), "fast": sleeping(0.001)}
-    times, _ = measure.take_turns(contenders, settle=0.0, budget=0.6)
+    times, _ = measure.take_turns(contenders, rest=0.0, budget=0.6)
     assert [sum(t is not None for t in taken) for taken in times.values()] == [20, 3, 20]
     assert times["slow"][-1] is not None
     microseconds, ratios = measure.summary(times)

@@ -333,8 +333,8 @@ def test_a_bad_problem_does_not_affect_the_others(backend):
     X[0, 3, 1], X[1, 0, 0], y[2, 5], w[3, 1], w[4] = np.nan, -np.inf, np.nan, np.inf, 0.0
     X[5, :, 2] = X[5, :, 0]
     result = regression.fit(X, y, sample_weight=w, on_singular="ignore", backend=backend)
-    told = [Status(int(s)) & ~(Status.REFINED | Status.DOUBLE_DOUBLE) for s in result.status]
-    assert told == [Status.NONFINITE] * 4 + [Status.TOO_FEW_ROWS, Status.RANK_DEFICIENT, Status(0)]
+    flags = [Status(int(s)) & ~(Status.REFINED | Status.DOUBLE_DOUBLE) for s in result.status]
+    assert flags == [Status.NONFINITE] * 4 + [Status.TOO_FEW_ROWS, Status.RANK_DEFICIENT, Status(0)]
     same(result[6], sound[6], fields=FITTED_ALONE)
     for name in FIELDS[:10]:
         assert np.isnan(getattr(result, name)[:5]).all(), name

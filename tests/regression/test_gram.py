@@ -122,8 +122,8 @@ def test_bad_problems_do_not_affect_the_others(backend):
     sound = regression.fit(X, y, sample_weight=w, backend=backend)
     X[0, 3, 1], X[1, 0, 0], y[2, 5], w[3, 1], w[4] = np.nan, -np.inf, np.nan, np.nan, 0.0
     result = whole(regression.Gram(backend=backend), X, y, w).solve()
-    told = [Status(int(s)) & ~(Status.REFINED | Status.DOUBLE_DOUBLE) for s in result.status]
-    assert told == [Status.NONFINITE] * 4 + [Status.TOO_FEW_ROWS, Status(0)]
+    flags = [Status(int(s)) & ~(Status.REFINED | Status.DOUBLE_DOUBLE) for s in result.status]
+    assert flags == [Status.NONFINITE] * 4 + [Status.TOO_FEW_ROWS, Status(0)]
     same(result[5], sound[5], fields=VALUES)
     assert np.isnan(result.coef[:5]).all()
     merged = (

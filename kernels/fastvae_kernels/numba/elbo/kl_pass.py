@@ -21,7 +21,7 @@ from .pieces import FORWARD, PIECE, load_posterior, load_prior, place, store, un
 
 @math_jit
 def write_nothing(f, dmu, dlogvar, i, m, half_excess):
-    """The gradients are not wanted."""
+    """The gradients are not requested."""
 
 
 @math_jit
@@ -34,7 +34,7 @@ def write_gradients(f, dmu, dlogvar, i, m, half_excess):
 
 @math_jit
 def store_nothing(f, mu_s, logvar_s, where, v):
-    """The gradients are not wanted."""
+    """The gradients are not requested."""
 
 
 @math_jit

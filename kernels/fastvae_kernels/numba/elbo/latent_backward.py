@@ -20,8 +20,8 @@ from ..language.memory import (
     item_size,
     on_stack,
     prefetch,
-    put,
     read,
+    scatter,
     vector,
     wide_vector,
     write,
@@ -209,15 +209,15 @@ begin_noise = by_constant({NONE: nothing_drawn, ONE: prepare_noise, MANY: prepar
 
 @math_jit
 def store_prior_alone(f, prior, where):
-    """There is no prior whose gradients are wanted."""
+    """No gradients of a prior are requested."""
 
 
 @math_jit
 def put_prior(f, prior, where):
     """Write the gradients of the prior."""
     first, n, length, rows = where
-    put(prior[0], f.sizes.width, f.dmu_p, n, rows, f.sizes.L, first, length, f.T, vector(f.T))
-    put(prior[1], f.sizes.width, f.dlogvar_p, n, rows, f.sizes.L, first, length, f.T, vector(f.T))
+    scatter(prior[0], f.sizes.width, f.dmu_p, n, rows, f.sizes.L, first, length, f.T, vector(f.T))
+    scatter(prior[1], f.sizes.width, f.dlogvar_p, n, rows, f.sizes.L, first, length, f.T, vector(f.T))
 
 
 store_prior = by_constant({NO_KL: store_prior_alone, STANDARD: store_prior_alone, PRIOR: put_prior})

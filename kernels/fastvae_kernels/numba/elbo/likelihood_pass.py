@@ -3,8 +3,8 @@
     log_lik[n]       = 1/K sum_k sum_d log p(x_nd | x_hat_knd)
     dx_hat[k, n, d]  = weight[n] / K  d log p / d x_hat        dlog_scale likewise, summed where log_scale is shared
 
-Traffic, elements: reads x and x_hat once, writes dx_hat if it is wanted: 3 N D with the gradient, 2 N D without; x is
-read once for all K draws. Floor: the time of ``torch.add(x, x_hat, out=dx_hat)``.
+Traffic, elements: reads x and x_hat once, writes dx_hat if requested: 3 N D with the gradient, 2 N D without; x is read
+once for all K draws. Floor: the time of ``torch.add(x, x_hat, out=dx_hat)``.
 Layout: rows dense in memory, any stride between them; row k N + n of x_hat is draw k of x's row n.
 Work unit: one chunk of a row, or of each row of a block where rows are short or the gradient of a per-feature scale is
 summed over them. A chunk is summed in the compute dtype, chunks in float64 in index order, so that a row's value
@@ -25,7 +25,7 @@ from .densities import log_density
 
 CHUNK = 2048  # elements of a row summed in the compute dtype
 
-# Log-scales: one number for all, or elements, whose gradient is not wanted, written, or summed over a block of rows.
+# Log-scales: one number for all, or elements, whose gradient is not requested, written, or summed over a block of rows.
 ONE, ELEMENTS, WRITTEN, SUMMED = range(4)
 
 # Addresses are 0 where there is nothing; *_row are strides in elements.
@@ -62,7 +62,7 @@ def own_scale(s, d, one_scale, v):
 
 @math_jit
 def no_gradient(out, d, gradient):
-    """None is wanted."""
+    """None is requested."""
 
 
 @math_jit

@@ -1,7 +1,7 @@
 """Log-likelihood of x under a decoder's output, and its gradient: the launch plan. Numba.
 
 The kernel, its formula and its traffic are in `likelihood_pass.py`, the log densities in `densities/`. Where rows lie
-side by side and only their sum is wanted, all are one row to the kernel.
+side by side and only their sum is requested, all are one row to the kernel.
 Specification: fastvae/reference/elbo/formulas.py (log_likelihood), fastvae/reference/elbo/likelihoods.py
 """
 
@@ -48,7 +48,7 @@ class Density(DensityPlan):
         self.plain = self.as_it_is and self.mean != 0 and not self.elements
         strides = self.x.stride, self.x_hat.stride
         if self.mean != 0 and not self.elements and strides == (self.D, self.D):
-            # one row, if only the batch's sum is wanted: 4096 x 16 takes 12 us so, and 30 row by row, on one thread
+            # one row, if only the batch's sum is requested: 4096 x 16 takes 12 us so, and 30 row by row, on one thread
             self.N, self.D, self.constant = 1, self.N * self.D, self.N * self.constant
             strides = self.D, self.D
         self.chunks = max(1, -(-self.D // CHUNK))

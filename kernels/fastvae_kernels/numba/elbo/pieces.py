@@ -8,13 +8,13 @@ in its place.
 
 from ..language.jit import by_constant, math_jit
 from ..language.layout import Layout
-from ..language.memory import gather, settle, source, target, vector
+from ..language.memory import copy_back, gather, read_address, vector, write_address
 from ..language.vector import lanes
 
 PIECE = 1024  # the most elements of a unit, those between short rows included; whole blocks of noise and wide vectors
 
-# Constants of the kernels. The KL: not wanted, to N(0, I), or to a prior. Its sums: over the batch alone, or over each
-# row, of all elements, or besides of those that free bits keep.
+# Constants of the kernels. The KL: none, to N(0, I), or to a prior. Its sums: over the batch alone, or over each row,
+# of all elements, or also of those that free bits keep.
 NO_KL, STANDARD, PRIOR = range(3)
 NO_SUMS, BATCH, ROWS, KEPT = range(4)
 
@@ -40,21 +40,21 @@ def unit_at(f, unit):
 def load(f, room, address, stride, row, where, v):
     """The address of the elements of a unit from ``row`` on: their own, or that of a copy in a room."""
     first, _, length, rows = where
-    return source(room, f.sizes.width, address, row, rows, stride, first, length, f.M, f.T, v)
+    return read_address(room, f.sizes.width, address, row, rows, stride, first, length, f.M, f.T, v)
 
 
 @math_jit
 def place(f, room, address, row, where, v):
     """The address to write such elements to, in rows side by side; then `store` is to be called."""
     first, _, length, rows = where
-    return target(room, f.sizes.width, address, row, rows, f.sizes.L, first, length, f.M, f.T, v)
+    return write_address(room, f.sizes.width, address, row, rows, f.sizes.L, first, length, f.M, f.T, v)
 
 
 @math_jit
 def store(f, room, address, row, where, v):
     """Bring what was written to where it belongs, if `place` gave the room."""
     first, _, length, rows = where
-    settle(room, f.sizes.width, address, row, rows, f.sizes.L, first, length, f.M, f.T, v)
+    copy_back(room, f.sizes.width, address, row, rows, f.sizes.L, first, length, f.M, f.T, v)
 
 
 @math_jit

@@ -8,7 +8,7 @@ to the same cache set. Rows of weight 0 are set to zeros, whatever they contain.
 from ..language.jit import math_jit
 from ..language.layout import Layout
 from ..language.memory import F32
-from ..language.transpose import ahead_of, drop, load, load_weights
+from ..language.transpose import ahead_of, load, load_weights, zero_ignored_rows
 
 # Addresses, the dtype code of x, strides in elements, sizes. w is 0 if there are no weights; shift is [B, D].
 ROWS = Layout("x x_code x_row x_problem w w_row w_problem shift N D restarts")
@@ -32,7 +32,7 @@ def load_tile(f, xt, w_t, data, first, rows, S, shift):
     load(xt, x_of(f, data), f.x_code, first, f.x_row, rows, padded(rows), f.D, S, shift)
     load_weights(w_t, f.w + data * f.w_problem * 8 if f.w else 0, first, f.w_row, rows, padded(rows))
     if f.w:
-        drop(xt, w_t, rows, f.D, S)
+        zero_ignored_rows(xt, w_t, rows, f.D, S)
 
 
 @math_jit

@@ -73,7 +73,7 @@ def fit(
         w = None if sample_weight is None else sample_weight[rows]
         batch = X[rows] if isinstance(X, Tensor) else X
         m = Mixtures(batch, w, n_components, family, restarts, ids[rows], seed=seed, reg_covar=reg_covar)
-        m.move_near()
+        m.compute_shift()
         how = start if isinstance(start, str) else [t[rows] for t in start]
         total, variances = moments(m)
         em = Run(m, total, variances, how)

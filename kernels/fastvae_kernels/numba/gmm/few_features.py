@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..language.blocks import SIDE
-from ..language.emit import VECTOR, WIDE, Registers, add_totals, everywhere, fma, load, loop, pointer, vector_at
+from ..language.emit import VECTOR, WIDE, Registers, add_totals, broadcast, fma, load, loop, pointer, vector_at
 from ..language.vector import LANES_REGISTER, llvm_type, splat
 from .modes import DIAG, FULL, MEANS_ALONE, SPHERICAL
 
@@ -49,12 +49,12 @@ def _squares(builder: Any, family: int, P: Any, e: list[Any]) -> list[Any]:
     if family == SPHERICAL:
         for d in range(n):
             q = [fma(builder, e[d][k], e[d][k], q[k]) for k in indices]
-        p = everywhere(builder, P, INDEX(0))
+        p = broadcast(builder, P, INDEX(0))
         return [builder.fmul(q[k], builder.fmul(p, p)) for k in indices]
     for i in range(n):
         a = [zero for _ in indices]
         for j in range(i + 1) if family == FULL else [i]:
-            p = everywhere(builder, P, INDEX(i * n + j if family == FULL else i))
+            p = broadcast(builder, P, INDEX(i * n + j if family == FULL else i))
             a = [fma(builder, p, e[j][k], a[k]) for k in indices]
         q = [fma(builder, a[k], a[k], q[k]) for k in indices]
     return q
@@ -75,7 +75,7 @@ def logits_few(typingctx, logit, xt, center, P, c, T, D, S, family):
                 rows = [builder.add(t, t.type(k * LANES_REGISTER)) for k in range(ROW_VECTORS)]
                 e = []
                 for d in range(n):
-                    m, first = everywhere(builder, center_, INDEX(d)), builder.mul(S_, S_.type(d))
+                    m, first = broadcast(builder, center_, INDEX(d)), builder.mul(S_, S_.type(d))
                     e.append([builder.fsub(load(builder, xt_, builder.add(first, row)), m) for row in rows])
                 for row, q in zip(rows, _squares(builder, kind, P_, e), strict=True):
                     builder.store(fma(builder, half, q, c_), vector_at(builder, logit_, row), align=8)
@@ -135,7 +135,7 @@ def add_few(typingctx, square, linear, xt, center, r, T, D, S, family):
                     weight, e = load(builder, r_, t), {}
                     for d in sorted({*rows, *columns}):
                         at = builder.add(builder.mul(S_, S_.type(d)), t)
-                        e[d] = builder.fsub(load(builder, xt_, at), everywhere(builder, center_, INDEX(d)))
+                        e[d] = builder.fsub(load(builder, xt_, at), broadcast(builder, center_, INDEX(d)))
                     if "all" in places:
                         sums.add("all", weight)
                     re = {d: builder.fmul(weight, e[d]) for d in rows}
@@ -166,7 +166,7 @@ def add_square(typingctx, square, width, re, xt, center, i, first, j, T, S, tria
         keys = [(a, b) for a in range(4) for b in range(4) if b <= a or not below]
         rows = [builder.mul(builder.add(builder.sub(i_, first_), S_.type(a)), S_) for a in range(4)]
         columns = [builder.mul(builder.add(j_, S_.type(b)), S_) for b in range(4)]
-        m = [everywhere(builder, center_, builder.add(j_, S_.type(b))) for b in range(4)]
+        m = [broadcast(builder, center_, builder.add(j_, S_.type(b))) for b in range(4)]
         sums = Registers(builder, keys)
         with loop(builder, T_) as (t, _):
             left = [load(builder, re_, builder.add(row, t)) for row in rows]
@@ -198,7 +198,7 @@ def add_features(typingctx, square, linear, xt, centers, r, k, d, D, T, S, count
         features = [builder.add(d_, d_.type(i)) for i in range(n)]
         columns = [builder.mul(feature, S_) for feature in features]
         own = [builder.add(builder.mul(k_, D_), feature) for feature in features]  # offsets of component k
-        m = [everywhere(builder, centers_, at) for at in own]
+        m = [broadcast(builder, centers_, at) for at in own]
         means, squares = [("mean", i) for i in range(n)], [("square", i) for i in range(n)]
         sums = Registers(builder, means if kind == MEANS_ALONE else means + squares)
         with loop(builder, T_) as (t, _):

@@ -11,7 +11,7 @@ from functools import cache
 from ..language.jit import Kernel, kernel, math_jit
 from ..language.layout import Layout
 from ..language.memory import F64, I64, array_at, row_at
-from ..language.threads import finished, last_of, take, worker
+from ..language.threads import finished, is_last, take, worker
 from .data import ROWS
 from .families import update_component
 from .kmeans import move_centers
@@ -74,7 +74,7 @@ def update_one(f, p, k, u):
     theta, means = array_at(new, f.parameters.size, F64), array_at(centers + 16 * K, K * D, F64)
     flags = row_at(g.flags, p, K, I64)
     flags[k] = update_component(f.family, k, sums, theta, means, u, D, K, False, f.plan.reg_covar)
-    if last_of(g.arrived + 8 * p, K):
+    if is_last(g.arrived + 8 * p, K):
         merge(sums, g.F - 1, 1, g.F, g.slots)
         result = row_at(g.result, p, 3, F64)
         result[0] = sums[g.F - 1]

@@ -111,14 +111,14 @@ class Mixtures:
         new: np.ndarray,
         centers: np.ndarray,
         source: int,
-        wanted: int,
+        statistics: int,
         then: int,
         *,
         rescue: bool = False,
         resp: Tensor | None = None,
     ) -> np.ndarray:
         """Run one pass over the rows of the active problems and return their results, ``[len(active), 3]``."""
-        mode = {"source": source, "wanted": wanted}
+        mode = {"source": source, "statistics": statistics}
         if resp is not None:
             mode |= {"resp": resp.data_ptr(), "resp_code": CODES[resp.dtype]}
         self._pass(active, self.blocks(old, new, centers), NO_FIT, then, rescue, **mode)
@@ -137,7 +137,7 @@ class Mixtures:
 
     def _pass(
         self, active: np.ndarray, blocks: tuple[int, ...], fit: Any, then: int, rescue: bool, *, whole: int = 0,
-        source: int = 0, wanted: int = 0, resp: int = 0, resp_code: int = 0,
+        source: int = 0, statistics: int = 0, resp: int = 0, resp_code: int = 0,
     ) -> None:  # fmt: skip
         separate, tile = then == PARAMETERS and self.separate_update, 0
         rows: tuple[int, ...] = ()
@@ -150,8 +150,8 @@ class Mixtures:
             tiles = max(1, -(-N // self.T))
             numbers = PASS.pack(
                 active=address(active), first_tile=tile, last_tile=tile + tiles, fresh=int(tile == 0), whole=whole,
-                source=source, wanted=wanted, then=LEAVE if separate or not is_last else then, rescue=int(rescue),
-                resp=resp, resp_code=resp_code, room=room, rows=rows, **groups,
+                source=source, statistics=statistics, then=LEAVE if separate or not is_last else then,
+                rescue=int(rescue), resp=resp, resp_code=resp_code, room=room, rows=rows, **groups,
             )  # fmt: skip
             units, passes = (len(active), PASSES) if whole else (len(active) * self.slots, 1)
             run(make_pass(self.shapes.kernel), numbers, units, self.shapes.ns_per_row * N * len(active) * passes)
@@ -186,7 +186,7 @@ class Mixtures:
         else:
             yield from self.X.pieces(self.T)
 
-    def move_near(self) -> None:
+    def compute_shift(self) -> None:
         """Compute the shift of each problem, see `shift.py`. This is the first step of a fit."""
         low, high = np.full((self.B, self.D), np.inf), np.full((self.B, self.D), -np.inf)
         threads, T = torch.get_num_threads(), tile_rows(self.D, 1)

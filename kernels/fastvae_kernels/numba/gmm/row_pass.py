@@ -19,7 +19,7 @@ from functools import cache
 from ..language.jit import Kernel, kernel, math_jit
 from ..language.layout import Layout
 from ..language.memory import F32, F64, I64, array_at, row_at
-from ..language.threads import finished, last_of, take, worker
+from ..language.threads import finished, is_last, take, worker
 from ..language.transpose import load
 from .data import ROWS, load_tile, padded, rows_ahead
 from .families import add_statistics, log_densities, nearest_centers
@@ -28,13 +28,13 @@ from .kmeans import random_responsibilities, scale_rows
 from .modes import LEAVE, LINEAR, NEAREST, POSTERIOR, PRODUCTS, RANDOM, SPHERICAL, SQUARES
 from .responsibilities import nearest, posterior, responsibilities, weigh
 from .statistics import PANEL, add_all_linear, add_all_squares, width
-from .steps import DONE, FIT, LEFT, PARAMETERS_OF, RECORD, STEP, parameters_of, pass_of
+from .steps import DONE, FIT, LLOYD_DONE, PARAMETERS_OF, RECORD, STEP, parameters_of, pass_of
 
-# A launch processes the tiles from first_tile to last_tile; sums start at 0 if it is fresh. source, wanted and then are
-# the mode of the pass, see `modes.py`; where there are records, these determine the mode, and then only tells whether
-# to LEAVE the sums. resp is [P, N, K], if given, of the dtype resp_code.
+# A launch processes the tiles from first_tile to last_tile; sums start at 0 if it is fresh. source, statistics and then
+# are the mode of the pass, see `modes.py`; where there are records, these determine the mode, and then only tells
+# whether to LEAVE the sums. resp is [P, N, K], if given, of the dtype resp_code.
 PASS = Layout(
-    "active first_tile last_tile fresh whole source wanted then rescue resp resp_code room",
+    "active first_tile last_tile fresh whole source statistics then rescue resp resp_code room",
     rows=ROWS,
     plan=PLAN,
     parameters=PARAMETERS_OF,
@@ -72,7 +72,7 @@ def open_scratch(f, me):
 
 
 @math_jit
-def responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, scaled, ahead):
+def responsibilities_of(f, room, old, centers, p, tile, rows, source, statistics, scaled, ahead):
     """Compute the weighted responsibilities of the tile in scratch, and return its part of the log-likelihood.
 
     The responsibilities are in `room.logit`. Meanwhile the rows ahead are prefetched.
@@ -83,7 +83,7 @@ def responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, sc
         if f.rows.w:
             return posterior(room.logit, room.log_prob, room.panel, room.w, T, K, S)
         return responsibilities(room.logit, room.log_prob, room.panel, room.w, T, K, S)
-    if wanted == SQUARES:  # there is a single component, nearest to all rows
+    if statistics == SQUARES:  # there is a single component, nearest to all rows
         for t in range(T):
             room.logit[t] = room.w[t]
     elif source == NEAREST:
@@ -106,19 +106,19 @@ def responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, sc
 
 
 @math_jit
-def add_tile(f, room, sums, centers, rows, wanted):
+def add_tile(f, room, sums, centers, rows, statistics):
     """Add the statistics of the tile in scratch."""
     D, K, S, T = f.rows.D, f.plan.K, f.plan.T + 8, padded(rows)
-    if wanted == LINEAR:
+    if statistics == LINEAR:
         add_all_linear(sums, sums, room.xt, centers, room.logit, T, D, K, S)
-    elif wanted == SQUARES:
+    elif statistics == SQUARES:
         add_all_squares(sums[K * (D + 1) :], sums, room.xt, centers, room.logit, T, D, K, S)
-    elif wanted == PRODUCTS:
+    elif statistics == PRODUCTS:
         add_statistics(f.family, sums, room.panel, room.xt, centers, room.logit, T, D, K, S, f.plan.tied)
 
 
 @math_jit
-def add_slot(f, room, old, centers, p, slot, source, wanted, scaled, held):
+def add_slot(f, room, old, centers, p, slot, source, statistics, scaled, held):
     """Process the tiles of a slot in order. ``held`` is the tile in scratch before; return the one in scratch after."""
     g, N, T, data = f.sums, f.rows.N, f.plan.T, p // f.rows.restarts
     sums = row_at(g.statistics, p * g.slots + slot, g.F, F64)
@@ -141,8 +141,8 @@ def add_slot(f, room, old, centers, p, slot, source, wanted, scaled, held):
             then = f.first_tile + (slot + 1 - f.first_tile) % g.slots
         to = (then - f.first_tile) * T
         ahead = rows_ahead(f.rows, data, to, min(T, N - to) if then != tile else 0)
-        value += responsibilities_of(f, room, old, centers, p, tile, rows, source, wanted, scaled, ahead)
-        add_tile(f, room, sums, about, rows, wanted)
+        value += responsibilities_of(f, room, old, centers, p, tile, rows, source, statistics, scaled, ahead)
+        add_tile(f, room, sums, about, rows, statistics)
         tile += g.slots
     sums[g.F - 1] += value
     return held
@@ -165,26 +165,26 @@ def work_at(f, room, unit):
     metric = row_at(f.plan.metric, p, D, F64)
     for j in range(K * D):
         room.metric[j] = metric[j % D]
-    source, wanted, then, held, was_scaled, step = f.source, f.wanted, f.then, NO_TILE, False, LEFT
+    source, statistics, then, held, was_scaled, step = f.source, f.statistics, f.then, NO_TILE, False, LLOYD_DONE
     if f.fit.records:
         step = int(row_at(f.fit.records, p, RECORD, F64)[STEP])
     running = True
     while running:
         if f.fit.records:
-            source, wanted, then = pass_of(step)
+            source, statistics, then = pass_of(step)
         old, _, centers = parameters_of(f.parameters, f.fit, p)
         theta, means = array_at(old, f.parameters.size, F64), array_at(centers + 16 * K, K * D, F64)
-        scaled = source == NEAREST and wanted == LINEAR and f.family != SPHERICAL
+        scaled = source == NEAREST and statistics == LINEAR and f.family != SPHERICAL
         if scaled:
             scale_centers(room, means, D, K)
         if scaled != was_scaled:
             held, was_scaled = NO_TILE, scaled
         for slot in range(first, last):
-            held = add_slot(f, room, theta, means, p, slot, source, wanted, scaled, held)
+            held = add_slot(f, room, theta, means, p, slot, source, statistics, scaled, held)
         running = False
-        if f.then != LEAVE and (f.whole or last_of(f.sums.arrived + 8 * p, slots)):
+        if f.then != LEAVE and (f.whole or is_last(f.sums.arrived + 8 * p, slots)):
             step = finish_problem(f, p, then, room.metric, room.matrix)
-            running = f.whole and step not in (LEFT, DONE)
+            running = f.whole and step not in (LLOYD_DONE, DONE)
 
 
 @cache

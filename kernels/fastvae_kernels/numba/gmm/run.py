@@ -36,10 +36,10 @@ from .steps import (
     DONE,
     EM,
     LAST,
-    LEFT,
     LIKELIHOOD,
     LIMIT,
     LLOYD,
+    LLOYD_DONE,
     LLOYD_STEPS,
     LLOYD_TOL,
     MAX_ITER,
@@ -107,11 +107,11 @@ class Run:
         run = Run(white.mixtures, np.ones(m.B), np.ones((m.B, m.D)), "kmeans-raw")
         run.cluster(active, white.mixtures)
         hard, first, second = white.parameters(m, run.next), self.now, m.parameters()
-        flags, wanted = result[active], (PRODUCTS, PARAMETERS)
+        flags, mode = result[active], (PRODUCTS, PARAMETERS)
         if sampled is not m:
             first = m.parameters()
-            flags = sampled.sweep(active, self.next, first, self.next, NEAREST, *wanted, rescue=rescue)
-        other = sampled.sweep(active, hard, second, hard, POSTERIOR, *wanted, rescue=rescue)
+            flags = sampled.sweep(active, self.next, first, self.next, NEAREST, *mode, rescue=rescue)
+        other = sampled.sweep(active, hard, second, hard, POSTERIOR, *mode, rescue=rescue)
         likelier = likelihood_after_step(sampled, active, second, other, rescue) > likelihood_after_step(
             sampled, active, first, flags, rescue
         )
@@ -119,7 +119,7 @@ class Run:
         if sampled is m:
             self.now[at], result[at] = second[at], other[likelier]
         elif len(at):
-            result[at] = m.sweep(at, hard, self.now, hard, POSTERIOR, *wanted, rescue=rescue)
+            result[at] = m.sweep(at, hard, self.now, hard, POSTERIOR, *mode, rescue=rescue)
 
     def cluster(self, active: np.ndarray, sampled: Mixtures) -> None:
         """Run k-means by Lloyd's iterations on a sample of the rows; the centers are the means in `next`."""
@@ -188,7 +188,7 @@ def take_steps(
     while len(active):
         m.advance(active, steps, rescue, whole)
         step = steps.records[active, STEP]
-        active = active[(step != LEFT) & (step != DONE)]
+        active = active[(step != LLOYD_DONE) & (step != DONE)]
         if steps.max_iter and (now := int(steps.records[:, COUNT].max())) > done:
             done = now
             steps.make_room(done)

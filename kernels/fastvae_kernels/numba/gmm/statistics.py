@@ -65,7 +65,7 @@ def add_all_products(square, linear, re, xt, centers, logit, T, D, K, S, step):
             add_products(matrix, sums, re, xt, centers[k * D :], r, T, D, S)
 
 
-def adder(family: int) -> Any:
+def make_adder(family: int) -> Any:
     """Return the function that adds sum r, sum r e_d and the family's squares of all components, see `add_features`."""
 
     @loop_jit
@@ -89,4 +89,4 @@ def adder(family: int) -> Any:
     return add_all
 
 
-add_all_linear, add_all_squares, add_all_distances = adder(MEANS_ALONE), adder(DIAG), adder(SPHERICAL)
+add_all_linear, add_all_squares, add_all_distances = make_adder(MEANS_ALONE), make_adder(DIAG), make_adder(SPHERICAL)

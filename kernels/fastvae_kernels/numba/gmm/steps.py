@@ -18,7 +18,7 @@ from ..language.memory import F64, array_at, row_at
 from .modes import CENTERS, LINEAR, MERGE, NEAREST, NOTHING, PARAMETERS, POSTERIOR, PRODUCTS
 from .update import FAR, SINGULAR
 
-LLOYD, LEFT, EM, AGAIN, LAST, DONE = range(6)
+LLOYD, LLOYD_DONE, EM, AGAIN, LAST, DONE = range(6)
 CONVERGED, MAX_ITER, RESCUED, DEGENERATE = 1, 2, 4, 8  # the values of fastvae.Status
 # Most iterations of k-means, and its tolerance: the total squared distance that centers move, relative to the mean
 # variance of the features. EM continues from there.
@@ -75,7 +75,7 @@ def next_step(f, fit, p, value, first, second):
     step = int(record[STEP])
     if step == LLOYD:
         step = after_lloyd(record, first, second)
-        if step == LEFT:
+        if step == LLOYD_DONE:
             save_parameters(f, fit, p, new)
     elif step == LAST:
         record[LIKELIHOOD] = value
@@ -99,7 +99,7 @@ def next_step(f, fit, p, value, first, second):
 def after_lloyd(record, moved, empty):
     """Return LLOYD to continue k-means, or LEFT."""
     record[COUNT] += 1
-    return LLOYD if moved > record[LIMIT] and empty == 0 and record[COUNT] < LLOYD_STEPS else LEFT
+    return LLOYD if moved > record[LIMIT] and empty == 0 and record[COUNT] < LLOYD_STEPS else LLOYD_DONE
 
 
 @math_jit

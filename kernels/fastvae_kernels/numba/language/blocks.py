@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .double import Pair, _joined, accumulate, accumulate_above, fma, two_sum
-from .emit import VECTOR, WIDE, Registers, everywhere, halves, in_lanes, load, loop, pointer, totals, vector_at
+from .emit import VECTOR, WIDE, Registers, broadcast, halves, in_lanes, load, loop, pointer, totals, vector_at
 from .memory import prefetch_line
 from .vector import LANES_REGISTER, llvm_type, splat
 
@@ -270,7 +270,7 @@ def totals_above(typingctx, acc, above, k):
             for part in range(2):
                 at = builder.mul(builder.add(builder.mul(k, k.type(2)), k.type(part)), k.type(LANES_REGISTER))
                 parts[part].append(load(builder, acc_, at))
-            parts[0][lane] = builder.fsub(parts[0][lane], everywhere(builder, above_, k))
+            parts[0][lane] = builder.fsub(parts[0][lane], broadcast(builder, above_, k))
         # leading parts are multiples of an ulp of the starting value: neither the difference nor their sums round
         return _joined(builder, *two_sum(builder, *(totals(builder, p) for p in parts)))
 

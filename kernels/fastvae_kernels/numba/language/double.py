@@ -5,7 +5,8 @@
     p + q, p - q, p * q, p / q, -p       # relative error of about 2^-102
     high(p), low(p)                      # the parts of p; |low| is at most half an ulp of high
 
-`constant`, `high`, `choose`, `root`, `get` and `put` take vectors as well, so that one source serves both precisions.
+`constant`, `high`, `choose`, `root`, `load_number` and `store_number` take vectors as well, so that one source serves
+both precisions.
 Nothing here may be compiled with fastmath, which would simplify a + b - a to b. Exact products need a true fma, rounded
 once.
 Source: Dekker (1971), Knuth (1969); Joldes, Muller & Popescu, Tight and rigorous error bounds for basic building blocks
@@ -22,7 +23,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from .vector import Vector, call, llvm_type, pointer_to, splat, with_element
 
-WORDS = 8  # lanes of the numbers that `get` and `put` access
+WORDS = 8  # lanes of the numbers that `load_number` and `store_number` access
 
 
 class Pair(types.Type):
@@ -288,7 +289,7 @@ def _places(context: Any, builder: Any, array: Any, value: Any, i: Any, x: Any) 
 
 
 @intrinsic
-def get(typingctx, array, i, x):
+def load_number(typingctx, array, i, x):
     """Return number i of an array of vectors or pairs of 8 lanes, in the type of x. A pair's parts are adjacent."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -299,8 +300,8 @@ def get(typingctx, array, i, x):
 
 
 @intrinsic
-def put(typingctx, array, i, x):
-    """Write x as number i of an array of vectors or pairs of 8 lanes, see `get`."""
+def store_number(typingctx, array, i, x):
+    """Write x as number i of an array of vectors or pairs of 8 lanes, see `load_number`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         parts = _parts(builder, args[2]) if isinstance(x, Pair) else [args[2]]

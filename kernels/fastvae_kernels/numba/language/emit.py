@@ -42,7 +42,7 @@ def load(builder: Any, base: Any, at: Any) -> Any:
     return builder.load(vector_at(builder, base, at), align=8)
 
 
-def everywhere(builder: Any, base: Any, at: Any) -> Any:
+def broadcast(builder: Any, base: Any, at: Any) -> Any:
     """Load one element into every lane."""
     return splat(builder, builder.load(builder.gep(base, [at])), VECTOR)
 

@@ -8,7 +8,7 @@ A kernel is compiled for dtype codes, which are constants, and builds its 1-D ar
     a = read(x, i, v)                       # elements i, i + 1, ..., one for each lane; a single number for ``one``
     write(x, i, a)                          # rounded to the dtype of the elements, to nearest even
     room = on_stack(1024, T)                # an array on the kernel's stack
-    x = array_at(source(room, ...), n, T)   # rows in place, or their copy in the room; `target` to write them
+    x = array_at(read_address(room, ...), n, T)   # rows in place or their copy in the room; `write_address` to write
 """
 
 from typing import Any
@@ -218,7 +218,7 @@ def gather(scratch, width, address, first_row, rows, stride, first, length, code
 
 
 @loop_jit
-def put(scratch, width, address, first_row, rows, stride, first, length, code, v):
+def scatter(scratch, width, address, first_row, rows, stride, first, length, code, v):
     """Copy the rows of a scratch back; the inverse of `gather`."""
     outlined()
     zero, size = like(scratch[0], 0), item_size(code)
@@ -251,7 +251,7 @@ def needs_scratch(width, rows, stride, length, code, T, v):
 
 
 @math_jit
-def source(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
+def read_address(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
     """Return the address to read rows from: their own if they can be used in place, else a scratch with a copy."""
     if needs_scratch(width, rows, stride, length, code, T, v):
         gather(scratch, width, address, first_row, rows, stride, first, length, code, vector(T))
@@ -260,18 +260,18 @@ def source(scratch, width, address, first_row, rows, stride, first, length, code
 
 
 @math_jit
-def target(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
-    """Return the address to write rows to: their own, or a scratch, from which `settle` copies them."""
+def write_address(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
+    """Return the address to write rows to: their own, or a scratch, from which `copy_back` copies them."""
     if needs_scratch(width, rows, stride, length, code, T, v):
         return address_of(scratch)
     return address + (first_row * stride + first) * item_size(code)
 
 
 @math_jit
-def settle(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
-    """Copy rows to their destination, if `target` returned a scratch."""
+def copy_back(scratch, width, address, first_row, rows, stride, first, length, code, T, v):
+    """Copy rows to their destination, if `write_address` returned a scratch."""
     if needs_scratch(width, rows, stride, length, code, T, v):
-        put(scratch, width, address, first_row, rows, stride, first, length, code, vector(T))
+        scatter(scratch, width, address, first_row, rows, stride, first, length, code, vector(T))
 
 
 @math_jit

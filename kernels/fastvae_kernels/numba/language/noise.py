@@ -27,13 +27,13 @@ from .vector import (
     LANES_WORDS,
     Vector,
     element,
+    interleave_order,
     lanes,
     llvm_type,
     parts,
     shuffle,
     splat,
     store_interleaved,
-    turned,
     with_element,
     words,
 )
@@ -218,8 +218,8 @@ def fill_noise(eps, blocks, rows, at, first, n, k, keys, v):
     """
     u, row = words(LANES_WORDS), np.uint64(n)
     low, high = like(u, np.uint32(row & LOW_WORD)), like(u, np.uint32(row >> HIGH_SHIFT))
-    c0 = turned(read(blocks, at, u) + like(u, np.uint32(first)), v)
-    c2 = turned(read(rows, at, u) + low, v)
+    c0 = interleave_order(read(blocks, at, u) + like(u, np.uint32(first)), v)
+    c2 = interleave_order(read(rows, at, u) + low, v)
     c3 = select(c2 < low, high + like(u, np.uint32(1)), high)
     c0, c1, c2, c3 = _widen_words(c0), _widen_words(like(u, np.uint32(k))), _widen_words(c2), _widen_words(c3)
     for i in range(0, keys[2 * ROUNDS], 2):  # a constant bound would be unrolled, and interleaved with what follows

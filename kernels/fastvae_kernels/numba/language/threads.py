@@ -133,7 +133,7 @@ def finished(block, n):
 
 
 @math_jit
-def last_of(counter, n):
+def is_last(counter, n):
     """Return True for the n-th call on the counter at an address, and reset it; the others' writes are then visible."""
     if _fetch_add(counter, 0, 1) + 1 < n:
         return False

@@ -4,7 +4,7 @@
 
 Four rows by four features are transposed in registers. Everything becomes float64, whatever the dtype of the rows.
 `fetch` prefetches the rows of the next tile while this one is processed.
-`into_lanes` and `out_of_lanes` transpose eight rows of float64 at arbitrary addresses.
+`rows_to_lanes` and `lanes_to_rows` transpose eight rows of float64 at arbitrary addresses.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from .vector import Vector, deinterleave, llvm_type, shuffle, total
 
 
 @intrinsic
-def four(typingctx, one):
+def vector_of_four(typingctx, one):
     """Return a vector of four zeros of the type of a number."""
     result = Vector(one, 4)
     return result(one), lambda context, builder, signature, args: ir.Constant(llvm_type(result), None)
@@ -62,7 +62,7 @@ def transpose_rows(xt, x, stride, rows, D, S, shift):
     """Compute xt[d, t] = x[t, d] - shift[d]."""
     outlined()
     one, v = number(F64), vector(F64)
-    q = four(one)
+    q = vector_of_four(one)
     whole = 0
     if D == 1 and stride == 1:
         s = like(v, shift[0])
@@ -140,7 +140,7 @@ def load_weights(w, address, row, stride, rows, T):
 
 
 @loop_jit
-def drop(xt, w, rows, D, S):
+def zero_ignored_rows(xt, w, rows, D, S):
     """Set rows of weight 0 to zeros, whatever they contain, since 0 times NaN is NaN. Padding has weight 0."""
     outlined()
     v = vector(F64)
@@ -156,11 +156,11 @@ def drop(xt, w, rows, D, S):
 
 
 @loop_jit
-def into_lanes(to, rows, width):
+def rows_to_lanes(to, rows, width):
     """Set to[8 k + lane] to number k of the row at address rows[lane]; ``to`` and ``rows`` are addresses themselves."""
     outlined()
     one, rows = number(F64), array_at(rows, 8, I64)
-    q, to = four(one), array_at(to, 8 * width, F64)
+    q, to = vector_of_four(one), array_at(to, 8 * width, F64)
     if width >= 4:
         for lane in range(0, 8, 4):
             a, b = array_at(rows[lane], width, F64), array_at(rows[lane + 1], width, F64)
@@ -180,11 +180,11 @@ def into_lanes(to, rows, width):
 
 
 @loop_jit
-def out_of_lanes(rows, x, width):
-    """Set number k of the row at address rows[lane] to x[8 k + lane]: the inverse of `into_lanes`."""
+def lanes_to_rows(rows, x, width):
+    """Set number k of the row at address rows[lane] to x[8 k + lane]: the inverse of `rows_to_lanes`."""
     outlined()
     one, rows = number(F64), array_at(rows, 8, I64)
-    q, x = four(one), array_at(x, 8 * width, F64)
+    q, x = vector_of_four(one), array_at(x, 8 * width, F64)
     if width >= 4:
         for lane in range(0, 8, 4):
             a, b = array_at(rows[lane], width, F64), array_at(rows[lane + 1], width, F64)

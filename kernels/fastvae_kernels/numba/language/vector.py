@@ -175,7 +175,7 @@ def _interleave(builder: Any, x: Any, y: Any, unit: int, group: int) -> list[Any
 
 
 @intrinsic
-def turned(typingctx, x, like):
+def interleave_order(typingctx, x, like):
     """Return the lanes of x in the order that `store_interleaved` expects for vectors of the type of ``like``.
 
     For float32, each four consecutive lanes are placed a quarter of a vector apart: the numbers then stay within their
@@ -194,7 +194,7 @@ def turned(typingctx, x, like):
 
 @intrinsic
 def store_interleaved(typingctx, array, i, a, b, c, d):
-    """Write a[0], b[0], c[0], d[0], a[1], ... of vectors in the lane order of `turned` to elements i, i + 1, ..."""
+    """Write a[0], b[0], c[0], d[0], a[1], ... of vectors with lanes in `interleave_order` to elements i, i + 1, ..."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         group = 4 if a.bitwidth == 32 else a.lanes

@@ -6,7 +6,7 @@ The mean is taken off later, see `factor.center_sums`; sums about a center near 
 from ..language.jit import loop_jit, outlined
 from ..language.math import like
 from ..language.memory import F32, F64, array_at, number, read, write
-from ..language.transpose import four
+from ..language.transpose import vector_of_four
 
 ORIGIN, FIRST_ROWS, GIVEN = range(3)  # 0, the mean of a few rows, centers that are there
 FEW_ROWS = 8
@@ -17,7 +17,7 @@ def mean_of_rows(center, x, code, stride, N, D):
     """The mean of each column over the first rows."""
     outlined()
     one, n, length = number(F64), min(N, FEW_ROWS), (N - 1) * stride + D
-    rows32, rows64, q = array_at(x, length, F32), array_at(x, length, F64), four(number(F64))
+    rows32, rows64, q = array_at(x, length, F32), array_at(x, length, F64), vector_of_four(number(F64))
     for first in range(0, D if D >= 4 else 0, 4):
         d, total = min(first, D - 4), like(q, 0)  # the last four overlap with those before
         for t in range(n):

@@ -6,7 +6,7 @@
 A column is dependent where its distance from the span of those before it is no more than ``closest`` times the columns
 themselves, see `factor`. In double-double it is left out, and `rank.py` goes on to the solution of minimum norm; in
 float64 it is only noted, as is one whose pivot is less than ``least`` of its square. Where else float64 may not be
-enough is told by bounds. With columns scaled to unit norm, the error of a coefficient, and of the intercept, is
+enough follows from bounds. With columns scaled to unit norm, the error of a coefficient, and of the intercept, is
 
     e_j = 2^-53 sum_k |V_jk| (|y|_2 + sum_l |b_l|),    e_0 = 2^-53 (|ybar| + sum |xbar_j b_j|) + sum |xbar_j| e_j
 
@@ -17,13 +17,13 @@ problem. Specification: fastvae/reference/regression/formulas.py
 from functools import cache
 from typing import NamedTuple
 
-from ..language.double import WORDS, constant, get, high, low, number, number_zero, put
+from ..language.double import WORDS, constant, high, load_number, low, number, number_zero, store_number
 from ..language.jit import Kernel, kernel, loop_jit, outlined
 from ..language.layout import Layout, without_constants
 from ..language.math import like, select, sqrt
 from ..language.memory import F64, read, vector
 from ..language.threads import finished, take, worker
-from ..language.transpose import into_lanes
+from ..language.transpose import rows_to_lanes
 from ..language.vector import total
 from .factor import center_sums, factor, norm, quadratic, row, square, sums_of
 from .fields import BATCH, NONFINITE, PROBLEMS, RECENTER, REFINE, RESULTS, scratch_offsets, section
@@ -86,10 +86,10 @@ def load_problems(f, mine, group, x):
     record, mean, lost = section(mine, s.record, s.end), section(mine, s.mean, s.end), section(mine, s.lost, s.end)
     load_group(lanes, without_constants(f.batch), problems, group)
     find_rows(lanes, f.centers + 8, 1 + columns, lanes + 8 * NUMBERS)
-    into_lanes(mine + 8 * s.record, lanes + 8 * ADDRESSES, columns)  # the record is free until later
+    rows_to_lanes(mine + 8 * s.record, lanes + 8 * ADDRESSES, columns)  # the record is free until later
     for j in range(columns):
-        put(mean, j, number(x, get(record, j, v), like(v, 0)))
-        put(lost, j, like(v, 0))
+        store_number(mean, j, number(x, load_number(record, j, v), like(v, 0)))
+        store_number(lost, j, like(v, 0))
     gather_sums(mine + 8 * s.sums, mine + 8 * s.slot, lanes, f.sums, f.slots, f.F, x)
 
 
@@ -101,21 +101,21 @@ def measure_columns(f, mine, x):
     G, mean, record = section(mine, s.sums, s.end), section(mine, s.mean, s.end), section(mine, s.record, s.end)
     limit, grain = section(mine, s.limit, s.end), section(mine, s.grain, s.end)
     scale, shrink = section(mine, s.scale, s.end), section(mine, s.shrink, s.end)
-    zero, unity, weight = like(v, 0), like(v, 1), high(get(G, 0, x))
+    zero, unity, weight = like(v, 0), like(v, 1), high(load_number(G, 0, x))
     nonfinite = weight - weight
     for j in range(f.problems.P):
         own = row(j + 1) + j + 1
-        length2 = high(get(G, own, x))
+        length2 = high(load_number(G, own, x))
         nonfinite = nonfinite + (length2 - length2)
-        m = high(get(mean, j, x))
+        m = high(load_number(mean, j, x))
         raw = length2 + weight * m * m if f.problems.fit_intercept else length2
-        put(limit, j, like(v, limits.least) * length2)
-        put(grain, j, like(v, limits.closest) * sqrt(raw))
-        put(record, at.lengths + j, sqrt(select(length2 > zero, length2, zero)))
-        put(G, own, get(G, own, x) + constant(x, f.problems.alpha))
-        length = sqrt(high(get(G, own, x)))
-        put(scale, j, length)
-        put(shrink, j, select(length > zero, unity / length, zero))
+        store_number(limit, j, like(v, limits.least) * length2)
+        store_number(grain, j, like(v, limits.closest) * sqrt(raw))
+        store_number(record, at.lengths + j, sqrt(select(length2 > zero, length2, zero)))
+        store_number(G, own, load_number(G, own, x) + constant(x, f.problems.alpha))
+        length = sqrt(high(load_number(G, own, x)))
+        store_number(scale, j, length)
+        store_number(shrink, j, select(length > zero, unity / length, zero))
     return nonfinite
 
 
@@ -127,20 +127,20 @@ def store_problem(f, mine, rank, squared, x):
     outlined()
     s, P, at, v = f.scratch, f.problems.P, f.results.at, vector(F64)
     V, mean, lost = section(mine, s.V, s.end), section(mine, s.mean, s.end), section(mine, s.lost, s.end)
-    record, weight = section(mine, s.record, s.end), high(get(section(mine, s.sums, s.end), 0, x))
-    put(record, at.rank, rank)
-    put(record, at.condition, sqrt(squared))
-    put(record, at.weight, weight)
+    record, weight = section(mine, s.record, s.end), high(load_number(section(mine, s.sums, s.end), 0, x))
+    store_number(record, at.rank, rank)
+    store_number(record, at.condition, sqrt(squared))
+    store_number(record, at.weight, weight)
     for k in range(P * (P + 1) // 2):
-        put(record, at.inverse + k, high(get(V, k, x)))
+        store_number(record, at.inverse + k, high(load_number(V, k, x)))
     for j in range(P):
-        put(record, at.small_means + j, get(lost, j, v))
+        store_number(record, at.small_means + j, load_number(lost, j, v))
     for j in range(P + f.problems.R):
-        put(record, at.means + j, high(get(mean, j, x)))
+        store_number(record, at.means + j, high(load_number(mean, j, x)))
     spread = like(v, 0)
     if f.problems.fit_intercept:
         spread = high(quadratic(V, mean, P, x)) + like(v, 1) / weight
-    put(record, at.spread, spread)
+    store_number(record, at.spread, spread)
     return spread
 
 
@@ -151,27 +151,27 @@ def solve_target(f, mine, r, dependent, x):
     s, P, at, v = f.scratch, f.problems.P, f.results.at, vector(F64)
     G, M, record = section(mine, s.sums, s.end), section(mine, s.M, s.end), section(mine, s.record, s.end)
     mean, coef, to = section(mine, s.mean, s.end), section(mine, s.coef, s.end), sums_of(P + 1 + r, P)
-    yy, rss = get(G, to + P + 1, x), get(G, to + P + 1, x)
+    yy, rss = load_number(G, to + P + 1, x), load_number(G, to + P + 1, x)
     for j in range(P):
-        z = get(G, to + j + 1, x)
+        z = load_number(G, to + j + 1, x)
         rss = rss - z * z
         acc = constant(x, 0)
         for i in range(j, P):
-            acc = acc + get(M, row(i) + j, x) * get(G, to + i + 1, x)
-        put(coef, j, acc)
+            acc = acc + load_number(M, row(i) + j, x) * load_number(G, to + i + 1, x)
+        store_number(coef, j, acc)
     if dependent:
         shorten_coefficients(f.pairs, f, mine, x)
-    intercept, rest = get(mean, P + r, x) if f.problems.fit_intercept else constant(x, 0), high(rss)
+    intercept, rest = load_number(mean, P + r, x) if f.problems.fit_intercept else constant(x, 0), high(rss)
     for j in range(P):
-        value = get(coef, j, x)
+        value = load_number(coef, j, x)
         if f.problems.fit_intercept:
-            intercept = intercept - get(mean, j, x) * value
+            intercept = intercept - load_number(mean, j, x) * value
         rest = rest - like(v, f.problems.alpha) * high(value) * high(value)
-        put(record, at.coef + r * P + j, high(value))
-        put(record, at.small_coef + r * P + j, low(value))
-    put(record, at.intercept + r, high(intercept))
-    put(record, at.small_intercept + r, low(intercept))
-    put(record, at.squares + r, high(yy))
+        store_number(record, at.coef + r * P + j, high(value))
+        store_number(record, at.small_coef + r * P + j, low(value))
+    store_number(record, at.intercept + r, high(intercept))
+    store_number(record, at.small_intercept + r, low(intercept))
+    store_number(record, at.squares + r, high(yy))
     return rest
 
 
@@ -210,14 +210,14 @@ def make_solve(pairs: int) -> Kernel:
                 refine = zero
                 for r in range(R):
                     rss = solve_target(f, mine, r, total(dependent) > 0, x)
-                    yy = get(record, at.squares + r, v)
+                    yy = load_number(record, at.squares + r, v)
                     nonfinite = nonfinite + (yy - yy)
                     refine = select(rss >= like(v, ALONE_PAIRS if f.pairs else ALONE) * yy, refine, unity)
                     refine = select(is_uncertain(f.pairs, f, mine, r, yy, x) > zero, unity, refine)
                     store_statistics(record, at, problems, mine + 8 * s.lanes, r, spread, rss)
                 flags = next_step(f.pairs, f, squared, dependent) + select(far > zero, like(v, RECENTER), zero)
                 flags = flags + select(nonfinite == zero, zero, like(v, NONFINITE))
-                put(record, at.flags, flags + select(refine > zero, like(v, REFINE), zero))
+                store_number(record, at.flags, flags + select(refine > zero, like(v, REFINE), zero))
                 store_small(f.pairs, f, mine, x)
                 scatter_record(results, mine + 8 * s.record, mine + 8 * s.lanes, at.weight, at.end)
             finished(f.header, stop - start)

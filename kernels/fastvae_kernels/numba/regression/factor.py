@@ -7,7 +7,7 @@ triangles, row by row. G holds all sums: row and column 0 are the sums of the co
 come last, see `gram.py`. Specification: fastvae/reference/regression/formulas.py
 """
 
-from ..language.double import choose, constant, get, high, put, root
+from ..language.double import choose, constant, high, load_number, root, store_number
 from ..language.jit import loop_jit, math_jit, outlined
 from ..language.math import fma, like, select, sqrt
 from ..language.memory import F64, read, vector, write
@@ -35,19 +35,19 @@ def center_sums(G, mean, rest, P, R, x):
     """
     outlined()
     v = vector(F64)
-    n, far = get(G, 0, x), like(v, 0)
+    n, far = load_number(G, 0, x), like(v, 0)
     for i in range(1, P + 1 + R):
         at = sums_of(i, P)
         own = at + (i if i <= P else P + 1)
-        first = get(G, at, x)
+        first = load_number(G, at, x)
         d = first / n
-        center, moved = get(mean, i - 1, x), get(mean, i - 1, x) + d
-        put(mean, i - 1, moved)
+        center, moved = load_number(mean, i - 1, x), load_number(mean, i - 1, x) + d
+        store_number(mean, i - 1, moved)
         write(rest, 8 * (i - 1), high(d) - (high(moved) - high(center)))
         for j in range(1, min(i, P + 1)):
-            put(G, at + j, get(G, at + j, x) - d * get(G, row(j), x))
-        square = get(G, own, x) - first * d
-        put(G, own, square)
+            store_number(G, at + j, load_number(G, at + j, x) - d * load_number(G, row(j), x))
+        square = load_number(G, own, x) - first * d
+        store_number(G, own, square)
         far = select(high(first) * high(d) > like(v, FAR_AWAY) * high(square), like(v, 1), far)
     return far
 
@@ -66,29 +66,29 @@ def factor(G, M, dropped, limit, grain, most, P, R, x):
     one, none, kept = constant(x, 1), constant(x, 0), like(v, 0)
     for j in range(1, P + 1):
         at, mine = row(j), row(j - 1)
-        pivot, size = get(G, at + j, x), read(grain, 8 * (j - 1), v)
+        pivot, size = load_number(G, at + j, x), read(grain, 8 * (j - 1), v)
         for k in range(1, j):
-            a = get(G, at + k, x)
+            a = load_number(G, at + k, x)
             pivot = pivot - a * a
         for k in range(j - 1):
             acc = none
             for i in range(k, j - 1):
-                acc = acc + get(G, at + i + 1, x) * get(M, row(i) + k, x)
-            put(M, mine + k, acc)
+                acc = acc + load_number(G, at + i + 1, x) * load_number(M, row(i) + k, x)
+            store_number(M, mine + k, acc)
             size = fma(abs(high(acc)), read(grain, 8 * k, v), size)
         good = (high(pivot) > fma(size, size, read(limit, 8 * (j - 1), v))) & (kept < most)
         inverse = choose(good, one / root(choose(good, pivot, one)), none)
         kept = kept + select(good, like(v, 1), like(v, 0))
         write(dropped, 8 * (j - 1), select(good, like(v, 0), like(v, 1)))
         for k in range(j - 1):
-            put(M, mine + k, -(get(M, mine + k, x) * inverse))
-        put(M, mine + j - 1, inverse)
+            store_number(M, mine + k, -(load_number(M, mine + k, x) * inverse))
+        store_number(M, mine + j - 1, inverse)
         for i in range(j + 1, P + 1 + R):
             to = sums_of(i, P)
-            acc = get(G, to + j, x)
+            acc = load_number(G, to + j, x)
             for k in range(1, j):
-                acc = acc - get(G, to + k, x) * get(G, at + k, x)
-            put(G, to + j, acc * inverse)
+                acc = acc - load_number(G, to + k, x) * load_number(G, at + k, x)
+            store_number(G, to + j, acc * inverse)
     return kept
 
 
@@ -98,10 +98,10 @@ def square(V, M, P, x):
     outlined()
     for j in range(P):
         for k in range(j + 1):
-            acc = get(M, row(j) + j, x) * get(M, row(j) + k, x)
+            acc = load_number(M, row(j) + j, x) * load_number(M, row(j) + k, x)
             for i in range(j + 1, P):
-                acc = acc + get(M, row(i) + j, x) * get(M, row(i) + k, x)
-            put(V, row(j) + k, acc)
+                acc = acc + load_number(M, row(i) + j, x) * load_number(M, row(i) + k, x)
+            store_number(V, row(j) + k, acc)
 
 
 @loop_jit
@@ -114,7 +114,7 @@ def norm(A, step, scale, P, x):
         acc = like(v, 0)
         for k in range(P):
             a, b = max(j, k) + step, min(j, k) + step
-            acc = fma(abs(high(get(A, row(a) + b, x))), read(scale, 8 * k, v), acc)
+            acc = fma(abs(high(load_number(A, row(a) + b, x))), read(scale, 8 * k, v), acc)
         acc = acc * read(scale, 8 * j, v)
         most = select(acc > most, acc, most)
     return most
@@ -128,8 +128,8 @@ def quadratic(V, a, P, x):
     for j in range(P):
         inner = constant(x, 0)
         for k in range(P):
-            inner = inner + get(V, row(max(j, k)) + min(j, k), x) * get(a, k, x)
-        acc = acc + inner * get(a, j, x)
+            inner = inner + load_number(V, row(max(j, k)) + min(j, k), x) * load_number(a, k, x)
+        acc = acc + inner * load_number(a, j, x)
     return acc
 
 
@@ -140,16 +140,16 @@ def exceeds_tolerance(V, scale, mean, coef, intercept, yy, ybar, tolerance, P, f
     v = vector(F64)
     size, unit, tol = sqrt(yy), like(v, UNIT), like(v, tolerance)
     for j in range(P):
-        size = size + abs(high(get(coef, j, x))) * read(scale, 8 * j, v)
+        size = size + abs(high(load_number(coef, j, x))) * read(scale, 8 * j, v)
     doubt, of_means = like(v, 0), like(v, 0)
     own = abs(ybar)
     for j in range(P):
         acc = like(v, 0)
         for k in range(P):
-            acc = acc + abs(high(get(V, row(max(j, k)) + min(j, k), x))) * read(scale, 8 * k, v)
-        error, value = unit * size * acc, abs(high(get(coef, j, x)))
+            acc = acc + abs(high(load_number(V, row(max(j, k)) + min(j, k), x))) * read(scale, 8 * k, v)
+        error, value = unit * size * acc, abs(high(load_number(coef, j, x)))
         doubt = select(error <= tol * value, doubt, like(v, 1))
-        m = abs(high(get(mean, j, x)))
+        m = abs(high(load_number(mean, j, x)))
         own, of_means = own + m * value, of_means + m * error
     if fit_intercept:
         doubt = select(unit * own + of_means <= tol * abs(intercept), doubt, like(v, 1))

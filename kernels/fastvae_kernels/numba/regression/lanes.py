@@ -3,10 +3,10 @@
 In lanes, number k of each problem is [k, 8] in scratch; elsewhere each problem's numbers are adjacent.
 """
 
-from ..language.double import get, put, words
+from ..language.double import load_number, store_number, words
 from ..language.jit import loop_jit, outlined
 from ..language.memory import F64, I64, array_at, read, vector, write
-from ..language.transpose import into_lanes, out_of_lanes
+from ..language.transpose import lanes_to_rows, rows_to_lanes
 from .fields import SEPARATE
 
 # Of the eight problems in the lanes, in scratch: which of the batch, which of all, addresses, rows, sums of log w.
@@ -53,10 +53,10 @@ def scatter_record(results, record, lanes, first, last):
             write(field, 0, read(array_at(record + 64 * begin, 8, F64), 0, vector(F64)))
         else:
             find_rows(lanes, results.out + 8 * begin * results.B, size, lanes + 8 * NUMBERS)
-            out_of_lanes(lanes + 8 * ADDRESSES, record + 64 * begin, size)
+            lanes_to_rows(lanes + 8 * ADDRESSES, record + 64 * begin, size)
     state, size = results.at.weight, results.at.end - results.at.weight
     find_rows(lanes, results.out + 8 * (state * results.B + first - state), size, lanes + 8 * NUMBERS)
-    out_of_lanes(lanes + 8 * ADDRESSES, record + 64 * first, last - first)
+    lanes_to_rows(lanes + 8 * ADDRESSES, record + 64 * first, last - first)
 
 
 @loop_jit
@@ -69,7 +69,7 @@ def gather_record(record, results, lanes):
         (at.weight, at.end),
     ):  # fmt: skip
         find_rows(lanes, results.out + 8 * begin * results.B, end - begin, lanes + 8 * NUMBERS)
-        into_lanes(record + 64 * begin, lanes + 8 * ADDRESSES, end - begin)
+        rows_to_lanes(record + 64 * begin, lanes + 8 * ADDRESSES, end - begin)
 
 
 @loop_jit
@@ -82,7 +82,7 @@ def gather_sums(to, slot, lanes, sums, slots, F, x):
     total, other = array_at(to, size, F64), array_at(slot, size, F64)
     for s in range(slots):
         find_rows(lanes, sums + s * size, slots * size // 8, lanes + 8 * UNITS)
-        into_lanes(slot if s else to, lanes + 8 * ADDRESSES, size // 8)
+        rows_to_lanes(slot if s else to, lanes + 8 * ADDRESSES, size // 8)
         if s:
             for k in range(F):
-                put(total, k, get(total, k, x) + get(other, k, x))
+                store_number(total, k, load_number(total, k, x) + load_number(other, k, x))

@@ -4,7 +4,7 @@ Dependent columns are left out in double-double alone, where the solution is the
 errors of coefficients are bounded one by one; in double-double the condition alone tells whether residuals are needed.
 """
 
-from ..language.double import get, high
+from ..language.double import high, load_number
 from ..language.jit import by_constant, loop_jit, math_jit, outlined
 from ..language.math import like, select
 from ..language.memory import F64, I64, array_at
@@ -46,10 +46,10 @@ def is_uncertain_float64(f, mine, r, y2, x):
     """1 in the lanes where the bound of an error exceeds the tolerance."""
     s, P = f.scratch, f.problems.P
     V, scale, mean = section(mine, s.V, s.end), section(mine, s.scale, s.end), section(mine, s.mean, s.end)
-    intercept = get(section(mine, s.record, s.end), f.results.at.intercept + r, y2)
+    intercept = load_number(section(mine, s.record, s.end), f.results.at.intercept + r, y2)
     return exceeds_tolerance(
-        V, scale, mean, section(mine, s.coef, s.end), intercept, y2, high(get(mean, P + r, x)), f.limits.tolerance, P,
-        f.problems.fit_intercept, x,
+        V, scale, mean, section(mine, s.coef, s.end), intercept, y2, high(load_number(mean, P + r, x)),
+        f.limits.tolerance, P, f.problems.fit_intercept, x,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ which is the pseudo-inverse of G, in the user's units. In lanes where column j i
 ``room`` holds three P x P matrices: Y, Pi, and one for intermediate results.
 """
 
-from ..language.double import choose, constant, get, high, put, root
+from ..language.double import choose, constant, high, load_number, root, store_number
 from ..language.jit import loop_jit, outlined
 from ..language.math import like
 from ..language.memory import F64, read, vector
@@ -27,8 +27,8 @@ def null_vectors(room, M, G, dropped, P, x):
         for k in range(P):
             acc = one if k == j else zero
             for i in range(k, j):
-                acc = acc - get(M, row(i) + k, x) * get(G, row(j + 1) + i + 1, x)
-            put(room, j * P + k, choose(out, acc, zero))
+                acc = acc - load_number(M, row(i) + k, x) * load_number(G, row(j + 1) + i + 1, x)
+            store_number(room, j * P + k, choose(out, acc, zero))
 
 
 @loop_jit
@@ -41,17 +41,17 @@ def orthonormalize(room, P, x):
         for i in range(j):
             acc = zero
             for k in range(P):
-                acc = acc + get(room, j * P + k, x) * get(room, i * P + k, x)
+                acc = acc + load_number(room, j * P + k, x) * load_number(room, i * P + k, x)
             for k in range(P):
-                put(room, j * P + k, get(room, j * P + k, x) - acc * get(room, i * P + k, x))
+                store_number(room, j * P + k, load_number(room, j * P + k, x) - acc * load_number(room, i * P + k, x))
         acc = zero
         for k in range(P):
-            a = get(room, j * P + k, x)
+            a = load_number(room, j * P + k, x)
             acc = acc + a * a
         some = high(acc) > like(v, 0)
         inverse = choose(some, one / root(choose(some, acc, one)), zero)
         for k in range(P):
-            put(room, j * P + k, get(room, j * P + k, x) * inverse)
+            store_number(room, j * P + k, load_number(room, j * P + k, x) * inverse)
 
 
 @loop_jit
@@ -63,8 +63,8 @@ def projector(room, P, x):
         for m in range(P):
             acc = one if k == m else zero
             for j in range(P):
-                acc = acc - get(room, j * P + k, x) * get(room, j * P + m, x)
-            put(room, Pi + k * P + m, acc)
+                acc = acc - load_number(room, j * P + k, x) * load_number(room, j * P + m, x)
+            store_number(room, Pi + k * P + m, acc)
 
 
 @loop_jit
@@ -77,14 +77,14 @@ def project(room, V, P, x):
         for m in range(P):
             acc = zero
             for i in range(P):
-                acc = acc + get(room, Pi + k * P + i, x) * get(V, row(max(i, m)) + min(i, m), x)
-            put(room, half + k * P + m, acc)
+                acc = acc + load_number(room, Pi + k * P + i, x) * load_number(V, row(max(i, m)) + min(i, m), x)
+            store_number(room, half + k * P + m, acc)
     for k in range(P):
         for m in range(k + 1):
             acc = zero
             for i in range(P):
-                acc = acc + get(room, half + k * P + i, x) * get(room, Pi + i * P + m, x)
-            put(V, row(k) + m, acc)
+                acc = acc + load_number(room, half + k * P + i, x) * load_number(room, Pi + i * P + m, x)
+            store_number(V, row(k) + m, acc)
 
 
 @loop_jit
@@ -95,7 +95,7 @@ def shorten(room, coef, P, x):
     for k in range(P):
         acc = constant(x, 0)
         for i in range(P):
-            acc = acc + get(room, Pi + k * P + i, x) * get(coef, i, x)
-        put(room, half + k, acc)
+            acc = acc + load_number(room, Pi + k * P + i, x) * load_number(coef, i, x)
+        store_number(room, half + k, acc)
     for k in range(P):
-        put(coef, k, get(room, half + k, x))
+        store_number(coef, k, load_number(room, half + k, x))

@@ -13,7 +13,7 @@ Specification: fastvae/reference/regression/formulas.py
 import math
 from functools import cache
 
-from ..language.double import WORDS, constant, get, high, low, number, number_zero, pair, put
+from ..language.double import WORDS, constant, high, load_number, low, number, number_zero, pair, store_number
 from ..language.jit import Kernel, by_constant, kernel, loop_jit, math_jit, outlined
 from ..language.layout import Layout, without_constants
 from ..language.math import fma, like, select, sqrt
@@ -58,7 +58,7 @@ CORRECT = Layout(
 def extended_length(record, at, j, alpha):
     """Of column j with the row that a ridge adds to it."""
     v = vector(F64)
-    length = get(record, at.lengths + j, v)
+    length = load_number(record, at.lengths + j, v)
     return sqrt(fma(length, length, like(v, alpha)))
 
 
@@ -72,23 +72,23 @@ def set_delta(f, mine, k, s):
     sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
     gradient, delta = section(mine, f.scratch.gradient, f.scratch.end), section(mine, f.scratch.delta, f.scratch.end)
     small_V, first, longest = section(mine, f.scratch.small_V, f.scratch.end), k * (P + 2), like(v, 0)
-    all_ = get(sums, first, x)
+    all_ = load_number(sums, first, x)
     for j in range(P):
-        g = get(sums, first + 1 + j, x)
+        g = load_number(sums, first + 1 + j, x)
         if f.problems.fit_intercept:
-            g = g - pair(get(record, at.means + j, v), get(record, at.small_means + j, v)) * all_
-            put(sums, first + 1 + j, g)
+            g = g - pair(load_number(record, at.means + j, v), load_number(record, at.small_means + j, v)) * all_
+            store_number(sums, first + 1 + j, g)
         if alpha > 0:
-            b = pair(get(record, at.coef + k * P + j, v), get(record, at.small_coef + k * P + j, v))
+            b = pair(load_number(record, at.coef + k * P + j, v), load_number(record, at.small_coef + k * P + j, v))
             g = g - constant(x, alpha) * b
-        put(gradient, j, number(s, high(g), low(g)))
+        store_number(gradient, j, number(s, high(g), low(g)))
     for j in range(P):
         step = s
         for i in range(P):
             entry = row(max(i, j)) + min(i, j)
-            V = number(s, get(record, at.inverse + entry, v), get(small_V, entry, v))
-            step = step + V * get(gradient, i, s)
-        put(delta, j, step)
+            V = number(s, load_number(record, at.inverse + entry, v), load_number(small_V, entry, v))
+            step = step + V * load_number(gradient, i, s)
+        store_number(delta, j, step)
         length = abs(high(step)) * extended_length(record, at, j, alpha)
         longest = select(length > longest, length, longest)
     return longest
@@ -101,14 +101,14 @@ def noise_of(record, P, k, at):
     """
     outlined()
     v, most = vector(F64), like(vector(F64), 0)
-    y, root = sqrt(get(record, at.squares + k, v)), sqrt(get(record, at.weight, v))
-    rows = abs(get(record, at.intercept + k, v)) + abs(get(record, at.means + P + k, v))
+    y, root = sqrt(load_number(record, at.squares + k, v)), sqrt(load_number(record, at.weight, v))
+    rows = abs(load_number(record, at.intercept + k, v)) + abs(load_number(record, at.means + P + k, v))
     for j in range(P):
-        rows = rows + abs(get(record, at.coef + k * P + j, v) * get(record, at.means + j, v))
+        rows = rows + abs(load_number(record, at.coef + k * P + j, v) * load_number(record, at.means + j, v))
     for j in range(P):
-        length, mean = get(record, at.lengths + j, v), abs(get(record, at.means + j, v))
+        length, mean = load_number(record, at.lengths + j, v), abs(load_number(record, at.means + j, v))
         size = (length + root * mean) * (y + like(v, ROUNDING) * root * rows) + length * root * rows
-        size = size * sqrt(get(record, at.inverse + row(j) + j, v))
+        size = size * sqrt(load_number(record, at.inverse + row(j) + j, v))
         most = select(size > most, size, most)
     return most
 
@@ -123,29 +123,29 @@ def add_delta(f, mine, k, left, noise, s):
     sums, record = section(mine, f.scratch.sums, f.scratch.end), section(mine, f.scratch.record, f.scratch.end)
     delta, nothing = (
         section(mine, f.scratch.delta, f.scratch.end),
-        like(v, NOTHING) * sqrt(get(record, at.squares + k, v)),
+        like(v, NOTHING) * sqrt(load_number(record, at.squares + k, v)),
     )
     zero, shift, doubt, less, of_means = like(v, 0), like(v, 0), like(v, 0), like(v, 0), like(v, 0)
     for j in range(P):
-        step, place = high(get(delta, j, s)), k * P + j
-        b = pair(get(record, at.coef + place, v), get(record, at.small_coef + place, v))
-        b = b + pair(step, low(get(delta, j, s)))
-        put(record, at.coef + place, high(b))
-        put(record, at.small_coef + place, low(b))
-        length, mean = extended_length(record, at, j, alpha), get(record, at.means + j, v)
-        error = left + noise * sqrt(get(record, at.inverse + row(j) + j, v)) * length
+        step, place = high(load_number(delta, j, s)), k * P + j
+        b = pair(load_number(record, at.coef + place, v), load_number(record, at.small_coef + place, v))
+        b = b + pair(step, low(load_number(delta, j, s)))
+        store_number(record, at.coef + place, high(b))
+        store_number(record, at.small_coef + place, low(b))
+        length, mean = extended_length(record, at, j, alpha), load_number(record, at.means + j, v)
+        error = left + noise * sqrt(load_number(record, at.inverse + row(j) + j, v)) * length
         doubt = select(error <= like(v, f.tolerance) * abs(high(b)) * length + nothing, doubt, like(v, 1))
         of_means = of_means + select(error > zero, abs(mean) * error / length, zero)
         shift = shift - mean * step
         # RSS(b + delta) = RSS(b) - 2 delta'g + delta'G delta, where (G + alpha I) delta = g - alpha b
-        less = less + step * (high(get(sums, k * (P + 2) + j + 1, x)) + like(v, alpha) * high(b))
+        less = less + step * (high(load_number(sums, k * (P + 2) + j + 1, x)) + like(v, alpha) * high(b))
     if f.problems.fit_intercept:
-        all_ = high(get(sums, k * (P + 2), x))
-        mean = all_ / get(record, at.weight, v)
-        b = pair(get(record, at.intercept + k, v), get(record, at.small_intercept + k, v))
+        all_ = high(load_number(sums, k * (P + 2), x))
+        mean = all_ / load_number(record, at.weight, v)
+        b = pair(load_number(record, at.intercept + k, v), load_number(record, at.small_intercept + k, v))
         b = b + pair(shift + mean, zero)
-        put(record, at.intercept + k, high(b))
-        put(record, at.small_intercept + k, low(b))
+        store_number(record, at.intercept + k, high(b))
+        store_number(record, at.small_intercept + k, low(b))
         doubt = select(of_means <= like(v, f.tolerance) * abs(high(b)) + nothing, doubt, like(v, 1))
         less = less + all_ * mean
     return less, doubt
@@ -192,16 +192,20 @@ def make_correct(pairs: int) -> Kernel:
                 gather_sums(mine + 8 * s.sums, mine + 8 * s.slot, lanes, f.sums, f.slots, f.F, x)
                 gather_record(mine + 8 * s.record, results, lanes)
                 load_small(f.pairs, f, mine)
-                flags, spread, condition = like(v, 0), get(record, at.spread, v), get(record, at.condition, v)
+                flags, spread, condition = (
+                    like(v, 0),
+                    load_number(record, at.spread, v),
+                    load_number(record, at.condition, v),
+                )
                 for k in range(problems.R):
-                    rss = high(get(sums, k * (P + 2) + P + 1, x))
+                    rss = high(load_number(sums, k * (P + 2) + P + 1, x))
                     if not f.keep:
                         left = like(v, unit * P) * condition * condition * set_delta(f, mine, k, zero)
                         bound = like(v, noise * P) * noise_of(record, P, k, at)
                         less, doubt = add_delta(f, mine, k, left, bound, zero)
                         rss, flags = rss - less, select(doubt > like(v, 0), like(v, code), flags)
                     store_statistics(record, at, problems, lanes, k, spread, rss)
-                put(record, at.flags, flags)
+                store_number(record, at.flags, flags)
                 scatter_record(results, mine + 8 * s.record, lanes, at.small_coef, at.lengths)
             finished(f.header, stop - start)
             start, stop = take(f.header, me)

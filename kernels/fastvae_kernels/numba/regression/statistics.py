@@ -8,7 +8,7 @@ Specification: fastvae/reference/regression/formulas.py
 
 import math
 
-from ..language.double import get, put
+from ..language.double import load_number, store_number
 from ..language.jit import loop_jit, outlined
 from ..language.math import like, log, select, sqrt
 from ..language.memory import F64, array_at, read, vector
@@ -26,18 +26,20 @@ def store_statistics(record, at, problems, lanes, r, spread, rss):
     zero, nan = like(v, 0), like(v, math.nan)
     rows = read(array_at(lanes + 8 * ROW_COUNTS, 8, F64), 0, v)
     log_weight = read(array_at(lanes + 8 * LOG_WEIGHTS, 8, F64), 0, v)
-    df = rows - get(record, at.rank, v) - like(v, 1.0 * fit_intercept)
+    df = rows - load_number(record, at.rank, v) - like(v, 1.0 * fit_intercept)
     rss = select(rss <= zero, zero, rss)
     sigma2 = rss / rows
     unbiased = select(df > zero, rss / df, nan)
     if problems.alpha > 0:
         unbiased = nan
     for j in range(P):
-        put(record, at.coef_error + r * P + j, sqrt(get(record, at.inverse + row(j) + j, v) * unbiased))
-    put(record, at.intercept_error + r, sqrt(spread * unbiased) if fit_intercept else zero)
-    put(record, at.sigma2 + r, sigma2)
-    put(record, at.unbiased + r, unbiased)
+        store_number(
+            record, at.coef_error + r * P + j, sqrt(load_number(record, at.inverse + row(j) + j, v) * unbiased)
+        )
+    store_number(record, at.intercept_error + r, sqrt(spread * unbiased) if fit_intercept else zero)
+    store_number(record, at.sigma2 + r, sigma2)
+    store_number(record, at.unbiased + r, unbiased)
     value = like(v, 0.5) * (log_weight - rows * (log(sigma2) + like(v, 2 * HALF_LOG_2PI + 1)))
-    put(record, at.log_likelihood + r, value)
-    put(record, at.r2 + r, like(v, 1) - rss / get(record, at.squares + r, v))
-    put(record, at.rss + r, rss)
+    store_number(record, at.log_likelihood + r, value)
+    store_number(record, at.r2 + r, like(v, 1) - rss / load_number(record, at.squares + r, v))
+    store_number(record, at.rss + r, rss)

@@ -3,8 +3,8 @@
     log_lik[n]       = 1/K sum_k sum_d log p(x_nd | x_hat_knd)
     dx_hat[k, n, d]  = weight[n] / K  d log p / d x_hat        dlog_scale likewise, summed where log_scale is shared
 
-Traffic, elements: reads x and x_hat once, writes dx_hat if it is wanted: 3 N D with the gradient, 2 N D without; x is
-read once for all K draws. Floor: a device copy of as many bytes.
+Traffic, elements: reads x and x_hat once, writes dx_hat if requested: 3 N D with the gradient, 2 N D without; x is read
+once for all K draws. Floor: a device copy of as many bytes.
 Layout: rows dense in memory, any stride between them; row k N + n of x_hat is draw k of x's row n.
 Work unit: a program takes tiles of R rows by C columns, R and C from D and the dtype alone; it sums a row of a tile in
 the compute dtype. The last program to arrive adds the tiles in index order in float64, so that bits depend neither on
@@ -22,7 +22,7 @@ from .densities import log_density
 # Log-scales: a number, one element of a tensor on the GPU, or elements.
 NUMBER, ONE, ELEMENTS = range(3)
 ONE_, ELEMENTS_ = tl.constexpr(ONE), tl.constexpr(ELEMENTS)
-# The gradient of log_scale: not wanted; of one number; of elements, written, or summed over a program's rows.
+# The gradient of log_scale: not requested; of one number; of elements, written, or summed over a program's rows.
 UNWANTED, OF_ONE, WRITTEN, SUMMED = range(4)
 OF_ONE_, WRITTEN_, SUMMED_ = tl.constexpr(OF_ONE), tl.constexpr(WRITTEN), tl.constexpr(SUMMED)
 # The upstream: none, so no gradient; a number; a 0-d tensor; one of each row.
@@ -93,7 +93,7 @@ def constant_of(constant, D, log_scale, POWER: tl.constexpr):
 
 @triton.jit
 def put_values(n, value, neg_kl, elbo, log_lik, live):
-    """The log-likelihood, if it is wanted, and the ELBO: of rows n."""
+    """The log-likelihood, if it is requested, and the ELBO: of rows n."""
     if log_lik is not None:
         tl.store(log_lik + n, to_element(value, log_lik), mask=live)
     value += tl.load(neg_kl + n, mask=live, other=0.0).to(tl.float64)

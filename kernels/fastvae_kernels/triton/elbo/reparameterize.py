@@ -56,7 +56,7 @@ class Latent(LatentPlan):
         want_gradients: bool = False,
         first_row: int = 0,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Launch: draws if there is a seed, and the KL if it is wanted, as it is besides in final units if wanted raw.
+        """Launch: draw if there is a seed, and compute the KL if requested, raw as well as in final units on request.
 
         ``neg_kl`` is where to write it in final units. Gives z; the KL term of the ELBO, -beta KL with its floor, and
         the raw KL, both reduced; the latent elements kept; and the gradients of minus the KL term in mu and logvar,
