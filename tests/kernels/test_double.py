@@ -22,7 +22,8 @@ from fastvae_kernels.numba.language.double import (
     root,
     store_number,
 )
-from fastvae_kernels.numba.language.jit import kernel, unpack
+from fastvae_kernels.numba.language.jit import kernel
+from fastvae_kernels.numba.language.layout import Layout
 from fastvae_kernels.numba.language.memory import F64, I64, array_at, read, write
 from fastvae_kernels.numba.language.threads import run
 from fastvae_kernels.numba.language.vector import lanes, total
@@ -56,9 +57,9 @@ def random_pairs(count, seed, spread=20):
 
 @functools.cache
 def make_arithmetic():
-    @kernel("4q")
-    def arithmetic(block):
-        a_address, b_address, out_address, n = unpack(block, "4q")
+    @kernel(Layout("a_address b_address out_address n"))
+    def arithmetic(f):
+        a_address, b_address, out_address, n = f.a_address, f.b_address, f.out_address, f.n
         a, b = array_at(a_address, 16 * n, F64), array_at(b_address, 16 * n, F64)
         out, x = array_at(out_address, 16 * 8 * n, F64), number_zero(1)
         for i in range(n):
@@ -102,9 +103,9 @@ def test_pairs_are_right_to_102_bits():
 
 @functools.cache
 def make_sums_above():
-    @kernel("4q 1d")
-    def sums_above(block):
-        a_address, b_address, out_address, n, first = unpack(block, "4q 1d")
+    @kernel(Layout("a_address b_address out_address n first:float"))
+    def sums_above(f):
+        a_address, b_address, out_address, n, first = f.a_address, f.b_address, f.out_address, f.n, f.first
         a, b = array_at(a_address, 8 * n, F64), array_at(b_address, 8 * n, F64)
         out, x = array_at(out_address, 16, F64), number_zero(1)
         p = constant(x, first)
@@ -131,9 +132,9 @@ def test_sums_above_all_that_comes_are_right_to_100_bits_of_it():
 
 @functools.cache
 def make_products(count):
-    @kernel("5q")
-    def products(block):
-        z_address, acc_address, sums_address, S, T = unpack(block, "5q")
+    @kernel(Layout("z_address acc_address sums_address S T"))
+    def products(f):
+        z_address, acc_address, sums_address, S, T = f.z_address, f.acc_address, f.sums_address, f.S, f.T
         z = array_at(z_address, count * S, F64)
         acc = array_at(acc_address, count * count * 8, F64)
         sums = array_at(sums_address, count * (count + 1) // 2, F64)
@@ -161,9 +162,9 @@ def test_products_of_all_columns(count):
 
 @functools.cache
 def make_blocks():
-    @kernel("5q")
-    def two_blocks(block):
-        z_address, acc_address, out_address, S, T = unpack(block, "5q")
+    @kernel(Layout("z_address acc_address out_address S T"))
+    def two_blocks(f):
+        z_address, acc_address, out_address, S, T = f.z_address, f.acc_address, f.out_address, f.S, f.T
         side = blocks.SIDE
         z = array_at(z_address, 2 * side * S, F64)
         acc = array_at(acc_address, 4 * side * side * 8, F64)
@@ -189,9 +190,18 @@ def test_blocks_of_products():
 
 @functools.cache
 def make_exact_blocks():
-    @kernel("7q 1d")
-    def exact_block(block):
-        a_address, z_address, acc_address, out_address, where_address, S, T, one = unpack(block, "7q 1d")
+    @kernel(Layout("a_address z_address acc_address out_address where_address S T one:float"))
+    def exact_block(f):
+        a_address, z_address, acc_address, out_address, where_address, S, T, one = (
+            f.a_address,
+            f.z_address,
+            f.acc_address,
+            f.out_address,
+            f.where_address,
+            f.S,
+            f.T,
+            f.one,
+        )
         side = SIDE_EXACT
         gap = side * S
         a, z = array_at(a_address, 2 * gap, F64), array_at(z_address, 2 * gap, F64)
@@ -239,9 +249,9 @@ def test_sums_of_products_of_pairs_that_cancel():
 
 @functools.cache
 def make_blocks_above():
-    @kernel("5q")
-    def block_above(block):
-        a_address, z_address, acc_address, S, T = unpack(block, "5q")
+    @kernel(Layout("a_address z_address acc_address S T"))
+    def block_above(f):
+        a_address, z_address, acc_address, S, T = f.a_address, f.z_address, f.acc_address, f.S, f.T
         a, z = array_at(a_address, SIDE_ALONE * S, F64), array_at(z_address, 2 * S, F64)
         acc = array_at(acc_address, 2 * SIDE_ALONE * blocks.LANES_REGISTER, F64)
         blocks.add_above(acc, a, z, 0, S, T, S)

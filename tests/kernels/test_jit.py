@@ -17,7 +17,8 @@ import pytest
 from numba.core.ccallback import CFunc
 
 from fastvae_kernels.numba.language import jit
-from fastvae_kernels.numba.language.jit import kernel, loop_jit, math_jit, outlined, unpack
+from fastvae_kernels.numba.language.jit import kernel, loop_jit, math_jit, outlined
+from fastvae_kernels.numba.language.layout import Layout
 from fastvae_kernels.numba.language.memory import F64, array_at
 from fastvae_kernels.numba.language.threads import run
 
@@ -49,9 +50,9 @@ def sum_to(n):
 
 @functools.cache
 def make_sums():
-    @kernel("q")
-    def sums(block):
-        (address,) = unpack(block, "q")
+    @kernel(Layout("address"))
+    def sums(f):
+        address = f.address
         out = array_at(address, 2, F64)
         out[0], out[1] = sum_to(10), sum_to(20)
 
@@ -89,9 +90,9 @@ def calls_it(n):
 
 @functools.cache
 def make_calls():
-    @kernel("q")
-    def calls(block):
-        (address,) = unpack(block, "q")
+    @kernel(Layout("address"))
+    def calls(f):
+        address = f.address
         out = array_at(address, 2, F64)
         out[0], out[1] = calls_nothing_in_the_end(10), calls_it(20)
 
@@ -107,16 +108,16 @@ def test_what_only_a_later_caller_needs_is_linked():
 
 @functools.cache
 def make_echo():
-    @kernel("2q d 3q2d")
-    def echo(block):
-        address, a, b, c, d, e, f, g = unpack(block, "2q d 3q2d")
+    @kernel(Layout("address a b:float c d e f:float g:float"))
+    def echo(f):
+        address, a, b, c, d, e, f, g = f.address, f.a, f.b, f.c, f.d, f.e, f.f, f.g
         out = array_at(address, 7, F64)
         out[0], out[1], out[2], out[3], out[4], out[5], out[6] = a, b, c, d, e, f, g
 
     return echo
 
 
-def test_a_kernel_unpacks_what_was_packed():
+def test_a_kernel_reads_what_was_packed():
     out, numbers = np.zeros(7), (-1, 2.5, 3, 4, 2**40, -6.25, math.inf)
     run(make_echo(), (out.ctypes.data, *numbers), 1, 0)
     assert out.tolist() == [*numbers]
@@ -124,10 +125,10 @@ def test_a_kernel_unpacks_what_was_packed():
 
 def test_a_kernel_without_a_source_file_is_not_cached_and_works(monkeypatch):
     monkeypatch.setattr(jit._TolerantCache, "warned", False)
-    names = {"unpack": unpack, "array_at": array_at, "F64": F64}
-    exec("def three(block):\n    address, = unpack(block, 'q')\n    array_at(address, 1, F64)[0] = 3", names)
+    names = {"array_at": array_at, "F64": F64}
+    exec("def three(f):\n    array_at(f.address, 1, F64)[0] = 3", names)
     with pytest.warns(RuntimeWarning, match="each process compiles the kernels for itself"):
-        made, out = kernel("q")(names["three"]), np.zeros(1)
+        made, out = kernel(Layout("address"))(names["three"]), np.zeros(1)
     assert not made.cached
     run(made, (out.ctypes.data,), 1, 0)
     assert out[0] == 3
@@ -148,14 +149,15 @@ EXPONENTIAL = """
 import ctypes
 from numba import types
 from fastvae_kernels.numba.language import math as _math
-from fastvae_kernels.numba.language.jit import kernel, unpack
+from fastvae_kernels.numba.language.jit import kernel
+from fastvae_kernels.numba.language.layout import Layout
 
 memset = types.ExternalFunction("memset", types.intp(types.intp, types.intc, types.uintp))
 
 def make():
-    @kernel("q d")
-    def exponential(block):
-        address, x = unpack(block, "q d")
+    @kernel(Layout("address x:float"))
+    def exponential(f):
+        address, x = f.address, f.x
         memset(address, types.intc(_math.exp(x)), 1)
     return exponential
 

@@ -21,7 +21,8 @@ from fastvae.reference.elbo.noise import standard_normal
 from fastvae_kernels.coefficients import EXP_LEAST, EXP_MAX, PHI
 from fastvae_kernels.numba.language import jit
 from fastvae_kernels.numba.language import math as m
-from fastvae_kernels.numba.language.jit import kernel, unpack
+from fastvae_kernels.numba.language.jit import kernel
+from fastvae_kernels.numba.language.layout import Layout
 from fastvae_kernels.numba.language.memory import BF16, F32, F64, U32, array_at, number, read, vector, write
 from fastvae_kernels.numba.language.noise import box_muller, normal4, philox
 from fastvae_kernels.numba.language.threads import run
@@ -53,9 +54,9 @@ def write_all(y, n, i, a):
 def make_functions(T, vectors):
     """All functions at each x, one number or one vector at a time."""
 
-    @kernel("3q")
-    def functions(block):
-        x_address, y_address, n = unpack(block, "3q")
+    @kernel(Layout("x_address y_address n"))
+    def functions(f):
+        x_address, y_address, n = f.x_address, f.y_address, f.n
         x, y = array_at(x_address, n, T), array_at(y_address, 11 * n, T)
         v = vector(T) if vectors else number(T)
         for i in range(0, n, lanes(v) if vectors else 1):
@@ -68,9 +69,9 @@ def make_functions(T, vectors):
 def make_exp_negative(T, vectors):
     """exp_negative of each x."""
 
-    @kernel("3q")
-    def exp_negative(block):
-        x_address, y_address, n = unpack(block, "3q")
+    @kernel(Layout("x_address y_address n"))
+    def exp_negative(f):
+        x_address, y_address, n = f.x_address, f.y_address, f.n
         x, y = array_at(x_address, n, T), array_at(y_address, n, T)
         v = vector(T) if vectors else number(T)
         for i in range(0, n, lanes(v) if vectors else 1):
@@ -84,9 +85,9 @@ def make_noise(T, vectors):
     """The words of each counter, their normals, and two normals from the first words of the counter itself."""
     count = LANES_F64 if T == F64 else LANES_F32
 
-    @kernel("6q")
-    def noise(block):
-        counters, key, out, z_address, pair_address, n = unpack(block, "6q")
+    @kernel(Layout("counters key out z_address pair_address n"))
+    def noise(f):
+        counters, key, out, z_address, pair_address, n = f.counters, f.key, f.out, f.z_address, f.pair_address, f.n
         c, key_words = array_at(counters, 4 * n, U32), array_at(key, 2, U32)
         w, z, pair = array_at(out, 4 * n, U32), array_at(z_address, 4 * n, T), array_at(pair_address, 2 * n, T)
         k0, k1 = key_words[0], key_words[1]
@@ -115,9 +116,9 @@ def make_noise(T, vectors):
 def make_copy(A, B, T, vectors):
     """Read numbers of the dtype A as T, and write them as B."""
 
-    @kernel("3q")
-    def copy(block):
-        x, y, n = unpack(block, "3q")
+    @kernel(Layout("x y n"))
+    def copy(f):
+        x, y, n = f.x, f.y, f.n
         v = vector(T) if vectors else number(T)
         for i in range(0, n, lanes(v) if vectors else 1):
             write(array_at(y, n, B), i, read(array_at(x, n, A), i, v))

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from numba import types
 
 from fastvae_kernels.numba.language import threads as _threads
-from fastvae_kernels.numba.language.jit import HEADER, kernel, unpack
+from fastvae_kernels.numba.language.jit import HEADER, kernel
+from fastvae_kernels.numba.language.layout import Layout
 from fastvae_kernels.numba.language.memory import F64, array_at
 from fastvae_kernels.numba.language.threads import _fetch_add, finished, run, take, worker
 
@@ -37,21 +38,21 @@ usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 def make_squares():
     """x^2 of each unit, in its place, and their sum."""
 
-    @kernel("4q")
-    def squares(block):
-        x_address, out_address, sum_address, n = unpack(block, "4q")
+    @kernel(Layout("x_address out_address sum_address n"))
+    def squares(f):
+        x_address, out_address, sum_address, n = f.x_address, f.out_address, f.sum_address, f.n
         x, out = array_at(x_address, n, F64), array_at(out_address, n, F64)
-        me = worker(block)
-        start, stop = take(block, me)
+        me = worker(f.header)
+        start, stop = take(f.header, me)
         while start < stop:
             for i in range(start, stop):
                 out[i] = x[i] * x[i]
-            if finished(block, stop - start):
+            if finished(f.header, stop - start):
                 sum_ = 0.0
                 for i in range(n):
                     sum_ += out[i]
                 array_at(sum_address, 1, F64)[0] = sum_
-            start, stop = take(block, me)
+            start, stop = take(f.header, me)
 
     return squares
 
@@ -60,11 +61,11 @@ def make_squares():
 def make_record():
     """Count how often each unit runs, on which thread, and how often the end is reached; units wait for `meet`."""
 
-    @kernel("6q")
-    def record(block):
-        times, who, numbers, ends, here, meet = unpack(block, "6q")
-        me = worker(block)
-        start, stop = take(block, me)
+    @kernel(Layout("times who numbers ends here meet"))
+    def record(f):
+        times, who, numbers, ends, here, meet = f.times, f.who, f.numbers, f.ends, f.here, f.meet
+        me = worker(f.header)
+        start, stop = take(f.header, me)
         while start < stop:
             for i in range(start, stop):
                 _fetch_add(times, i, 1)
@@ -75,9 +76,9 @@ def make_record():
                 while _fetch_add(here, 0, 0) < meet and patience > 0:
                     usleep(1000)
                     patience -= 1
-            if finished(block, stop - start):
+            if finished(f.header, stop - start):
                 _fetch_add(ends, 0, 1)
-            start, stop = take(block, me)
+            start, stop = take(f.header, me)
 
     return record
 

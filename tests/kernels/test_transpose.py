@@ -5,7 +5,8 @@ import functools
 import numpy as np
 import pytest
 
-from fastvae_kernels.numba.language.jit import kernel, unpack
+from fastvae_kernels.numba.language.jit import kernel
+from fastvae_kernels.numba.language.layout import Layout
 from fastvae_kernels.numba.language.memory import F32, F64, array_at
 from fastvae_kernels.numba.language.threads import run
 from fastvae_kernels.numba.language.transpose import lanes_to_rows, load, rows_to_lanes
@@ -21,9 +22,9 @@ def call(function, *fields):
 
 @functools.cache
 def make_load():
-    @kernel("9q")
-    def load_rows(block):
-        xt, x, code, row, stride, rows, T, D, shift = unpack(block, "9q")
+    @kernel(Layout("xt x code row stride rows T D shift"))
+    def load_rows(f):
+        xt, x, code, row, stride, rows, T, D, shift = f.xt, f.x, f.code, f.row, f.stride, f.rows, f.T, f.D, f.shift
         load(array_at(xt, D * S, F64), x, code, row, stride, rows, T, D, S, array_at(shift, D, F64))
 
     return load_rows
@@ -46,9 +47,9 @@ def test_rows_are_turned(width, gap, dtype):
 
 @functools.cache
 def make_lanes():
-    @kernel("4q")
-    def lanes(block):
-        inside, rows, rows_of_copy, width = unpack(block, "4q")
+    @kernel(Layout("inside rows rows_of_copy width"))
+    def lanes(f):
+        inside, rows, rows_of_copy, width = f.inside, f.rows, f.rows_of_copy, f.width
         rows_to_lanes(inside, rows, width)
         lanes_to_rows(rows_of_copy, inside, width)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae_kernels.numba.language.jit import kernel, unpack
+from fastvae_kernels.numba.language.jit import kernel
+from fastvae_kernels.numba.language.layout import Layout
 from fastvae_kernels.numba.language.math import like, select
 from fastvae_kernels.numba.language.memory import (
     BF16,
@@ -58,9 +59,9 @@ def call(kernel, *fields):
 
 @functools.cache
 def make_arithmetic(T):
-    @kernel("4q")
-    def arithmetic(block):
-        a_address, b_address, out_address, n = unpack(block, "4q")
+    @kernel(Layout("a_address b_address out_address n"))
+    def arithmetic(f):
+        a_address, b_address, out_address, n = f.a_address, f.b_address, f.out_address, f.n
         out, v = array_at(out_address, 15 * n, T), vector(T)
         one, zero = like(v, 1), like(v, 0)
         for i in range(0, n, lanes(v)):
@@ -114,9 +115,9 @@ def test_arithmetic_comparisons_and_masks_lane_by_lane(T):
 def make_sums(T):
     """The sum of the lanes of the first vector, and of a part of the array."""
 
-    @kernel("4q")
-    def sums(block):
-        x_address, first, length, out_address = unpack(block, "4q")
+    @kernel(Layout("x_address first length out_address"))
+    def sums(f):
+        x_address, first, length, out_address = f.x_address, f.first, f.length, f.out_address
         x, out, v = array_at(x_address, first + length, T), array_at(out_address, 2, T), vector(T)
         out[0] = total(read(x, 0, v))
         out[1] = sum_of(x, first, length, v)
@@ -147,9 +148,9 @@ def test_sums_are_taken_in_the_order_that_is_written(T):
 
 @functools.cache
 def make_apart():
-    @kernel("2q")
-    def apart(block):
-        x_address, out_address = unpack(block, "2q")
+    @kernel(Layout("x_address out_address"))
+    def apart(f):
+        x_address, out_address = f.x_address, f.out_address
         v = vector(F64)
         x, out = array_at(x_address, 16, F64), array_at(out_address, 16, F64)
         even, odd = deinterleave(read(x, 0, v), read(x, 8, v))
@@ -167,9 +168,9 @@ def test_lanes_taken_apart():
 
 @functools.cache
 def make_interleave(T):
-    @kernel("3q")
-    def interleave(block):
-        x_address, out_address, at = unpack(block, "3q")
+    @kernel(Layout("x_address out_address at"))
+    def interleave(f):
+        x_address, out_address, at = f.x_address, f.out_address, f.at
         v = vector(T)
         n = lanes(v)
         x, out = array_at(x_address, 4 * n, T), array_at(out_address, at + 4 * n, T)
@@ -196,9 +197,9 @@ def test_four_vectors_are_stored_interleaved(T):
 def make_copy(A, B, T, vectors):
     """Read elements of dtype A from i on as T, and write them as dtype B from j on."""
 
-    @kernel("5q")
-    def copy(block):
-        x_address, y_address, i, j, n = unpack(block, "5q")
+    @kernel(Layout("x_address y_address i j n"))
+    def copy(f):
+        x_address, y_address, i, j, n = f.x_address, f.y_address, f.i, f.j, f.n
         x, y = array_at(x_address, i + n, A), array_at(y_address, j + n, B)
         v = vector(T) if vectors else number(T)
         for k in range(0, n, lanes(v) if vectors else 1):
@@ -231,16 +232,23 @@ def test_bool_is_read_as_zero_and_one():
     assert torch.equal(y, x.float())
 
 
-FIELDS = "9q"
-
-
 @functools.cache
 def make_move(A, T, back):
     """`gather`, or `scatter`."""
 
-    @kernel(FIELDS)
-    def move(block):
-        scratch, room, width, address, first_row, rows, stride, first, length = unpack(block, FIELDS)
+    @kernel(Layout("scratch room width address first_row rows stride first length"))
+    def move(f):
+        scratch, room, width, address, first_row, rows, stride, first, length = (
+            f.scratch,
+            f.room,
+            f.width,
+            f.address,
+            f.first_row,
+            f.rows,
+            f.stride,
+            f.first,
+            f.length,
+        )
         if back:
             scatter(array_at(scratch, room, T), width, address, first_row, rows, stride, first, length, A, vector(T))
         else:
@@ -306,9 +314,9 @@ def test_nothing_beyond_the_last_row_is_touched(A, T):
 
 @functools.cache
 def make_weight(T):
-    @kernel("3q d")
-    def weight(block):
-        address, i, out, factor = unpack(block, "3q d")
+    @kernel(Layout("address i out factor:float"))
+    def weight(f):
+        address, i, out, factor = f.address, f.i, f.out, f.factor
         array_at(out, 1, T)[0] = weight_at(address, i, factor, T)
 
     return weight

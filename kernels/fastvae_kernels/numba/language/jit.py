@@ -1,12 +1,11 @@
 """Compilation of the kernels: the only place where Numba options are set.
 
-    @kernel(FIELDS)    a C function of one block of numbers, called by `threads.run`; compiled here and cached on disk
+    @kernel(LAYOUT)    a C function of one block of numbers, called by `threads.run`; compiled here and cached on disk
     @math_jit          a scalar or vector function for use inside kernels, always inlined
     @loop_jit          a function that contains loops, compiled once for all its callers
 
-A kernel starts with ``a, b, ... = unpack(block, FIELDS)``. FIELDS gives the types of the numbers in the letters of
-`struct`: "12q 3d" is twelve integers (addresses, sizes, strides), then three float64. The compiled kernel does not use
-the Python runtime, so it can run on a thread that Python does not know.
+A kernel's argument is its block, whose numbers have names: see `layout.py`. The compiled kernel does not use the Python
+runtime, so it can run on a thread that Python does not know.
 
 fastmath is a set, never True: "nnan" and "ninf" remove the tests for NaN and infinity (a log-sum-exp starts at -inf),
 and "reassoc" simplifies (x + magic) - magic to x. `inline="always"` is not an option for `math_jit`: it inlines at the
@@ -16,7 +15,6 @@ level of Python code, which is then compiled with the caller's flags.
 import ctypes
 import gc
 import hashlib
-import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -24,7 +22,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llvmlite import ir
 from numba import njit, types
 from numba.core.ccallback import CFunc
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
@@ -95,11 +92,9 @@ class Kernel:
 
     __slots__ = ("address", "cached", "call", "compiled", "pack")
 
-    def __init__(self, function: Callable, fields: str | Layout, constants: dict[str, int]) -> None:
+    def __init__(self, function: Callable, layout: Layout, constants: dict[str, int]) -> None:
         options = {"nopython": True, "_nrt": False, "error_model": "numpy", "fastmath": set(FASTMATH)}
-        argument: Any = types.intp
-        if isinstance(fields, Layout):
-            argument, fields = Block(fields, tuple(constants.items()), struct.calcsize(HEADER) // 8), fields.letters
+        argument = Block(layout, tuple(constants.items()), struct.calcsize(HEADER) // 8)
         compiled: Any = CFunc(
             function, ((argument,), types.void), locals={}, options=options, pipeline_class=KernelCompiler
         )
@@ -124,16 +119,16 @@ class Kernel:
         self.compiled = compiled  # keeps the code alive
         self.address = compiled.address
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self.address)  # releases the GIL
-        self.pack = struct.Struct(f"={HEADER}{fields.replace(' ', '')}").pack
+        self.pack = struct.Struct(f"={HEADER}{layout.letters}").pack
 
 
-def kernel(fields: str | Layout, **constants: int) -> Callable[[Callable], Kernel]:
+def kernel(layout: Layout, **constants: int) -> Callable[[Callable], Kernel]:
     """Compile a function of a block's address. Later processes load it from the cache, if a directory is writable.
 
     The function must be defined in a factory at module level, and its closure may hold only ints and strings: with a
     compiled function or an intrinsic in the closure, the cache entry is never found again.
     """
-    return lambda function: Kernel(function, fields, constants)
+    return lambda function: Kernel(function, layout, constants)
 
 
 def math_jit(function: Callable) -> Any:
@@ -182,23 +177,6 @@ def by_constant(functions: dict[int, Any]) -> Any:
     infer_global(chosen, types.Function(Template))
     lower_builtin(chosen, types.VarArg(types.Any))(codegen)
     return chosen
-
-
-@intrinsic(prefer_literal=True)
-def unpack(typingctx, block, fields):
-    """Return the numbers that follow the header of the block at an address, as a tuple."""
-    letters = "".join(letter * int(count or 1) for count, letter in re.findall(r"(\d*)([qd])", fields.literal_value))
-    members = types.Tuple([types.float64 if letter == "d" else types.intp for letter in letters])
-    first = struct.calcsize(HEADER) // 8
-
-    def codegen(context, builder, signature, args):
-        values = []
-        for i, t in enumerate(members, first):
-            pointer = builder.inttoptr(args[0], context.get_value_type(t).as_pointer())
-            values.append(builder.load(builder.gep(pointer, [ir.IntType(64)(i)])))
-        return context.make_tuple(builder, members, values)
-
-    return members(block, fields), codegen
 
 
 @intrinsic
