@@ -15,6 +15,7 @@ import torch
 
 from bench import history, measure, report
 
+collect_ignore = ["gpu"]  # the scripts of `make gpu`, run on their own
 BUDGET, QUICK_BUDGET = 1.0, 0.5  # seconds of timing per contender; at least three calls of a slow one
 RUN, BEGAN = pytest.StashKey[dict[str, Any]](), pytest.StashKey[float]()
 

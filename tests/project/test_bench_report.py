@@ -1,6 +1,8 @@
 """The README's figures are those of the last run in the history; and how the report and its charts are made."""
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -235,3 +237,10 @@ def test_a_wrong_result_is_not_timed():
     with pytest.raises(AssertionError, match="wrong"):
         race({"fastvae": lambda: called.append(1)}, check=wrong, elements=1)
     assert not called
+
+
+def test_the_benchmarks_are_collected():
+    command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "--quiet", "--quick", "-p", "no:xdist"]
+    found = subprocess.run(command, cwd=history.ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+    assert "bench_fit" in found.stdout
