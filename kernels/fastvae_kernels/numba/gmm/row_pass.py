@@ -9,7 +9,7 @@ problem alone or in a batch, and for rows in chunks of whole tiles. Where proble
 a problem and all its steps in sequence, see `steps.py`.
 
 k-means is a mode of this kernel rather than a separate kernel: it shares the loading of rows, the sums about centers
-and the end of a pass. A second kernel made of the same functions increased compile time by a third.
+and the end of a pass, and a second kernel would compile all of these again.
 Specification: fastvae/reference/gmm/formulas.py
 """
 
