@@ -45,6 +45,7 @@ NAMES = {
     "numba.core.codegen.JITCodeLibrary": NO_KERNELS,
     "numba.core.compiler.Compiler": NO_KERNELS,
     "numba.core.imputils.lower_getattr_generic": NO_KERNELS,
+    "numba.core.registry.cpu_target": NO_KERNELS,
     "numba.core.typing.templates.AbstractTemplate": NO_KERNELS,
     "numba.core.typing.templates.AttributeTemplate": NO_KERNELS,
     "numba.core.typing.templates.infer_getattr": NO_KERNELS,

@@ -15,8 +15,9 @@ import numba
 import numpy as np
 import pytest
 from numba.core.ccallback import CFunc
+from numba.core.compiler import Compiler
 
-from fastvae_kernels.numba.language import jit
+from fastvae_kernels.numba.language import jit, linking
 from fastvae_kernels.numba.language.jit import kernel, loop_jit, math_jit, outlined
 from fastvae_kernels.numba.language.layout import Layout
 from fastvae_kernels.numba.language.memory import F64, array_at
@@ -104,6 +105,16 @@ def test_what_only_a_later_caller_needs_is_linked():
     run(make_calls(), (out.ctypes.data,), 1, 0)
     assert out.tolist() == [10, 61]
     assert numba.njit(lambda n: calls_it(n))(2) == 7  # of a caller that is no kernel
+
+
+def test_where_numba_lacks_what_linking_needs_its_own_takes_over():
+    with mock.patch.object(linking, "INTERNALS", (*linking.INTERNALS, "no_such_name")):
+        own = linking.compiler_for(linking.KernelLibrary)
+    assert own is Compiler
+    out = np.zeros(2)
+    with mock.patch.object(jit, "KernelCompiler", own):
+        run(make_calls.__wrapped__(), (out.ctypes.data,), 1, 0)
+    assert out.tolist() == [10, 61]
 
 
 @functools.cache

@@ -78,6 +78,10 @@ def test_a_missing_or_strange_name_is_an_error(numbers):
         ROWS.pack(**numbers)
 
 
+def test_a_blank_block_has_the_groups_it_is_given():
+    assert SUMS.blank(rows=ROWS.pack(N=2, x=1)) == [0, 0, 1, 2]
+
+
 def test_a_layout_is_checked_as_it_is_made():
     with pytest.raises(ValueError, match="int, float, got double"):
         Layout("a:double")

@@ -7,13 +7,11 @@ Specification: fastvae/reference/elbo/formulas.py (kl_elements, kl_penalty)
 """
 
 from ..language.jit import by_constant, loop_jit, math_jit, outlined
-from ..language.layout import Layout
 from ..language.math import expm1, fma, half_exponentials, inverse_parts, like, select, times
-from ..language.memory import F64, U8, array_at, gather, number, read, sum_of, vector, weight_at, write
+from ..language.memory import F64, U8, array_at, gather, number, read, sum_of, vector, write
 from ..language.vector import lanes, total
 from .pieces import BATCH, KEPT, NO_KL, NO_SUMS, PIECE, PRIOR, ROWS, STANDARD
-
-UPSTREAM = Layout("weight row factor:float")
+from .upstream import upstream_at
 
 
 @math_jit
@@ -177,12 +175,6 @@ finish = by_constant({NO_SUMS: finish_nothing, BATCH: finish_batch, ROWS: finish
 
 # Upstreams of the KL: none, one number for all elements, or one of each row, or where free bits keep the element.
 NO_UPSTREAM, NUMBER, EACH = range(3)
-
-
-@math_jit
-def upstream_at(f, u, n):
-    """That of row n."""
-    return weight_at(u.weight, n * u.row, u.factor, f.T)
 
 
 @math_jit

@@ -29,7 +29,7 @@ from ..language.memory import (
 from ..language.noise import BLOCK, KEYS, count, fill_keys, fill_noise
 from ..language.threads import take, worker
 from ..language.vector import lanes
-from .kl import UPSTREAM, begin_upstream, kl_slopes_to, load_upstream
+from .kl import begin_upstream, kl_slopes_to, load_upstream
 from .pieces import (
     INPUTS,
     NO_KL,
@@ -45,6 +45,7 @@ from .pieces import (
     store,
     unit_at,
 )
+from .upstream import UPSTREAM
 
 COUNTERS = PIECE // 4
 LINE = 64  # bytes of a cache

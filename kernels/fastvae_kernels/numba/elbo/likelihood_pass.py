@@ -18,10 +18,11 @@ from functools import cache
 from ..language.jit import Kernel, by_constant, kernel, loop_jit, math_jit, outlined
 from ..language.layout import Layout
 from ..language.math import inverse_parts, like
-from ..language.memory import F32, F64, array_at, item_size, number, read, vector, weight_at, write
+from ..language.memory import F32, F64, array_at, item_size, number, read, vector, write
 from ..language.threads import finished, take, worker
 from ..language.vector import lanes, total
 from .densities import log_density
+from .upstream import UPSTREAM, upstream_at
 
 CHUNK = 2048  # elements of a row summed in the compute dtype
 
@@ -30,7 +31,6 @@ ONE, ELEMENTS, WRITTEN, SUMMED = range(4)
 
 # Addresses are 0 where there is nothing; *_row are strides in elements.
 SIZES = Layout("N K D chunks x_row h_row x_scale:float mean:float power:float")  # mean: 0 for a value of each row
-UPSTREAM = Layout("weight row factor:float")
 VALUES = Layout("partial neg_kl elbo log_lik")
 GRADIENTS = Layout("h s log_scale")
 PASS = Layout(
@@ -100,7 +100,7 @@ def sum_chunk(f, n, block, first, one_scale):
     v, one, N, D = vector(f.T), number(f.T), f.sizes.N, f.sizes.D
     length = min(CHUNK, D - first)
     whole, of_draws = length - length % lanes(v), 0.0
-    weight = weight_at(f.upstream.weight, n * f.upstream.row, f.upstream.factor, f.T)
+    weight = upstream_at(f, f.upstream, n)
     x = array_at(f.x + (n * f.sizes.x_row + first) * item_size(f.X), length, f.X)
     for k in range(f.sizes.K):
         row = k * N + n
@@ -134,8 +134,7 @@ def finish(f):
         for c in range(chunks):
             row += sums[n * chunks + c]
         if f.gradients.log_scale:
-            weight = weight_at(f.upstream.weight, n * f.upstream.row, f.upstream.factor, f.T)
-            gradient += (-f.sizes.power * row - K * f.sizes.D) * weight
+            gradient += (-f.sizes.power * row - K * f.sizes.D) * upstream_at(f, f.upstream, n)
         row = row / K + f.constant
         values += row
         if f.values.elbo and mean == 0:

@@ -35,7 +35,6 @@ X, H, S, S_ROW, BLOCK_ROWS, LOG_SCALE, CONSTANT = PASS.places("x h s s_row block
 WEIGHT, WEIGHT_ROW, FACTOR = PASS.places("upstream.weight upstream.row upstream.factor")
 PARTIAL, NEG_KL, ELBO, LOG_LIK = PASS.places("values.partial values.neg_kl values.elbo values.log_lik")
 DH, DS, DLOG_SCALE = PASS.places("gradients.h gradients.s gradients.log_scale")
-(SIZES_AT,) = PASS.places("sizes")
 
 
 class Density(DensityPlan):
@@ -55,11 +54,11 @@ class Density(DensityPlan):
         self.block_rows = max(1, CHUNK // self.D if self.D else 1)
         self.summed_rows = max(1, -(-self.N // ROW_BLOCKS))
         self.sums, self.units = self.N * self.chunks, self.units_of(self.block_rows)
-        self.block: list[Any] = [0] * PASS.size  # of each launch: addresses come to it, 0 where there is nothing
-        self.block[SIZES_AT : SIZES_AT + SIZES.size] = SIZES.pack(
+        sizes = SIZES.pack(
             N=self.N, K=self.K, D=self.D, chunks=self.chunks, x_row=strides[0], h_row=strides[1],
             x_scale=self.x_scale, mean=self.mean, power=self.power,
         )  # fmt: skip
+        self.block = PASS.blank(sizes=sizes)  # each launch copies it and writes its addresses, 0 where there are none
         self.block[BLOCK_ROWS], self.block[FACTOR] = self.block_rows, self.weight_factor
         self.kernels: dict[tuple[int, bool], Kernel] = {}
         of_scale = log_scale.dtype if self.elements and log_scale is not None else x_hat.dtype

@@ -5,8 +5,6 @@ sums for free bits in `kl_columns.py`, gradients in `latent_backward.py`. Each i
 Specification: fastvae/reference/elbo/formulas.py (reparameterize, kl_elements), fastvae/reference/elbo/noise.py
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,6 @@ from ...plans import LatentPlan, fit
 from ...rows import Rows
 from ..language.buffers import allocator, scratch
 from ..language.jit import Kernel
-from ..language.layout import Layout
 from ..language.memory import CODES
 from ..language.threads import run
 from .kl import EACH, NO_UPSTREAM, NUMBER
@@ -41,13 +38,6 @@ B_RAW, B_RAW_ROW, B_RAW_FACTOR = BACKWARD.places("raw.weight raw.row raw.factor"
 B_DMU, B_DLOGVAR, B_DMU_P, B_DLOGVAR_P = BACKWARD.places("dmu dlogvar dmu_p dlogvar_p")
 
 
-def blank(layout: Layout, sizes: tuple[Any, ...]) -> list[Any]:
-    """A block of which the sizes are known; addresses come to it, and stay 0 where there is nothing."""
-    block, (at,) = [0] * layout.size, layout.places("sizes")
-    block[at : at + len(sizes)] = sizes
-    return block
-
-
 class Latent(LatentPlan):
     """Sampling and the KL for all posteriors of one layout: what is known before any number is."""
 
@@ -70,8 +60,7 @@ class Latent(LatentPlan):
             N=N, L=L, K=self.K, group=group, piece=piece, width=-(-piece // 4) * 4, pieces=pieces, mean=self.mean,
             mu_row=self.mu.stride, logvar_row=self.logvar.stride, mu_p_row=mu_p_row, logvar_p_row=logvar_p_row,
         )  # fmt: skip
-        self.block = blank(FORWARD, self.sizes)
-        self.backward_block = blank(BACKWARD, self.sizes)
+        self.block, self.backward_block = FORWARD.blank(sizes=self.sizes), BACKWARD.blank(sizes=self.sizes)
         self.codes = CODES[self.dtype], CODES[self.compute]
         self.kl = STANDARD if prior is None else PRIOR
         self.kernels: dict[tuple[bool, int, int, int], Kernel] = {}  # whether they draw, KL, sums, whether gradients

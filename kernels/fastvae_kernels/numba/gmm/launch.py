@@ -141,10 +141,8 @@ class Mixtures:
     ) -> None:  # fmt: skip
         separate, tile = then == PARAMETERS and self.separate_update, 0
         rows: tuple[int, ...] = ()
-        room, groups = (
-            scratch(self.room * torch.get_num_threads()),
-            {"plan": self.plan, "parameters": blocks, "sums": self.sums, "fit": fit},
-        )
+        room = scratch(self.room * torch.get_num_threads())
+        groups = {"plan": self.plan, "parameters": blocks, "sums": self.sums, "fit": fit}
         for X, w, is_last in self.pieces():
             N, rows = X.shape[1], self.rows(X, w)
             tiles = max(1, -(-N // self.T))

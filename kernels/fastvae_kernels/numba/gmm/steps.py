@@ -1,8 +1,11 @@
 """The steps of a fit: what a pass over the rows of a problem computes, and which step follows from its results.
 
-    LLOYD      k-means, from seeds                          LEFT       k-means has ended, or a center has no rows
-    EM         EM, until the bound converges                AGAIN      EM's sums about the new means, see FAR
-    LAST       the log-likelihood of the final parameters   DONE
+    LLOYD         k-means, from seeds
+    LLOYD_DONE    k-means has converged, or a center has no rows
+    EM            EM, until the bound converges
+    AGAIN         EM's sums about the new means, see FAR
+    LAST          the log-likelihood of the final parameters
+    DONE
 
 The record of a problem holds its step. The thread that finishes a pass calls `next_step`, in the kernel. If there are
 many rows, a launch is one step of all unfinished problems. If there are few, all steps of a problem are one work unit:
@@ -97,7 +100,7 @@ def next_step(f, fit, p, value, first, second):
 
 @math_jit
 def after_lloyd(record, moved, empty):
-    """Return LLOYD to continue k-means, or LEFT."""
+    """Return LLOYD to continue k-means, or LLOYD_DONE."""
     record[COUNT] += 1
     return LLOYD if moved > record[LIMIT] and empty == 0 and record[COUNT] < LLOYD_STEPS else LLOYD_DONE
 

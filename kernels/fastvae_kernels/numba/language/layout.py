@@ -55,6 +55,14 @@ class Layout:
         """
         return [self._place(*name.split(".")) for name in names.split()]
 
+    def blank(self, **groups: tuple[Any, ...]) -> list[Any]:
+        """Return a packed block of zeros, with these groups filled in."""
+        block: list[Any] = [0] * self.size
+        for name, numbers in groups.items():
+            at = self.members[name][0]
+            block[at : at + len(numbers)] = numbers
+        return block
+
     def _place(self, name: str, *rest: str) -> int:
         at, kind = self.members[name]
         return at + kind._place(*rest) if rest and isinstance(kind, Layout) else at

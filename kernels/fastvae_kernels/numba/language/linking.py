@@ -3,14 +3,20 @@
 Numba links each function with all its callees, optimizes the result and generates machine code, and then repeats this
 for each caller: a function six calls deep went through LLVM six times. Helper functions are called by kernels only. So
 a helper is kept as lowered, unoptimized LLVM IR; the kernel links all functions that it reaches, directly or
-indirectly, and is optimized as a whole. If Numba has renamed the internals used here, its own linking takes over.
+indirectly, and is optimized as a whole. Where a version of Numba lacks one of the internals used here, its own linking
+takes over.
 """
 
-from contextlib import suppress
 from typing import Any
 
 from numba.core import compiler
 from numba.core.codegen import JITCodeLibrary
+from numba.core.registry import cpu_target
+
+INTERNALS = (  # of a library of Numba's
+    "_final_module", "_finalize_dynamic_globals", "_finalized", "_get_module_for_linking", "_linking_libraries",
+    "_verify_declare_only_symbols",
+)  # fmt: skip
 
 
 class _CodegenWithoutEnvironments:
@@ -60,8 +66,8 @@ class KernelLibrary(JITCodeLibrary):
     def finalize(self) -> None:
         """Link the direct and indirect helpers, then optimize."""
         link_all(self._final_module, self)
-        for called in topological_order(self)[1:]:
-            self._reload_init.update(called._reload_init)
+        if hasattr(self, "_reload_init"):  # what loading from the cache has to initialize; older versions have none
+            self._reload_init.update(*(called._reload_init for called in topological_order(self)[1:]))
         self._linking_libraries: list[Any] = []
         super().finalize()
 
@@ -93,25 +99,20 @@ def topological_order(library: Any) -> list[Any]:
     return list(reversed(done))
 
 
-class _Compiler(compiler.Compiler):
-    library_class: Any = JITCodeLibrary
+def compiler_for(library_class: Any) -> Any:
+    """Return the compiler whose functions are libraries of a class, or Numba's own where it lacks what that needs."""
+    if not all(hasattr(JITCodeLibrary(cpu_target.target_context.codegen(), "probe"), name) for name in INTERNALS):
+        return compiler.Compiler
 
-    def compile_extra(self, func: Any) -> Any:
-        """Compile as Numba does, into a library of ``library_class``."""
-        if self.state.library is None:
-            with suppress(AttributeError):
-                self.state.library = self.library_class(self.state.targetctx.codegen(), func.__qualname__)
+    class Compiler(compiler.Compiler):
+        def compile_extra(self, func: Any) -> Any:
+            """Compile as Numba does, into a library of ``library_class``."""
+            if self.state.library is None:
+                self.state.library = library_class(self.state.targetctx.codegen(), func.__qualname__)
                 self.state.library.enable_object_caching()
-        return super().compile_extra(func)
+            return super().compile_extra(func)
+
+    return Compiler
 
 
-class HelperCompiler(_Compiler):
-    """The compiler of `math_jit` and `loop_jit`."""
-
-    library_class = HelperLibrary
-
-
-class KernelCompiler(_Compiler):
-    """The compiler of `kernel`."""
-
-    library_class = KernelLibrary
+HelperCompiler, KernelCompiler = compiler_for(HelperLibrary), compiler_for(KernelLibrary)

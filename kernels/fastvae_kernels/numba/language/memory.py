@@ -111,6 +111,18 @@ def row_at(typingctx, address, i, width, code):
     return result(types.intp, types.intp, types.intp, code), codegen
 
 
+@intrinsic
+def section(typingctx, start, begin, end):
+    """Return float64 elements ``begin`` to ``end`` of the memory at ``start``, as a 1-D array."""
+    result, n = types.Array(types.float64, 1, "C"), types.intp
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = builder.add(args[0], builder.mul(args[1], args[1].type(8)))
+        return _array(context, builder, result, builder.inttoptr(address, BYTES), builder.sub(args[2], args[1]))
+
+    return result(n, n, n), codegen
+
+
 @intrinsic(prefer_literal=True)
 def on_stack(typingctx, length, code):
     """Return a 1-D array of ``length`` elements on the stack of the calling kernel; both arguments are constants."""

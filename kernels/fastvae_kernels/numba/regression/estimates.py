@@ -21,12 +21,12 @@ from ..language.double import WORDS, constant, high, load_number, low, number, n
 from ..language.jit import Kernel, kernel, loop_jit, outlined
 from ..language.layout import Layout, without_constants
 from ..language.math import like, select, sqrt
-from ..language.memory import F64, read, vector
+from ..language.memory import F64, read, section, vector
 from ..language.threads import finished, take, worker
 from ..language.transpose import rows_to_lanes
 from ..language.vector import total
 from .factor import center_sums, factor, norm, quadratic, row, square, sums_of
-from .fields import BATCH, NONFINITE, PROBLEMS, RECENTER, REFINE, RESULTS, scratch_offsets, section
+from .fields import BATCH, NONFINITE, PROBLEMS, RECENTER, REFINE, RESULTS, scratch_offsets
 from .lanes import ADDRESSES, LANE_NUMBERS, NUMBERS, ROW_COUNTS, find_rows, gather_sums, load_group, scatter_record
 from .precision import is_uncertain, next_step, project_inverse, shorten_coefficients, store_small
 from .statistics import store_statistics

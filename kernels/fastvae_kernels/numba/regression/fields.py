@@ -11,12 +11,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-
 from ..language.layout import Layout
-from ..language.memory import _array
 
 
 class Offsets:
@@ -90,16 +85,3 @@ REFINE, TO_DOUBLE_DOUBLE, RECENTER, NONFINITE, DEPENDENT, REPEAT = 1, 2, 4, 8, 1
 
 PROBLEMS = Layout("row_counts log_weights N P R fit_intercept alpha:float")  # the first two: addresses, or 0
 BATCH = Layout("active count")  # addresses of the numbers of the problems to work on, eight to a group
-
-
-@intrinsic
-def section(typingctx, mine, begin, end):
-    """A thread's scratch from the offset ``begin`` to its end, as an array of float64; ``mine`` is where it begins."""
-    result, n = types.Array(types.float64, 1, "C"), types.intp
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = builder.add(args[0], builder.mul(args[1], args[1].type(8)))
-        data = builder.inttoptr(address, ir.IntType(8).as_pointer())
-        return _array(context, builder, result, data, builder.sub(args[2], args[1]))
-
-    return result(n, n, n), codegen

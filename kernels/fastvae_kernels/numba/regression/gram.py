@@ -15,11 +15,11 @@ from functools import cache
 from ..language.blocks import add_all_products, partial_sums, store_totals
 from ..language.jit import Kernel, by_constant, kernel, loop_jit, math_jit
 from ..language.layout import Layout, without_constants
-from ..language.memory import F64, I64, array_at
+from ..language.memory import F64, I64, array_at, section
 from ..language.threads import finished, take, worker
 from ..language.vector import lanes
 from .centers import centers_of
-from .fields import scratch_offsets, section
+from .fields import scratch_offsets
 from .products import add_blocks, add_exact_blocks, finish_pairs, finish_sums, split, weigh, weigh_pairs
 from .tiles import ROWS, TILES, load_tile, next_rows, problem_of, rows_of
 

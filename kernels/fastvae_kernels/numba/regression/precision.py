@@ -7,9 +7,9 @@ errors of coefficients are bounded one by one; in double-double the condition al
 from ..language.double import high, load_number
 from ..language.jit import by_constant, loop_jit, math_jit, outlined
 from ..language.math import like, select
-from ..language.memory import F64, I64, array_at
+from ..language.memory import F64, I64, array_at, section
 from .factor import UNIT, exceeds_tolerance
-from .fields import DEPENDENT, REPEAT, TO_DOUBLE_DOUBLE, section
+from .fields import DEPENDENT, REPEAT, TO_DOUBLE_DOUBLE
 from .lanes import UNITS
 from .rank import null_vectors, orthonormalize, project, projector, shorten
 

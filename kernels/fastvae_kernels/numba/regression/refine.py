@@ -17,10 +17,10 @@ from ..language.double import WORDS, constant, high, load_number, low, number, n
 from ..language.jit import Kernel, by_constant, kernel, loop_jit, math_jit, outlined
 from ..language.layout import Layout, without_constants
 from ..language.math import fma, like, select, sqrt
-from ..language.memory import F64, I64, array_at, vector
+from ..language.memory import F64, I64, array_at, section, vector
 from ..language.threads import finished, take, worker
 from .factor import UNIT, row
-from .fields import BATCH, PROBLEMS, REPEAT, RESULTS, TO_DOUBLE_DOUBLE, scratch_offsets, section
+from .fields import BATCH, PROBLEMS, REPEAT, RESULTS, TO_DOUBLE_DOUBLE, scratch_offsets
 from .lanes import LANE_NUMBERS, UNITS, gather_record, gather_sums, load_group, scatter_record
 from .precision import FLOAT64, PAIRS, UNIT_PAIRS
 from .residual import ROUNDING

@@ -17,10 +17,10 @@ from ..language.double import add_part, add_product, choose, exact_product, exac
 from ..language.jit import Kernel, kernel, loop_jit, math_jit, outlined
 from ..language.layout import Layout
 from ..language.math import fma, like, select, sqrt
-from ..language.memory import F64, array_at, on_stack, prefetch, read, vector, write
+from ..language.memory import F64, array_at, on_stack, prefetch, read, section, vector, write
 from ..language.threads import finished, take, worker
 from ..language.vector import lanes, total
-from .fields import RESULTS, Offsets, scratch_offsets, section
+from .fields import RESULTS, Offsets, scratch_offsets
 from .tiles import ROWS, TILES, load_tile, next_rows, problem_of, rows_of
 
 SLACK, SLACK_PAIRS = 2.0**-30, 2.0**-80  # of y'y about the mean: more than RSS can be wrong by

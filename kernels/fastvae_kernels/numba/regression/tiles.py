@@ -8,10 +8,8 @@ s + SLOTS, ... of T rows. T and SLOTS depend on N, P and R alone, so that bits d
 
 from ..language.jit import loop_jit, math_jit, outlined
 from ..language.layout import Layout
-from ..language.math import like, select
-from ..language.memory import F64, I64, array_at, read, vector, write
-from ..language.transpose import load, load_weights
-from ..language.vector import total
+from ..language.memory import F64, I64, array_at
+from ..language.transpose import load, load_weights, zero_ignored_rows
 
 # The rows of all problems: addresses, dtype codes, bytes of an element, strides in elements. w is 0 where there are no
 # weights; ``ignored``: some are 0.
@@ -59,27 +57,10 @@ def load_tile(rows, x, y, w, row, T, S, z, targets, weights, shift, weighted):
         w_t = array_at(weights, S, F64)
         load_weights(w_t, w, row, rows.w_row, T, whole)
         if rows.ignored:
-            drop_rows(columns, w_t, T, S, weighted)
+            zero_ignored_rows(columns, w_t, T, weighted, S)
     ones = array_at(z, S, F64)
     for t in range(T):
         ones[t] = 1.0
     for t in range(T, whole):
         ones[t] = 0.0
     return whole
-
-
-@loop_jit
-def drop_rows(z, w, rows, S, columns):
-    """Zeros in the columns where the weight is 0."""
-    outlined()
-    v = vector(F64)
-    zero, one = like(v, 0), like(v, 1)
-    found, whole, ignored = zero, rows // 8 * 8, 0
-    for t in range(0, whole, 8):
-        found = select(read(w, t, v) > zero, found, one)
-    for t in range(whole, rows):
-        ignored += w[t] == 0
-    if ignored or total(found) > 0:
-        for j in range(columns):
-            for t in range(0, rows, 8):  # behind the rows are zeros already
-                write(z, j * S + t, select(read(w, t, v) > zero, read(z, j * S + t, v), zero))
